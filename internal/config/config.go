@@ -1,0 +1,149 @@
+// Package config is the configuration of the daemon: a TOML file with a
+// documented default for every key. Whatever is wrong in a file is reported
+// with its line, its key and what would be right, all of it at once; nothing
+// starts on a configuration that was only partly understood.
+package config
+
+import "maps"
+
+// DefaultFile is where the configuration is read from unless told otherwise.
+const DefaultFile = "/etc/berth/config.toml"
+
+// DefaultRoot is the default of Config.Root. A daemon with this root may use
+// host-wide names as they are; any other has to make them its own.
+const DefaultRoot = "/var/lib/berth"
+
+// DefaultState is the default of Config.State.
+const DefaultState = "/run/berth"
+
+// DefaultListen is the default of Config.Listen, and the endpoint that the
+// command line talks to unless told otherwise.
+const DefaultListen = "unix:///run/berth/berth.sock"
+
+// Config is everything that can be configured. The settings table in
+// settings.go says what each key means.
+type Config struct {
+	Root    string  `json:"root"    toml:"root"`
+	State   string  `json:"state"   toml:"state"`
+	Listen  string  `json:"listen"  toml:"listen"`
+	Log     Log     `json:"log"     toml:"log"`
+	Image   Image   `json:"image"   toml:"image"`
+	Network Network `json:"network" toml:"network"`
+	Runtime Runtime `json:"runtime" toml:"runtime"`
+	Stream  Stream  `json:"stream"  toml:"stream"`
+	Metrics Metrics `json:"metrics" toml:"metrics"`
+}
+
+// Log is what the daemon writes to its standard error.
+type Log struct {
+	Level  string `json:"level"  toml:"level"`
+	Format string `json:"format" toml:"format"`
+}
+
+// Image is how images are pulled and kept.
+type Image struct {
+	RegistryConfigDir      string   `json:"registry_config_dir"      toml:"registry_config_dir"`
+	MaxConcurrentDownloads int      `json:"max_concurrent_downloads" toml:"max_concurrent_downloads"`
+	Pinned                 []string `json:"pinned"                   toml:"pinned"`
+}
+
+// Network is how pods get their network.
+type Network struct {
+	CNIConfDir    string   `json:"cni_conf_dir"   toml:"cni_conf_dir"`
+	CNIBinDirs    []string `json:"cni_bin_dirs"   toml:"cni_bin_dirs"`
+	Builtin       string   `json:"builtin"        toml:"builtin"`
+	BuiltinSubnet []string `json:"builtin_subnet" toml:"builtin_subnet"`
+}
+
+// The values of Network.Builtin.
+const (
+	// BuiltinAuto uses the built-in network while the CNI directory holds no configuration.
+	BuiltinAuto = "auto"
+	// BuiltinAlways uses the built-in network and ignores the CNI directory.
+	BuiltinAlways = "always"
+	// BuiltinNever waits for a CNI configuration and reports the network as not ready until there is one.
+	BuiltinNever = "never"
+)
+
+// Runtime is which OCI runtimes there are and which is used by default.
+type Runtime struct {
+	DefaultHandler string             `json:"default_handler" toml:"default_handler"`
+	Handlers       map[string]Handler `json:"handlers"        toml:"handlers"`
+}
+
+// HandlerOCI is the type of a handler whose program is an OCI runtime such as
+// crun or runc.
+const HandlerOCI = "oci"
+
+// Handler is one OCI runtime as a RuntimeClass or `berth run --runtime` names it.
+type Handler struct {
+	Type    string            `json:"type"    toml:"type"`
+	Path    string            `json:"path"    toml:"path"`
+	Root    string            `json:"root"    toml:"root"`
+	Options map[string]string `json:"options" toml:"options"`
+}
+
+// Stream is where exec, attach and port-forward are served.
+type Stream struct {
+	Address string `json:"address" toml:"address"`
+	Port    int    `json:"port"    toml:"port"`
+}
+
+// Metrics is where Prometheus metrics are served.
+type Metrics struct {
+	Address string `json:"address" toml:"address"`
+}
+
+// Default returns the configuration of a daemon that was given no file. Each
+// call returns a new one which the caller may change.
+func Default() *Config {
+	return &Config{
+		Root:   DefaultRoot,
+		State:  DefaultState,
+		Listen: DefaultListen,
+		Log:    Log{Level: "info", Format: "text"},
+		Image: Image{
+			RegistryConfigDir:      "/etc/berth/certs.d",
+			MaxConcurrentDownloads: 6,
+			Pinned:                 []string{},
+		},
+		Network: Network{
+			CNIConfDir:    "/etc/cni/net.d",
+			CNIBinDirs:    []string{"/opt/cni/bin", "/usr/lib/cni"},
+			Builtin:       BuiltinAuto,
+			BuiltinSubnet: []string{"10.85.0.0/16", "fd62:e7c4:1a85::/64"},
+		},
+		Runtime: Runtime{Handlers: builtinHandlers()},
+		Stream:  Stream{Address: "127.0.0.1"},
+	}
+}
+
+// builtinHandlers are the handlers that exist without being configured.
+func builtinHandlers() map[string]Handler {
+	return map[string]Handler{
+		"crun": {Type: HandlerOCI, Path: "crun", Options: map[string]string{}},
+		"runc": {Type: HandlerOCI, Path: "runc", Options: map[string]string{}},
+	}
+}
+
+// newHandler is what a handler of that name is before its table is read.
+func newHandler(name string) Handler {
+	if h, ok := builtinHandlers()[name]; ok {
+		return h
+	}
+	return Handler{Type: HandlerOCI, Options: map[string]string{}}
+}
+
+// Clone returns a copy that shares nothing with c.
+func (c *Config) Clone() *Config {
+	out := *c
+	out.Image.Pinned = append([]string{}, c.Image.Pinned...)
+	out.Network.CNIBinDirs = append([]string{}, c.Network.CNIBinDirs...)
+	out.Network.BuiltinSubnet = append([]string{}, c.Network.BuiltinSubnet...)
+	out.Runtime.Handlers = make(map[string]Handler, len(c.Runtime.Handlers))
+	for name, h := range c.Runtime.Handlers {
+		h.Options = maps.Clone(h.Options)
+		out.Runtime.Handlers[name] = h
+	}
+	return &out
+}

@@ -1,0 +1,148 @@
+package config
+
+// setting is one key: what it means, where its value lives, and what it may be.
+// Decoding, validation, the documented default and the reference in docs/ all
+// read this table, so that a key cannot exist in one of them only.
+type setting struct {
+	// key is the name within its table.
+	key string
+	// doc is shown above the key in the documented default.
+	doc string
+	// example is a valid value in TOML, quoted in errors about a wrong type.
+	example string
+	// value points to the field: *string, *int, *[]string or *map[string]string.
+	value any
+	// single allows a list to be written as one string.
+	single bool
+	// check returns what is wrong with the present value, or "".
+	check func() string
+}
+
+// section is a TOML table with its settings.
+type section struct {
+	// name is the dotted name of the table; empty for the top level.
+	name string
+	// doc is shown above the table.
+	doc string
+	// settings are the keys in the order in which they are documented.
+	settings []setting
+}
+
+const handlersTable = "runtime.handlers"
+
+// sections returns every table of c except those of the handlers.
+func sections(c *Config) []section {
+	return []section{
+		topSection(c), logSection(&c.Log), imageSection(&c.Image),
+		networkSection(&c.Network), runtimeSection(c), streamSection(&c.Stream), metricsSection(&c.Metrics),
+	}
+}
+
+func topSection(c *Config) section {
+	return section{settings: []setting{
+		{key: "root", value: &c.Root, example: `"/var/lib/berth"`,
+			doc:   "Directory of what survives a reboot: images and the records of pods.",
+			check: func() string { return checkDir(c.Root) }},
+		{key: "state", value: &c.State, example: `"/run/berth"`,
+			doc:   "Directory of what lives as long as the machine is up: sockets, namespaces, mounts. Best on a tmpfs.",
+			check: func() string { return checkState(c.State, c.Root) }},
+		{key: "listen", value: &c.Listen, example: `"unix:///run/berth/berth.sock"`,
+			doc:   "Socket that kubelet, crictl and berth connect to.",
+			check: func() string { return checkListen(c.Listen) }},
+	}}
+}
+
+func logSection(l *Log) section {
+	return section{name: "log", doc: "What the daemon writes to its standard error.", settings: []setting{
+		{key: "level", value: &l.Level, example: `"info"`,
+			doc:   "The least important messages to write: debug, info, warn or error.",
+			check: func() string { return checkOneOf(l.Level, "debug", "info", "warn", "error") }},
+		{key: "format", value: &l.Format, example: `"text"`,
+			doc:   "How a message is written: text or json.",
+			check: func() string { return checkOneOf(l.Format, "text", "json") }},
+	}}
+}
+
+func imageSection(i *Image) section {
+	return section{name: "image", doc: "How images are pulled and kept.", settings: []setting{
+		{key: "registry_config_dir", value: &i.RegistryConfigDir, example: `"/etc/berth/certs.d"`,
+			doc: "Directory with one folder per registry, each holding a hosts.toml with mirrors, certificates and\n" +
+				"headers, as containerd reads them. It may be absent.",
+			check: func() string { return checkDir(i.RegistryConfigDir) }},
+		{key: "max_concurrent_downloads", value: &i.MaxConcurrentDownloads, example: "6",
+			doc:   "How many layers of one image are fetched at the same time, from 1 to 64.",
+			check: func() string { return checkRange(i.MaxConcurrentDownloads, 1, maxDownloads) }},
+		{key: "pinned", value: &i.Pinned, example: `["registry.example/tools:1"]`,
+			doc: "Images that kubelet's garbage collection must leave alone, by reference.",
+			check: func() string {
+				return checkEach(i.Pinned, checkReference)
+			}},
+	}}
+}
+
+func networkSection(n *Network) section {
+	return section{name: "network", doc: "How pods get their network.", settings: []setting{
+		{key: "cni_conf_dir", value: &n.CNIConfDir, example: `"/etc/cni/net.d"`,
+			doc:   "Directory with CNI configurations; the first one by name is used. It is watched and may be absent.",
+			check: func() string { return checkDir(n.CNIConfDir) }},
+		{key: "cni_bin_dirs", value: &n.CNIBinDirs, example: `["/opt/cni/bin"]`,
+			doc:   "Directories that are searched for CNI plugins, in this order.",
+			check: func() string { return checkDirs(n.CNIBinDirs) }},
+		{key: "builtin", value: &n.Builtin, example: `"auto"`,
+			doc: "When to use the built-in bridge network: auto (while cni_conf_dir holds no configuration), always, or\n" +
+				"never (pods wait for a CNI configuration).",
+			check: func() string { return checkOneOf(n.Builtin, BuiltinAuto, BuiltinAlways, BuiltinNever) }},
+		{key: "builtin_subnet", value: &n.BuiltinSubnet, example: `["10.85.0.0/16", "fd62:e7c4:1a85::/64"]`, single: true,
+			doc:   "Addresses of the built-in network: an IPv4 subnet, an IPv6 subnet, or one of each.",
+			check: func() string { return checkSubnets(n.BuiltinSubnet) }},
+	}}
+}
+
+func runtimeSection(c *Config) section {
+	r := &c.Runtime
+	return section{name: "runtime", doc: "Which OCI runtimes there are.", settings: []setting{
+		{key: "default_handler", value: &r.DefaultHandler, example: `"crun"`,
+			doc: "Handler of pods that ask for none. Empty means crun where it works on this host, else runc; `berth check`\n" +
+				"says which.",
+			check: func() string { return checkDefaultHandler(r) }},
+	}}
+}
+
+// handlerSection is the table of one handler.
+func handlerSection(name string, h *Handler) section {
+	return section{name: handlersTable + "." + quoteKey(name), settings: []setting{
+		{key: "type", value: &h.Type, example: `"oci"`,
+			doc:   `How the runtime is driven. "oci" is a program with the command line of runc.`,
+			check: func() string { return checkOneOf(h.Type, HandlerOCI) }},
+		{key: "path", value: &h.Path, example: `"/usr/bin/crun"`,
+			doc:   "The program: an absolute path, or a name that is looked up in PATH.",
+			check: func() string { return checkProgram(h.Path) }},
+		{key: "root", value: &h.Root, example: `"/run/crun"`,
+			doc:   "Directory in which the runtime keeps its own state. Empty means runtime/NAME under state.",
+			check: func() string { return checkOptionalDir(h.Root) }},
+		{key: "options", value: &h.Options, example: `{ systemd_cgroup = "true" }`,
+			doc: "Further options. systemd_cgroup = \"true\" lets systemd make the cgroups; it must agree with kubelet's\n" +
+				"cgroup driver.",
+			check: func() string { return checkOptions(h.Options) }},
+	}}
+}
+
+func streamSection(s *Stream) section {
+	return section{name: "stream", doc: "Where exec, attach and port-forward are served; kubelet and berth follow by themselves.", settings: []setting{
+		{key: "address", value: &s.Address, example: `"127.0.0.1"`,
+			doc: "IP address to listen on. A session is protected by nothing but its one-time URL, so leave it on\n" +
+				"loopback.",
+			check: func() string { return checkAddress(s.Address) }},
+		{key: "port", value: &s.Port, example: "0",
+			doc:   "TCP port; 0 takes a free one.",
+			check: func() string { return checkRange(s.Port, 0, maxPort) }},
+	}}
+}
+
+func metricsSection(m *Metrics) section {
+	return section{name: "metrics", doc: "Where Prometheus metrics are served.", settings: []setting{
+		{key: "address", value: &m.Address, example: `"127.0.0.1:9620"`,
+			doc:   "Address and port, such as \"127.0.0.1:9620\", for GET /metrics. Empty serves none.",
+			check: func() string { return checkHostPort(m.Address) }},
+	}}
+}

@@ -1,0 +1,243 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/distribution/reference"
+)
+
+const (
+	maxDownloads = 64
+	maxPort      = 65535
+
+	// maxSocketPath is what fits into sockaddr_un, without the final zero.
+	maxSocketPath = 107
+	// longestSocket is the longest name of a socket beneath the state directory.
+	longestSocket = "/shim/shim.sock"
+	// minHostBits is the smallest host part of a built-in subnet: a network,
+	// a gateway and a few pods.
+	minHostBits = 3
+)
+
+// OptionSystemdCgroup is the handler option that lets systemd make the cgroups.
+const OptionSystemdCgroup = "systemd_cgroup"
+
+var (
+	handlerName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
+	bareKey     = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+)
+
+// Validate returns everything that is wrong in c, nil if a daemon can start
+// with it. It looks at values only, never at the host.
+func (c *Config) Validate() error {
+	p := c.problems()
+	return p.err()
+}
+
+func (c *Config) problems() problems {
+	var found problems
+	for _, s := range c.allSections() {
+		for _, set := range s.settings {
+			if text := set.check(); text != "" {
+				found.add(joinKey(s.name, set.key), text)
+			}
+		}
+	}
+	for name := range c.Runtime.Handlers {
+		if !handlerName.MatchString(name) {
+			found.add(handlersTable+"."+quoteKey(name),
+				"is no name for a handler; use at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends")
+		}
+	}
+	return found
+}
+
+// allSections returns every table of c, handlers included, sorted by name.
+// Handlers in it are copies: checking them is fine, changing them is not.
+func (c *Config) allSections() []section {
+	all := sections(c)
+	for _, name := range sortedKeys(c.Runtime.Handlers) {
+		h := c.Runtime.Handlers[name]
+		all = append(all, handlerSection(name, &h))
+	}
+	return all
+}
+
+func checkDir(dir string) string {
+	switch {
+	case dir == "":
+		return "is empty; want the absolute path of a directory"
+	case !filepath.IsAbs(dir):
+		return fmt.Sprintf("%q is relative; want an absolute path", dir)
+	case strings.ContainsRune(dir, 0):
+		return fmt.Sprintf("%q contains a zero byte; no path can", dir)
+	case filepath.Clean(dir) == "/":
+		return "is the root of the file system; want a directory of its own"
+	}
+	return ""
+}
+
+func checkOptionalDir(dir string) string {
+	if dir == "" {
+		return ""
+	}
+	return checkDir(dir)
+}
+
+func checkState(state, root string) string {
+	if text := checkDir(state); text != "" {
+		return text
+	}
+	if filepath.Clean(state) == filepath.Clean(root) {
+		return fmt.Sprintf("%q is root as well; want another directory, since state is lost at a reboot and root is not", state)
+	}
+	if most := maxSocketPath - len(longestSocket); len(filepath.Clean(state)) > most {
+		return fmt.Sprintf("%q is %d bytes long; want at most %d, since a socket path beneath it is limited to %d",
+			state, len(filepath.Clean(state)), most, maxSocketPath)
+	}
+	return ""
+}
+
+func checkListen(listen string) string {
+	path, ok := strings.CutPrefix(listen, "unix://")
+	switch {
+	case !ok || !filepath.IsAbs(path):
+		return fmt.Sprintf("%q is no unix socket; want unix:// and an absolute path, such as %q", listen, DefaultListen)
+	case strings.ContainsRune(path, 0) || strings.HasSuffix(path, "/"):
+		return fmt.Sprintf("%q names no file; want such as %q", listen, DefaultListen)
+	case len(path) > maxSocketPath:
+		return fmt.Sprintf("has a path of %d bytes; a unix socket has at most %d", len(path), maxSocketPath)
+	}
+	return ""
+}
+
+func checkOneOf(value string, allowed ...string) string {
+	if slices.Contains(allowed, value) {
+		return ""
+	}
+	if len(allowed) == 1 {
+		return fmt.Sprintf("%q is not known; the only possible value is %s", value, allowed[0])
+	}
+	last := len(allowed) - 1
+	return fmt.Sprintf("%q is not known; use %s or %s", value, strings.Join(allowed[:last], ", "), allowed[last])
+}
+
+func checkRange(value, least, most int) string {
+	if value < least || value > most {
+		return fmt.Sprintf("%d is out of range; want %d to %d", value, least, most)
+	}
+	return ""
+}
+
+// checkEach returns what is wrong with the first bad element of a list.
+func checkEach(values []string, check func(string) string) string {
+	for i, v := range values {
+		if text := check(v); text != "" {
+			return fmt.Sprintf("element %d: %s", i+1, text)
+		}
+	}
+	return ""
+}
+
+func checkDirs(dirs []string) string {
+	if len(dirs) == 0 {
+		return "is an empty list; want at least one directory"
+	}
+	return checkEach(dirs, checkDir)
+}
+
+func checkReference(ref string) string {
+	if _, err := reference.ParseAnyReference(ref); err != nil {
+		return fmt.Sprintf("%q is no image reference (%v); want such as registry.example/tools:1", ref, err)
+	}
+	return ""
+}
+
+func checkSubnets(subnets []string) string {
+	if len(subnets) == 0 {
+		return "is an empty list; want an IPv4 subnet, an IPv6 subnet, or one of each"
+	}
+	have := map[int]string{}
+	for _, s := range subnets {
+		prefix, err := netip.ParsePrefix(s)
+		if err != nil {
+			return fmt.Sprintf("%q is no subnet; want such as 10.85.0.0/16 or fd62:e7c4:1a85::/64", s)
+		}
+		addr := prefix.Addr()
+		switch {
+		case addr.Is4In6():
+			return fmt.Sprintf("%q is IPv4 written as IPv6; want such as 10.85.0.0/16", s)
+		case prefix.Masked() != prefix:
+			return fmt.Sprintf("%q has bits set after its prefix; want %s", s, prefix.Masked())
+		case addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() || addr.IsLinkLocalUnicast():
+			return fmt.Sprintf("%q cannot be used for pods; want a private subnet such as 10.85.0.0/16 or fd62:e7c4:1a85::/64", s)
+		case addr.BitLen()-prefix.Bits() < minHostBits:
+			return fmt.Sprintf("%q is too small for pods; want at most /%d", s, addr.BitLen()-minHostBits)
+		case have[addr.BitLen()] != "":
+			return fmt.Sprintf("%q and %q are of one family; want at most one IPv4 and one IPv6 subnet", have[addr.BitLen()], s)
+		}
+		have[addr.BitLen()] = s
+	}
+	return ""
+}
+
+func checkDefaultHandler(r *Runtime) string {
+	if _, ok := r.Handlers[r.DefaultHandler]; ok || r.DefaultHandler == "" {
+		return ""
+	}
+	return fmt.Sprintf("%q is no handler; use one of %s, add the table [%s.%s], or leave it empty",
+		r.DefaultHandler, strings.Join(sortedKeys(r.Handlers), ", "), handlersTable, quoteKey(r.DefaultHandler))
+}
+
+func checkProgram(path string) string {
+	switch {
+	case path == "":
+		return "is empty; want the path of the OCI runtime, such as /usr/bin/crun"
+	case strings.ContainsRune(path, 0):
+		return fmt.Sprintf("%q contains a zero byte; no path can", path)
+	case strings.Contains(path, "/") && !filepath.IsAbs(path):
+		return fmt.Sprintf("%q is relative; want an absolute path or a bare name that is in PATH", path)
+	}
+	return ""
+}
+
+func checkOptions(options map[string]string) string {
+	for _, name := range sortedKeys(options) {
+		if name != OptionSystemdCgroup {
+			return fmt.Sprintf("%q is no option%s; the options are: %s", name,
+				suggest(name, []string{OptionSystemdCgroup}), OptionSystemdCgroup)
+		}
+		if _, err := strconv.ParseBool(options[name]); err != nil {
+			return fmt.Sprintf("%s is %q; want \"true\" or \"false\"", name, options[name])
+		}
+	}
+	return ""
+}
+
+func checkAddress(address string) string {
+	if _, err := netip.ParseAddr(address); err != nil {
+		return fmt.Sprintf("%q is no IP address; want such as 127.0.0.1", address)
+	}
+	return ""
+}
+
+func checkHostPort(address string) string {
+	if address == "" {
+		return ""
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Sprintf("%q is no address with a port; want such as 127.0.0.1:9620, or nothing", address)
+	}
+	return ""
+}
