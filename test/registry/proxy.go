@@ -1,0 +1,263 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Fault is one way in which the proxy misbehaves. A request that no fault
+// matches is passed on unchanged.
+type Fault struct {
+	// Method and Path select requests: the exact method and a part of the URL
+	// path. Empty matches all.
+	Method, Path string
+	// Skip lets this many matching requests pass first; Times is how many are
+	// struck after that (0: all).
+	Skip, Times int
+
+	// Status answers in the registry's place, with Header and a text body.
+	Status int
+	Header http.Header
+	// Delay is waited before anything is answered.
+	Delay time.Duration
+	// Rewrite changes the body (Corrupt, Pad, Shorten or any other); the
+	// Content-Length follows the new body.
+	Rewrite func([]byte) []byte
+	// Cut breaks the connection after this many bytes of the body, Stall stops
+	// sending after as many until the client goes away. 0: off. To strike before
+	// the first byte of the body use -1.
+	Cut, Stall int64
+	// Rate limits the body to this many bytes per second (0: no limit).
+	Rate int64
+}
+
+// Corrupt flips one bit in the middle of a body and keeps its length.
+func Corrupt(body []byte) []byte {
+	out := append([]byte(nil), body...)
+	if len(out) > 0 {
+		out[len(out)/2] ^= 0x10
+	}
+	return out
+}
+
+// Pad appends bytes that the descriptor does not count.
+func Pad(body []byte) []byte { return append(append([]byte(nil), body...), "surplus"...) }
+
+// Shorten drops the second half of a body and says so in its length.
+func Shorten(body []byte) []byte { return body[:len(body)/2] }
+
+// Proxy stands in front of a registry and injects faults.
+type Proxy struct {
+	// Host is the "127.0.0.1:port" under which it answers plain HTTP.
+	Host string
+
+	upstream  string
+	transport *http.Transport
+	server    *http.Server
+	done      chan error
+
+	mu       sync.Mutex
+	faults   []*Fault
+	requests []string
+}
+
+// RunProxy puts a proxy in front of a registry ("host:port") for the length of
+// a test.
+func RunProxy(t testing.TB, upstream string) *Proxy {
+	t.Helper()
+	p, err := StartProxy(context.Background(), upstream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// StartProxy puts a proxy in front of a registry. The caller stops it.
+func StartProxy(ctx context.Context, upstream string) (*Proxy, error) {
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("listen for registry proxy: %w", err)
+	}
+	p := &Proxy{
+		Host: l.Addr().String(), upstream: upstream, done: make(chan error, 1),
+		transport: &http.Transport{DisableCompression: true},
+	}
+	p.server = &http.Server{Handler: http.HandlerFunc(p.serve), ReadHeaderTimeout: startDeadline}
+	go func() { p.done <- p.server.Serve(l) }()
+	return p, nil
+}
+
+// Stop closes every connection and ends the proxy.
+func (p *Proxy) Stop() error {
+	err := p.server.Close()
+	if served := <-p.done; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	p.transport.CloseIdleConnections()
+	return err
+}
+
+// Inject replaces the faults that are in force. Without arguments the proxy
+// behaves again.
+func (p *Proxy) Inject(faults ...Fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.faults = nil
+	for _, f := range faults {
+		p.faults = append(p.faults, &f)
+	}
+}
+
+// Requests returns "METHOD path" of every request so far, in order of arrival.
+func (p *Proxy) Requests() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]string(nil), p.requests...)
+}
+
+// Count returns how many requests so far had the method and the part of the
+// path.
+func (p *Proxy) Count(method, path string) int {
+	n := 0
+	for _, r := range p.Requests() {
+		if m, rest, _ := strings.Cut(r, " "); m == method && strings.Contains(rest, path) {
+			n++
+		}
+	}
+	return n
+}
+
+// strike notes a request and returns the fault that it meets.
+func (p *Proxy) strike(r *http.Request) Fault {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.requests = append(p.requests, r.Method+" "+r.URL.Path)
+	for i, f := range p.faults {
+		if f.Method != "" && f.Method != r.Method || !strings.Contains(r.URL.Path, f.Path) {
+			continue
+		}
+		if f.Skip > 0 {
+			f.Skip--
+			continue
+		}
+		struck := *f
+		if f.Times > 0 {
+			if f.Times--; f.Times == 0 {
+				p.faults = append(p.faults[:i:i], p.faults[i+1:]...)
+			}
+		}
+		return struck
+	}
+	return Fault{}
+}
+
+func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
+	fault := p.strike(r)
+	if !pause(r.Context(), fault.Delay) {
+		return
+	}
+	if fault.Status != 0 {
+		maps.Copy(w.Header(), fault.Header)
+		http.Error(w, "injected by the test", fault.Status)
+		return
+	}
+	answer, err := p.forward(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer answer.Body.Close()
+	maps.Copy(w.Header(), answer.Header)
+	body := io.Reader(answer.Body)
+	if fault.Rewrite != nil && r.Method != http.MethodHead {
+		whole, err := io.ReadAll(answer.Body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		whole = fault.Rewrite(whole)
+		w.Header().Set("Content-Length", strconv.Itoa(len(whole)))
+		body = strings.NewReader(string(whole))
+	}
+	w.WriteHeader(answer.StatusCode)
+	fault.send(r.Context(), w, body)
+}
+
+func (p *Proxy) forward(r *http.Request) (*http.Response, error) {
+	out := r.Clone(r.Context())
+	out.RequestURI = ""
+	out.URL.Scheme, out.URL.Host = "http", p.upstream
+	// r.Host stays: the registry builds the upload locations from it.
+	return p.transport.RoundTrip(out)
+}
+
+// send copies the body at the fault's pace and stops where it says.
+func (f *Fault) send(ctx context.Context, w http.ResponseWriter, body io.Reader) {
+	const chunk = 32 << 10
+	limit := int64(-1)
+	if f.Cut != 0 {
+		limit = max(f.Cut, 0)
+	} else if f.Stall != 0 {
+		limit = max(f.Stall, 0)
+	}
+	flush := http.NewResponseController(w)
+	for sent := int64(0); limit < 0 || sent < limit; {
+		size := int64(chunk)
+		if limit >= 0 {
+			size = min(size, limit-sent)
+		}
+		if f.Rate > 0 {
+			size = min(size, max(f.Rate/20, 1))
+		}
+		n, err := io.CopyN(w, body, size)
+		sent += n
+		if err != nil {
+			return // the end of the body, or the client has left
+		}
+		if flush.Flush() != nil {
+			return
+		}
+		if f.Rate > 0 && !pause(ctx, time.Duration(n)*time.Second/time.Duration(f.Rate)) {
+			return
+		}
+	}
+	if flush.Flush() != nil {
+		return
+	}
+	if f.Cut == 0 {
+		<-ctx.Done()
+	}
+	// Ends the connection without the bytes that the header promised.
+	panic(http.ErrAbortHandler)
+}
+
+// pause waits, unless the client leaves first; it says whether it stayed.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
