@@ -1,0 +1,222 @@
+// Package census finds what a test leaves behind.
+//
+// [Check] counts what there is before a test and counts again when the test and all its clean-ups are over. Whatever
+// is new then is a leak and fails the test: processes, mounts, pinned namespaces, links, nftables tables and rules,
+// cgroup directories, files, open descriptors and goroutines. Kernel and runtime take a moment to let go of things
+// (a network namespace dies in a work queue, a goroutine needs a turn to return), so the second count is repeated
+// until it agrees or its deadline passes.
+//
+// # Whose leak is it?
+//
+// Processes, descriptors and goroutines are always attributed exactly. For processes the test binary makes itself a
+// child subreaper: a daemon which left its session, or a container whose supervisor was killed, then becomes a child
+// of the test instead of one of PID 1, and it cannot get away.
+//
+// Mounts, links, nftables rules, cgroups and files belong to the machine, and the tests of several packages may run on
+// it at the same time. So there are two modes:
+//
+//   - by default only what carries the mark of the test counts: one of the marks given to [Check], or a directory
+//     made by [Dir];
+//   - with BERTH_CENSUS=global in the environment everything on the machine counts, and what vanished counts too.
+//     `make test` sets it and runs one package at a time.
+package census
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+const (
+	// settleTime is how long things may take to go away after a test that passed.
+	settleTime = 10 * time.Second
+	// settleTimeFailed is the same for a test that has failed anyway: its leaks are a consequence, not the news.
+	settleTimeFailed = time.Second
+	// settleStep is the pause between two counts.
+	settleStep = 20 * time.Millisecond
+	// globalMode is the value of BERTH_CENSUS that makes the whole machine count.
+	globalMode = "global"
+)
+
+// counts maps the identity of a thing to words for people.
+type counts map[string]string
+
+// kind is one sort of thing that can leak.
+type kind struct {
+	name string
+	// shared things belong to the machine: they are attributed by mark unless the mode is global.
+	shared bool
+	// durable things must also still be there at the end, if nobody else is at work on the machine.
+	durable bool
+	count   func() (counts, error)
+}
+
+// census is one [Check] at work.
+type census struct {
+	t      testing.TB
+	global bool
+	kinds  []kind
+	before map[string]counts
+}
+
+// running holds the censuses that have begun and not ended, and the marks of their tests.
+var running struct {
+	sync.Mutex
+	tests []string
+	marks []string
+}
+
+// Check compares what exists now with what exists when t and its clean-ups are over, and fails t with the difference.
+// Call it first in a test: clean-ups run last in, first out, so only what is registered after it is awaited by it.
+//
+// marks are parts of names that only this test uses: an absolute directory, the suffix of its links, the name of its
+// cgroup. Files are compared beneath the marks that are directories when Check is called.
+//
+// Descriptors and goroutines belong to the whole test binary, so a test which uses Check must not be parallel to
+// another one; Check refuses that. Subtests may have a Check of their own.
+func Check(t testing.TB, marks ...string) {
+	t.Helper()
+	if err := becomeSubreaper(); err != nil {
+		t.Fatalf("take the census: %v", err)
+	}
+	begin(t, marks)
+	t.Cleanup(func() { end(t, marks) })
+	c := &census{t: t, global: os.Getenv("BERTH_CENSUS") == globalMode, before: map[string]counts{}}
+	c.kinds = kinds(c.global, directories(marks))
+	for _, k := range c.kinds {
+		found, err := k.count()
+		if err != nil {
+			t.Fatalf("count %s before the test: %v", k.name, err)
+		}
+		c.before[k.name] = found
+	}
+	t.Cleanup(c.settle)
+}
+
+func begin(t testing.TB, marks []string) {
+	t.Helper()
+	running.Lock()
+	defer running.Unlock()
+	for _, other := range running.tests {
+		if !strings.HasPrefix(t.Name(), other+"/") {
+			t.Fatalf("take the census of %s: %s is still running, and two tests of one process cannot be told apart; "+
+				"remove t.Parallel or the second call of census.Check", t.Name(), other)
+		}
+	}
+	running.tests = append(running.tests, t.Name())
+	running.marks = append(running.marks, marks...)
+}
+
+func end(t testing.TB, marks []string) {
+	running.Lock()
+	defer running.Unlock()
+	running.tests = remove(running.tests, t.Name())
+	for _, m := range marks {
+		running.marks = remove(running.marks, m)
+	}
+}
+
+// remove takes the last s out of list.
+func remove(list []string, s string) []string {
+	for i := len(list) - 1; i >= 0; i-- {
+		if list[i] == s {
+			return slices.Delete(list, i, i+1)
+		}
+	}
+	return list
+}
+
+func directories(marks []string) []string {
+	var dirs []string
+	for _, m := range marks {
+		if info, err := os.Stat(m); err == nil && info.IsDir() && strings.HasPrefix(m, "/") {
+			dirs = append(dirs, m)
+		}
+	}
+	return dirs
+}
+
+// settle counts until nothing is left over, and reports what does not go away.
+func (c *census) settle() {
+	c.t.Helper()
+	wait := settleTime
+	if c.t.Failed() {
+		wait = settleTimeFailed
+	}
+	begun := time.Now()
+	for {
+		// Idle connections of the default client are a cache, not a leak.
+		http.DefaultClient.CloseIdleConnections()
+		waited := time.Since(begun)
+		reapOrphans(c.before[kindProcesses], waited)
+		report, err := c.compare()
+		if err != nil {
+			c.t.Errorf("take the census after the test: %v", err)
+			return
+		}
+		if report == "" {
+			return
+		}
+		if waited > wait {
+			c.t.Errorf("the test leaves this behind, %v after its end:\n%s", wait, report)
+			killLeaked(c.t, c.before[kindProcesses])
+			return
+		}
+		time.Sleep(settleStep)
+	}
+}
+
+// compare returns the difference to the first count, or "" if there is none.
+func (c *census) compare() (string, error) {
+	var out strings.Builder
+	for _, k := range c.kinds {
+		now, err := k.count()
+		if err != nil {
+			return "", fmt.Errorf("count %s: %w", k.name, err)
+		}
+		before := c.before[k.name]
+		for _, id := range sortedKeys(now) {
+			if _, known := before[id]; !known && c.ours(k, id, now[id]) {
+				fmt.Fprintf(&out, "  new in %s: %s\n", k.name, now[id])
+			}
+		}
+		if !k.durable || !c.global {
+			continue
+		}
+		for _, id := range sortedKeys(before) {
+			if _, there := now[id]; !there {
+				fmt.Fprintf(&out, "  gone from %s: %s\n", k.name, before[id])
+			}
+		}
+	}
+	return out.String(), nil
+}
+
+// ours tells whether the test answers for a thing.
+func (c *census) ours(k kind, id, words string) bool {
+	if !k.shared || c.global {
+		return true
+	}
+	running.Lock()
+	defer running.Unlock()
+	for _, m := range running.marks {
+		if strings.Contains(id, m) || strings.Contains(words, m) {
+			return true
+		}
+	}
+	return false
+}
+
+func sortedKeys(m counts) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

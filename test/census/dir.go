@@ -1,0 +1,59 @@
+package census
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Dir makes a directory for t whose path is short enough to hold unix sockets (the kernel allows 107 bytes), and removes
+// it when t ends. A mount that is then still beneath it fails the test, and is taken away before anything is deleted, so
+// that the removal never reaches through it.
+func Dir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "b")
+	if err != nil {
+		t.Fatalf("make a directory for the test: %v", err)
+	}
+	running.Lock()
+	running.marks = append(running.marks, dir)
+	running.Unlock()
+	t.Cleanup(func() {
+		running.Lock()
+		running.marks = remove(running.marks, dir)
+		running.Unlock()
+		if !unmountBeneath(t, dir) {
+			return
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("remove the directory of the test: %v", err)
+		}
+	})
+	return dir
+}
+
+// unmountBeneath reports and detaches what is mounted beneath dir, deepest first. It tells whether dir is free now.
+func unmountBeneath(t testing.TB, dir string) bool {
+	t.Helper()
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		t.Errorf("list mounts beneath %s: %v", dir, err)
+		return false
+	}
+	slices.SortFunc(mounts, func(a, b *mountinfo.Info) int {
+		return strings.Count(b.Mountpoint, "/") - strings.Count(a.Mountpoint, "/")
+	})
+	free := true
+	for _, m := range mounts {
+		t.Errorf("the test leaves a mount behind: %s on %s", m.FSType, m.Mountpoint)
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			t.Errorf("unmount %s: %v", m.Mountpoint, err)
+			free = false
+		}
+	}
+	return free
+}
