@@ -1,0 +1,386 @@
+// Package machine is the pure core of the pod engine: it decides what is done
+// next to bring a sandbox or a container to its goal, and what is undone when
+// that fails. It has no goroutine, no clock and does no I/O.
+//
+// An object is a row of steps. Each step is a {do, undo, probe} triple that
+// somebody else performs; here it is only a mark:
+//
+//	         Plan                Do succeeds
+//	Absent ────────▶ Intended ───────────────▶ Done
+//	   ▲                 │                       │
+//	   └─────────────────┴───────────────────────┘
+//	                 Undo succeeds
+//
+// A goal is a level: the set of steps that shall be done. Raise and Lower move
+// the goal; Next compares the marks with it and says what to do. Whatever dies
+// in between, the marks that were saved tell a successor what there may be to
+// undo: a step is Intended on disk before anything of it is done.
+//
+// The driver performs one effect at a time and feeds its result back:
+//
+//	driver                         machine
+//	  │  Event{Raise Ready}           │
+//	  ├──────────────────────────────▶│ marks all wanted steps Intended
+//	  │◀─────────────────────────────┤ Save
+//	  │  Saved                        │
+//	  ├──────────────────────────────▶│
+//	  │◀─────────────────────────────┤ Do{first}
+//	  │  DidDo{first}                 │
+//	  ├──────────────────────────────▶│ … until all are Done
+//	  │◀─────────────────────────────┤ Save, then Settle
+package machine
+
+import "fmt"
+
+// MaxSteps bounds the steps of one kind of object.
+const MaxSteps = 8
+
+// Mark says how far a step is.
+type Mark uint8
+
+// The marks of a step.
+const (
+	Absent   Mark = iota // nothing of it exists
+	Intended             // something of it may exist
+	Done                 // it exists
+)
+
+// String names the mark.
+func (m Mark) String() string {
+	return [...]string{"absent", "intended", "done"}[m]
+}
+
+// Set is a set of step indexes.
+type Set uint8
+
+// Has reports whether step i is in the set.
+func (s Set) Has(i int) bool { return s&(1<<i) != 0 }
+
+// Steps makes a set of step indexes.
+func Steps(indexes ...int) Set {
+	var s Set
+	for _, i := range indexes {
+		s |= 1 << i
+	}
+	return s
+}
+
+// Kind describes one kind of object: its steps in order and its levels from
+// the lowest, which is always "gone", to the highest.
+type Kind struct {
+	Name   string
+	Steps  []string
+	Levels []LevelSpec
+}
+
+// LevelSpec is a level of a kind.
+type LevelSpec struct {
+	Name string
+	// Steps are those which shall be done at this level.
+	Steps Set
+	// Fallback is the level to go to when this one cannot be reached.
+	Fallback int
+}
+
+// Op says what is in flight.
+type Op uint8
+
+// The operations that a driver performs.
+const (
+	Idle Op = iota
+	Saving
+	Doing
+	Undoing
+	Probing
+)
+
+// String names the operation.
+func (o Op) String() string {
+	return [...]string{"idle", "save", "do", "undo", "probe"}[o]
+}
+
+// State is all that the machine knows of one object. It is a value: Step
+// never changes what it is given. The exported fields are what is saved.
+type State struct {
+	// Goal is the level that the object is brought to.
+	Goal int
+	// Uses are the steps that this object has at all: a sandbox on the host's
+	// network has no network step.
+	Uses Set
+	// Marks tells how far each step is.
+	Marks [MaxSteps]Mark
+
+	op       Op
+	at       int  // the step of op
+	tried    Set  // steps whose Do may have been begun
+	rising   bool // a Raise is under way
+	dirty    bool // the marks differ from what was saved
+	ungoaled bool // the goal is lower than what was saved
+	blocked  bool // an undo failed; waits for Retry or a new request
+	settled  bool // the goal is reached and was announced
+	failure  error
+	suspects Set // steps to probe after a restart
+}
+
+// Failure is the first error on the way to a goal that had to be given up.
+func (s State) Failure() error { return s.failure }
+
+// Settled reports whether the object is at its goal and nothing is in flight.
+func (s State) Settled() bool { return s.settled && s.op == Idle }
+
+// Blocked reports whether an undo failed and waits to be tried again.
+func (s State) Blocked() bool { return s.blocked }
+
+// InFlight is the operation being performed and its step.
+func (s State) InFlight() (Op, int) { return s.op, s.at }
+
+// EventKind says what happened.
+type EventKind uint8
+
+// The events that the machine understands.
+const (
+	Raise   EventKind = iota // a request wants the object at a higher level
+	Lower                    // a request or a loss wants it at a lower level
+	Saved                    // Save ended
+	DidDo                    // Do ended
+	DidUndo                  // Undo ended
+	Probed                   // Probe ended; Err tells that the step is gone
+	Retry                    // the time after a failed undo is over
+	Recover                  // the daemon has started and read this state
+)
+
+// Event is something that happened to an object.
+type Event struct {
+	Kind  EventKind
+	Level int   // of Raise and Lower
+	Err   error // of Saved, DidDo, DidUndo, Probed: nil is success. Of Lower: why
+}
+
+// EffectKind says what the driver has to do.
+type EffectKind uint8
+
+// The effects that the machine asks for.
+const (
+	Save     EffectKind = iota // write the state down, then send Saved
+	Do                         // perform the step, then send DidDo
+	Undo                       // undo the step, then send DidUndo
+	Probe                      // look whether the step is still there, then send Probed
+	Cancel                     // end the Do in flight early; its DidDo still comes
+	Settle                     // tell those who wait: the goal is reached, or Err
+	Postpone                   // tell those who wait of Err, send Retry after a while
+	Forget                     // remove the record; nothing of the object is left
+)
+
+// Effect is something for the driver to do.
+type Effect struct {
+	Kind EffectKind
+	Step int   // of Do, Undo, Probe, Cancel
+	Err  error // of Settle and Postpone
+}
+
+// Step takes an event into account and says what has to be done about it.
+func (k *Kind) Step(s State, ev Event) (State, []Effect) {
+	switch ev.Kind {
+	case Raise:
+		return k.raise(s, ev)
+	case Lower:
+		return k.lower(s, ev)
+	case Recover:
+		return k.recover(s)
+	case Retry:
+		s.blocked = false
+		return k.next(s)
+	case Saved, DidDo, DidUndo, Probed:
+		return k.ended(s, ev)
+	}
+	panic(fmt.Sprintf("machine: unknown event %d", ev.Kind))
+}
+
+func (k *Kind) raise(s State, ev Event) (State, []Effect) {
+	if ev.Level <= s.Goal {
+		return s, nil
+	}
+	s.Goal, s.failure, s.tried = ev.Level, nil, 0
+	s.rising, s.settled, s.blocked = true, false, false
+	return k.next(s)
+}
+
+// lower never waits for an effect in flight to end by itself when that effect
+// is building something that nobody wants any more. A level that was never
+// reached is not lowered from: the object goes back to where it came from.
+func (k *Kind) lower(s State, ev Event) (State, []Effect) {
+	s.blocked = false
+	if s.rising && ev.Level < s.Goal {
+		ev.Level = min(ev.Level, k.Levels[s.Goal].Fallback)
+	}
+	if ev.Level < s.Goal {
+		s.Goal, s.failure = ev.Level, ev.Err
+		s.rising, s.settled, s.ungoaled = false, false, true
+		s = k.dropUntried(s)
+		if s.op == Doing && !k.want(s).Has(s.at) {
+			return s, []Effect{{Kind: Cancel, Step: s.at}}
+		}
+	}
+	return k.next(s)
+}
+
+// recover looks at a state that a previous daemon saved. A goal that it had
+// not reached is given up: whoever asked for it is gone.
+func (k *Kind) recover(s State) (State, []Effect) {
+	want := k.want(s)
+	for i := range k.Steps {
+		if s.Marks[i] != Absent {
+			s.tried |= 1 << i
+		}
+		switch {
+		case s.Marks[i] == Done && want.Has(i):
+			s.suspects |= 1 << i
+		case s.Marks[i] != Done && want.Has(i):
+			s.Goal, s.suspects = k.Levels[s.Goal].Fallback, 0
+			return k.recover(s)
+		}
+	}
+	return k.next(s)
+}
+
+func (k *Kind) ended(s State, ev Event) (State, []Effect) {
+	op, at := s.op, s.at
+	s.op = Idle
+	switch {
+	case op == Saving && ev.Kind == Saved:
+		s.dirty, s.ungoaled = false, false
+		if ev.Err != nil {
+			return k.unsaved(s, ev.Err)
+		}
+	case op == Doing && ev.Kind == DidDo:
+		if ev.Err == nil {
+			s.Marks[at], s.dirty = Done, true
+			break
+		}
+		s = k.giveUp(s, ev.Err)
+	case op == Undoing && ev.Kind == DidUndo:
+		if ev.Err != nil {
+			s.blocked = true
+			return s, []Effect{{Kind: Postpone, Step: at, Err: fmt.Errorf("undo %s: %w", k.Steps[at], ev.Err)}}
+		}
+		s.Marks[at], s.dirty = Absent, true
+	case op == Probing && ev.Kind == Probed:
+		s.suspects &^= 1 << at
+		if ev.Err != nil {
+			s = k.lost(s, at, ev.Err)
+		}
+	default:
+		panic(fmt.Sprintf("machine: %s ended with event %d", op, ev.Kind))
+	}
+	return k.next(s)
+}
+
+// giveUp goes back to where a failure on the way up leaves the object.
+func (k *Kind) giveUp(s State, err error) State {
+	if s.rising {
+		s.Goal, s.rising, s.failure = k.Levels[s.Goal].Fallback, false, err
+	}
+	return k.dropUntried(s)
+}
+
+// dropUntried forgets what was intended, is wanted no more and was never
+// begun: it needs no undo.
+func (k *Kind) dropUntried(s State) State {
+	for i := range k.Steps {
+		if s.Marks[i] == Intended && !s.tried.Has(i) && !k.want(s).Has(i) {
+			s.Marks[i], s.dirty = Absent, true
+		}
+	}
+	return s
+}
+
+// lost lowers the goal to the first level that can do without the step.
+func (k *Kind) lost(s State, at int, err error) State {
+	for k.want(s).Has(at) {
+		s.Goal = k.Levels[s.Goal].Fallback
+	}
+	s.failure = err
+	return s
+}
+
+// unsaved handles a record that cannot be written. On the way up the goal is
+// given up: a successor would not know of the object. On the way down the work
+// is done all the same: an old record only makes a successor do it again.
+func (k *Kind) unsaved(s State, err error) (State, []Effect) {
+	s = k.giveUp(s, err)
+	s.dirty = false
+	return k.next(s)
+}
+
+func (k *Kind) want(s State) Set {
+	return k.Levels[s.Goal].Steps & s.Uses
+}
+
+// next compares the marks with the goal.
+func (k *Kind) next(s State) (State, []Effect) {
+	if s.op != Idle || s.blocked {
+		return s, nil
+	}
+	want := k.want(s)
+	if i := highest(s.suspects & want); i >= 0 {
+		s.op, s.at = Probing, i
+		return s, []Effect{{Kind: Probe, Step: i}}
+	}
+	for i := len(k.Steps) - 1; i >= 0; i-- {
+		if s.Marks[i] != Absent && !want.Has(i) {
+			if s.ungoaled {
+				s.op = Saving
+				return s, []Effect{{Kind: Save}}
+			}
+			s.op, s.at = Undoing, i
+			return s, []Effect{{Kind: Undo, Step: i}}
+		}
+	}
+	if s, planned := k.plan(s, want); planned {
+		s.op = Saving
+		return s, []Effect{{Kind: Save}}
+	}
+	for i := range k.Steps {
+		if s.Marks[i] == Intended {
+			s.op, s.at, s.tried = Doing, i, s.tried|1<<i
+			return s, []Effect{{Kind: Do, Step: i}}
+		}
+	}
+	return k.settle(s)
+}
+
+// plan marks every missing step as intended, so that one Save covers them all.
+func (k *Kind) plan(s State, want Set) (State, bool) {
+	planned := false
+	for i := range k.Steps {
+		if want.Has(i) && s.Marks[i] == Absent {
+			s.Marks[i], planned = Intended, true
+		}
+	}
+	return s, planned
+}
+
+func (k *Kind) settle(s State) (State, []Effect) {
+	if s.settled {
+		return s, nil
+	}
+	if s.Goal == 0 {
+		s.settled = true
+		return s, []Effect{{Kind: Forget}, {Kind: Settle, Err: s.failure}}
+	}
+	if s.dirty || s.ungoaled {
+		s.op = Saving
+		return s, []Effect{{Kind: Save}}
+	}
+	s.settled, s.rising = true, false
+	return s, []Effect{{Kind: Settle, Err: s.failure}}
+}
+
+func highest(s Set) int {
+	for i := MaxSteps - 1; i >= 0; i-- {
+		if s.Has(i) {
+			return i
+		}
+	}
+	return -1
+}
