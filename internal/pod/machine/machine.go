@@ -125,6 +125,9 @@ type State struct {
 // Failure is the first error on the way to a goal that had to be given up.
 func (s State) Failure() error { return s.failure }
 
+// Rising reports whether a Raise is under way and still has a chance.
+func (s State) Rising() bool { return s.rising }
+
 // Settled reports whether the object is at its goal and nothing is in flight.
 func (s State) Settled() bool { return s.settled && s.op == Idle }
 
@@ -200,7 +203,7 @@ func (k *Kind) raise(s State, ev Event) (State, []Effect) {
 	if ev.Level <= s.Goal {
 		return s, nil
 	}
-	s.Goal, s.failure, s.tried = ev.Level, nil, 0
+	s.Goal, s.failure, s.tried = ev.Level, nil, k.present(s)
 	s.rising, s.settled, s.blocked = true, false, false
 	return k.next(s)
 }
@@ -228,10 +231,8 @@ func (k *Kind) lower(s State, ev Event) (State, []Effect) {
 // not reached is given up: whoever asked for it is gone.
 func (k *Kind) recover(s State) (State, []Effect) {
 	want := k.want(s)
+	s.tried = k.present(s)
 	for i := range k.Steps {
-		if s.Marks[i] != Absent {
-			s.tried |= 1 << i
-		}
 		switch {
 		case s.Marks[i] == Done && want.Has(i):
 			s.suspects |= 1 << i
@@ -310,6 +311,17 @@ func (k *Kind) unsaved(s State, err error) (State, []Effect) {
 	s = k.giveUp(s, err)
 	s.dirty = false
 	return k.next(s)
+}
+
+// present are the steps of which something may exist.
+func (k *Kind) present(s State) Set {
+	var set Set
+	for i := range k.Steps {
+		if s.Marks[i] != Absent {
+			set |= 1 << i
+		}
+	}
+	return set
 }
 
 func (k *Kind) want(s State) Set {

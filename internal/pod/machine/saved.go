@@ -1,0 +1,74 @@
+package machine
+
+import "fmt"
+
+// Record is a State as it is written down: by names, so that steps and levels
+// may be added later without misreading old records.
+type Record struct {
+	// Goal is the name of a level.
+	Goal string `json:"goal"`
+	// Uses and the keys of Steps are names of steps.
+	Uses  []string          `json:"uses"`
+	Steps map[string]string `json:"steps"`
+}
+
+// Save turns a state into its written form.
+func (k *Kind) Save(s State) Record {
+	saved := Record{Goal: k.Levels[s.Goal].Name, Steps: map[string]string{}}
+	for i, name := range k.Steps {
+		if s.Uses.Has(i) {
+			saved.Uses = append(saved.Uses, name)
+		}
+		if s.Marks[i] != Absent {
+			saved.Steps[name] = s.Marks[i].String()
+		}
+	}
+	return saved
+}
+
+// Load turns a written state back. Names that this version does not know are
+// errors: what they stand for could not be undone.
+func (k *Kind) Load(saved Record) (State, error) {
+	var s State
+	goal := -1
+	for i, l := range k.Levels {
+		if l.Name == saved.Goal {
+			goal = i
+		}
+	}
+	if goal < 0 {
+		return s, fmt.Errorf("%s record has unknown goal %q", k.Name, saved.Goal)
+	}
+	s.Goal = goal
+	for _, name := range saved.Uses {
+		i, err := k.index(name)
+		if err != nil {
+			return s, err
+		}
+		s.Uses |= 1 << i
+	}
+	for name, mark := range saved.Steps {
+		i, err := k.index(name)
+		if err != nil {
+			return s, err
+		}
+		switch mark {
+		case Intended.String():
+			s.Marks[i] = Intended
+		case Done.String():
+			s.Marks[i] = Done
+		default:
+			return s, fmt.Errorf("%s record has unknown mark %q at step %s", k.Name, mark, name)
+		}
+	}
+	return s, nil
+}
+
+func (k *Kind) index(step string) (int, error) {
+	for i, name := range k.Steps {
+		if name == step {
+			return i, nil
+		}
+	}
+	return 0, fmt.Errorf("%s record has unknown step %q", k.Name, step)
+}
