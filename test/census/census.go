@@ -123,8 +123,8 @@ func end(t testing.TB, marks []string) {
 
 // remove takes the last s out of list.
 func remove(list []string, s string) []string {
-	for i := len(list) - 1; i >= 0; i-- {
-		if list[i] == s {
+	for i, other := range slices.Backward(list) {
+		if other == s {
 			return slices.Delete(list, i, i+1)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -28,8 +29,8 @@ func (r *recorder) Errorf(f string, a ...any) { r.errors = append(r.errors, fmt.
 func (r *recorder) Fatalf(f string, a ...any) { r.TB.Fatalf(f, a...) }
 
 func (r *recorder) finish() string {
-	for i := len(r.cleanups) - 1; i >= 0; i-- {
-		r.cleanups[i]()
+	for _, f := range slices.Backward(r.cleanups) {
+		f()
 	}
 	return strings.Join(r.errors, "\n")
 }

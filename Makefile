@@ -1,0 +1,54 @@
+# Berth. `make help` says what there is.
+
+GO      ?= go
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+PROGRAMS := berthd berth-shim berth
+LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
+# The programs are static: they run in any image and on any distribution.
+BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w'
+
+.DEFAULT_GOAL := help
+.PHONY: build demo test lint install help generate fuzz clean
+
+help: ## list the targets (this)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+build: ## build bin/berthd, bin/berth-shim and bin/berth (needs Go; first time 2 min, then seconds)
+	@tools/prepare build
+	@mkdir -p bin
+	$(BUILD) -o bin/ $(PROGRAMS:%=./cmd/%)
+
+demo: build ## pull an image, run a pod, exec, logs, remove, each step timed (needs root; 10 s after the build)
+	@tools/prepare demo
+	@$(GO) run ./test/demo -bin bin
+
+# One package at a time: the leak census then answers for the whole machine. Tests shuffle; a failure prints the seed.
+test: ## run all tests, with the race detector and the machine-wide leak census (needs root; 20 min)
+	@tools/prepare test
+	BERTH_CENSUS=global $(GO) test -p 1 -count=1 -race -shuffle=on -timeout 20m ./...
+
+lint: ## check format, style and length of files and functions (needs nothing but Go; 3 min, first time 10)
+	@tools/prepare lint
+	@test -z "$$(gofmt -l cmd internal test api)" || { gofmt -d cmd internal test api; exit 1; }
+	$(LINT) config verify
+	$(LINT) run ./...
+
+fuzz: ## fuzz every parser of foreign input for 20 s each (needs root; 5 min)
+	@tools/prepare test
+	@set -e; for p in $$($(GO) list ./internal/...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s $$p; \
+		done; done
+
+generate: ## make generated code and documents again; the tree must not change (needs protoc; 1 min)
+	@tools/prepare generate
+	$(GO) generate ./...
+
+install: build ## install the programs into $(DESTDIR)$(PREFIX)/bin (needs the right to write there; seconds)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 $(PROGRAMS:%=bin/%) $(DESTDIR)$(PREFIX)/bin
+
+clean: ## remove bin/
+	rm -rf bin
