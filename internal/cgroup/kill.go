@@ -1,0 +1,214 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// KillAll sends SIGKILL to every process of the cgroup at path and of those
+// below it, and returns nil once none is left, frozen ones and fork bombs
+// included. A cgroup that does not exist has no process. It waits on kernel
+// events; when ctx ends first the error says what is left.
+func (h *Host) KillAll(ctx context.Context, path string) error {
+	if err := checkPath(path); err != nil {
+		return err
+	}
+	kill := h.killLegacy
+	if h.Mode == V2 {
+		kill = h.killUnified
+	}
+	if err := kill(ctx, path); err != nil {
+		return fmt.Errorf("kill processes of cgroup %s: %w", path, err)
+	}
+	return nil
+}
+
+// killUnified uses cgroup.kill (Linux 5.14), which is atomic and reaches
+// frozen processes too, and falls back to signals.
+func (h *Host) killUnified(ctx context.Context, path string) error {
+	dir := join(h.unified, path)
+	err := writeString(filepath.Join(dir, "cgroup.kill"), "1")
+	if errors.Is(err, fs.ErrNotExist) {
+		if !h.Exists(path) {
+			return nil
+		}
+		return h.killLegacy(ctx, path)
+	}
+	if gone(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return waitEmpty(ctx, dir)
+}
+
+// waitEmpty returns when no process is left below a v2 cgroup directory.
+func waitEmpty(ctx context.Context, dir string) error {
+	file, err := os.Open(filepath.Join(dir, "cgroup.events"))
+	if gone(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Close() //nolint:errcheck // opened for reading only
+	for {
+		buffer := make([]byte, 256)
+		n, err := file.ReadAt(buffer, 0)
+		if gone(err) {
+			return nil
+		}
+		if n == 0 && err != nil {
+			return err
+		}
+		if strings.Contains(string(buffer[:n]), "populated 0") {
+			return nil
+		}
+		if err := wait(ctx, int(file.Fd()), unix.POLLPRI); err != nil {
+			return err
+		}
+	}
+}
+
+// killLegacy signals process after process while the freezer keeps them from
+// forking, and repeats until a look finds none.
+func (h *Host) killLegacy(ctx context.Context, path string) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		restore, err := h.freeze(path)
+		if err != nil {
+			return err
+		}
+		fds, found, err := h.signalAll(path)
+		// The signal takes effect only once the freezer lets go.
+		err = errors.Join(err, restore())
+		for _, fd := range fds {
+			if err == nil {
+				err = wait(ctx, fd, unix.POLLIN)
+			}
+			err = errors.Join(err, unix.Close(fd))
+		}
+		if err != nil || !found {
+			return err
+		}
+	}
+}
+
+// freeze stops the processes of the cgroup from running, as far as the host
+// can, and returns how to let them go. It also undoes a pause that was there
+// before: paused processes could not die.
+func (h *Host) freeze(path string) (thaw func() error, err error) {
+	file, frozen, thawed := "freezer.state", "FROZEN", "THAWED"
+	if h.Mode == V2 {
+		file, frozen, thawed = "cgroup.freeze", "1", "0"
+	}
+	dir, ok := h.Dir("freezer", path)
+	if !ok {
+		return func() error { return nil }, nil
+	}
+	write := func(value string) error {
+		if err := writeString(filepath.Join(dir, file), value); err != nil && !gone(err) {
+			return err
+		}
+		return nil
+	}
+	return func() error { return write(thawed) }, write(frozen)
+}
+
+// signalAll sends SIGKILL to what is in the cgroup now and returns a pidfd of
+// each process that it signalled, and whether there was any process at all.
+//
+// The processes are listed again after their pidfds are open: a number that
+// was reused in between for a process elsewhere is not in the second list.
+func (h *Host) signalAll(path string) (fds []int, found bool, err error) {
+	before, err := h.pids(path)
+	if err != nil || len(before) == 0 {
+		return nil, false, err
+	}
+	opened := map[int]int{}
+	var errs []error
+	for pid := range before {
+		if pid == os.Getpid() {
+			errs = append(errs, fmt.Errorf("process %d is the caller itself: %w", pid, errdefs.ErrFailedPrecondition))
+			continue
+		}
+		fd, err := unix.PidfdOpen(pid, 0)
+		switch {
+		case err == nil:
+			opened[pid] = fd
+		case !errors.Is(err, syscall.ESRCH):
+			errs = append(errs, fmt.Errorf("open process %d: %w", pid, err))
+		}
+	}
+	after, err := h.pids(path)
+	errs = append(errs, err)
+	for pid, fd := range opened {
+		if !after[pid] {
+			errs = append(errs, unix.Close(fd))
+			continue
+		}
+		fds = append(fds, fd)
+		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
+			errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
+		}
+	}
+	return fds, true, errors.Join(errs...)
+}
+
+// pids returns every process of the cgroup and of those below it.
+func (h *Host) pids(path string) (map[int]bool, error) {
+	set := map[int]bool{}
+	for _, dir := range h.dirs(path) {
+		if err := collectPIDs(dir, true, set); err != nil && !gone(err) {
+			return nil, err
+		}
+	}
+	return set, nil
+}
+
+// wait blocks until the descriptor has one of the events or ctx ends.
+func wait(ctx context.Context, fd int, events int16) error {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return err
+	}
+	defer unix.Close(pipe[0]) //nolint:errcheck // nothing was written
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		unix.Close(pipe[1]) //nolint:errcheck // closing is the message
+	})
+	defer func() {
+		if stop() {
+			unix.Close(pipe[1]) //nolint:errcheck // nobody listens any more
+			return
+		}
+		<-closed
+	}()
+	for {
+		poll := []unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(pipe[0])}}
+		_, err := unix.Poll(poll, -1)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if poll[0].Revents != 0 {
+			return nil
+		}
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,75 @@
+// Package spec turns a CRI request and the configuration of an image into the
+// OCI runtime spec of a container.
+//
+// Its functions hold no state. Build looks at the host only where the request
+// points to it: at mount sources, devices, seccomp profiles, and at
+// /etc/passwd and /etc/group below the root file system of the container,
+// never through links that leave it. What the host can do is a value, Host,
+// so that the same request gives the same spec wherever a test runs.
+//
+// Errors name the field, the value and the reason. A request that is wrong in
+// itself is errdefs.ErrInvalidArgument; one that is right but asks for what
+// this host cannot give is errdefs.ErrFailedPrecondition.
+package spec
+
+import (
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Paths are files that pin the namespaces of a pod. A field is empty if the
+// pod has no such namespace of its own.
+type Paths struct {
+	Net, IPC, UTS string
+	// PID is the namespace to join in the modes POD and TARGET: that of the
+	// pod's infra process or of the target container.
+	PID string
+	// User is the namespace of a pod with user namespace mode POD.
+	User string
+}
+
+// Input is everything that decides about a spec.
+type Input struct {
+	Config *runtimeapi.ContainerConfig
+	Pod    *runtimeapi.PodSandboxConfig
+
+	ContainerID, SandboxID string
+	// Image is the configuration of the image that the container runs.
+	Image ocispec.ImageConfig
+	// Rootfs is the directory where the root file system of the container is
+	// mounted, now and when the container starts.
+	Rootfs string
+	// ImageVolumes maps the container_path of each mount of an image to the
+	// host directory where that image is.
+	ImageVolumes map[string]string
+
+	Namespaces Paths
+	// Shm is the tmpfs of the pod for /dev/shm; unused with the IPC namespace
+	// of the node.
+	Shm string
+	// ResolvConf, Hostname and Hosts are files of the pod that become
+	// /etc/resolv.conf, /etc/hostname and /etc/hosts, unless the request
+	// mounts something there. An empty one is left out.
+	ResolvConf, Hostname, Hosts string
+
+	// CgroupsPath is as cgroup.ContainerPath gives it for OCI.
+	CgroupsPath string
+	Host        Host
+	// OCIVersion is the version of the spec that the OCI runtime understands;
+	// empty means 1.0.2, which all of them do.
+	OCIVersion string
+}
+
+// Output is a spec with what else the request and the image decide.
+type Output struct {
+	Spec *specs.Spec
+	// User is the identity of the first process, for ContainerStatus.
+	User *runtimeapi.ContainerUser
+	// StopSignal is the name of the signal that asks the container to end
+	// ("SIGTERM"); SignalNumber and SignalEnum translate it.
+	StopSignal string
+	// Warnings say, one sentence each, where the host gives less than asked
+	// for in a way that the container can live with.
+	Warnings []string
+}
