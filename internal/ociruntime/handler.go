@@ -1,0 +1,35 @@
+// Package ociruntime drives OCI runtimes (runc, crun, runsc) as commands: their
+// command lines, their deadlines, the errors in their own log, and what each of
+// them supports on this host.
+package ociruntime
+
+// TypeOCI is the type of a handler whose runtime is a command with the command line of runc.
+const TypeOCI = "oci"
+
+// Handler is one configured OCI runtime.
+type Handler struct {
+	// Name is how pods ask for it.
+	Name string
+	// Type is TypeOCI.
+	Type string
+	// Path is the program, absolute or to be found in PATH.
+	Path string
+	// Root is where the runtime keeps its own state.
+	Root string
+	// SystemdCgroup makes the runtime create cgroups through systemd.
+	SystemdCgroup bool
+	// Options are further global flags of the runtime: "debug": "true" is given as --debug=true.
+	Options map[string]string
+}
+
+// Features are what a runtime supports on this host.
+type Features struct {
+	// Version is the runtime's own, OCIVersion the newest version of the runtime specification it accepts.
+	Version, OCIVersion string
+	// RecursiveReadOnly: mounts may be read-only with all that is mounted below them.
+	RecursiveReadOnly bool
+	// IDMap: mounts may be idmapped.
+	IDMap bool
+	// MountOptions are the mount options it knows, empty when it does not say.
+	MountOptions []string
+}

@@ -1,0 +1,295 @@
+package shim
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
+
+	"github.com/berth-runtime/berth/internal/shim/wire"
+)
+
+const (
+	// callTimeout bounds a call whose context has no deadline and which runs no OCI runtime.
+	callTimeout = time.Minute
+	// connectTimeout bounds one attempt to find or start a supervisor.
+	connectTimeout = 20 * time.Second
+	// maxAttempts bounds how many supervisors may die under one call.
+	maxAttempts = 4
+	// maxBackoff bounds the pause between two attempts to connect.
+	maxBackoff = 2 * time.Second
+	// exitBacklog is how many exits wait for a slow reader before the client stops asking for more.
+	exitBacklog = 256
+)
+
+// Client talks to the supervisor of one state directory. Its methods may be
+// called by many goroutines. A call outlives the supervisor: when that dies, the
+// client starts another, hands the descriptors back and repeats the call.
+type Client struct {
+	opts    Options
+	dir     string
+	session string
+	ctx     context.Context
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	exits   chan Exit
+	kept    *kept
+
+	// mu guards link, changed and lastErr.
+	mu      sync.Mutex
+	link    *link         // nil while there is no connection
+	changed chan struct{} // closed when link or lastErr changes
+	lastErr error         // why there is no connection
+}
+
+// link is one connection to one generation of the supervisor.
+type link struct {
+	rpc   *ttrpc.Client
+	shim  wire.ShimService
+	fds   *wire.FDConn
+	hello *wire.HelloResponse
+	gone  chan struct{}
+	close func()
+}
+
+// Connect finds the supervisor of opts.State, or starts one. A nil error means
+// that it answers and that the client holds what it must keep of every running
+// process. The caller ends the client with Close; containers run on.
+func Connect(ctx context.Context, opts Options) (*Client, error) {
+	if opts.State == "" || opts.Binary == "" {
+		return nil, fmt.Errorf("connect to supervisor: state directory and binary are needed: %w", errdefs.ErrInvalidArgument)
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{
+		opts:    opts,
+		dir:     filepath.Join(opts.State, "shim"),
+		session: rand.Text(),
+		exits:   make(chan Exit, exitBacklog),
+		kept:    newKept(),
+		changed: make(chan struct{}),
+	}
+	l, err := c.connect(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect to supervisor: %w", err)
+	}
+	c.link = l
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.wg.Go(c.maintain)
+	c.wg.Go(c.collectExits)
+	return c, nil
+}
+
+// Close ends the client and closes the descriptors it kept. The supervisor and
+// its containers run on; a supervisor without containers ends by itself.
+func (c *Client) Close() error {
+	c.cancel()
+	c.mu.Lock()
+	if c.link != nil {
+		c.link.close()
+	}
+	c.mu.Unlock()
+	c.wg.Wait()
+	c.kept.close()
+	return nil
+}
+
+// PID returns the process ID of the supervisor that answered last.
+func (c *Client) PID() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link == nil {
+		return 0
+	}
+	return int(c.link.hello.Pid)
+}
+
+// Version asks the supervisor for its version.
+func (c *Client) Version(ctx context.Context) (string, error) {
+	l, err := c.current(ctx)
+	if err != nil {
+		return "", err
+	}
+	return l.hello.Version, nil
+}
+
+// Ping returns nil when the supervisor answers.
+func (c *Client) Ping(ctx context.Context) error {
+	_, err := c.List(ctx)
+	return err
+}
+
+// Exits delivers exits until Close. They come at least once.
+func (c *Client) Exits() <-chan Exit { return c.exits }
+
+// maintain replaces the link whenever it is lost, until the client is closed.
+func (c *Client) maintain() {
+	for {
+		c.mu.Lock()
+		l := c.link
+		c.mu.Unlock()
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-l.gone:
+		}
+		c.setLink(nil, nil)
+		l.close()
+		if !c.reconnect() {
+			return
+		}
+	}
+}
+
+// reconnect tries until there is a link or the client is closed.
+func (c *Client) reconnect() bool {
+	for backoff := 10 * time.Millisecond; c.ctx.Err() == nil; backoff = min(2*backoff, maxBackoff) {
+		ctx, cancel := context.WithTimeout(c.ctx, connectTimeout)
+		l, err := c.connect(ctx)
+		cancel()
+		if err == nil {
+			c.opts.Log.Info("connected to supervisor", "pid", l.hello.Pid, "version", l.hello.Version)
+			c.setLink(l, nil)
+			return true
+		}
+		c.setLink(nil, err)
+		c.opts.Log.Error("connect to supervisor", "error", err, "retry_in", backoff)
+		select {
+		case <-c.ctx.Done():
+		case <-time.After(backoff):
+		}
+	}
+	return false
+}
+
+func (c *Client) setLink(l *link, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.link, c.lastErr = l, err
+	if l != nil && c.ctx.Err() != nil {
+		l.close()
+	}
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// current returns the link, waiting for one as long as ctx allows.
+func (c *Client) current(ctx context.Context) (*link, error) {
+	for {
+		c.mu.Lock()
+		l, changed, lastErr := c.link, c.changed, c.lastErr
+		c.mu.Unlock()
+		if c.ctx.Err() != nil {
+			return nil, fmt.Errorf("supervisor client is closed: %w", errdefs.ErrUnavailable)
+		}
+		if l != nil {
+			return l, nil
+		}
+		select {
+		case <-changed:
+		case <-c.ctx.Done():
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for supervisor: %w", errors.Join(context.Cause(ctx), lastErr))
+		}
+	}
+}
+
+// connect makes one link: it finds or starts a supervisor, opens the session and
+// brings the descriptors of both sides together.
+func (c *Client) connect(ctx context.Context) (*link, error) {
+	rpc, err := launch(ctx, c.opts, c.dir)
+	if err != nil {
+		return nil, err
+	}
+	l, err := c.open(ctx, rpc)
+	if err != nil {
+		_ = rpc.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (c *Client) open(ctx context.Context, conn *rpcConn) (*link, error) {
+	service := wire.NewShimClient(conn.client)
+	hello, err := service.Hello(ctx, &wire.HelloRequest{Session: c.session})
+	if err != nil {
+		return nil, fmt.Errorf("open session: %w", wire.Decode(err))
+	}
+	fds, err := wire.DialFD(filepath.Join(c.dir, wire.FDSocket))
+	if err != nil {
+		return nil, err
+	}
+	if err := c.kept.reconcile(fds, hello); err != nil {
+		fds.Close()
+		return nil, err
+	}
+	if _, err := service.Settle(ctx, &wire.SettleRequest{Session: c.session}); err != nil {
+		fds.Close()
+		return nil, fmt.Errorf("settle session: %w", wire.Decode(err))
+	}
+	return &link{
+		rpc: conn.client, shim: service, fds: fds, hello: hello, gone: conn.gone,
+		close: sync.OnceFunc(func() {
+			_ = fds.Close()
+			_ = conn.close()
+		}),
+	}, nil
+}
+
+// invoke runs one call on the current link, and again on the next one when the
+// supervisor died under it. once says that the call must not be made twice.
+func invoke[R any](ctx context.Context, c *Client, what string, once bool,
+	call func(ctx context.Context, l *link) (R, error),
+) (R, error) {
+	var none R
+	if _, bounded := ctx.Deadline(); !bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+	}
+	for attempt := 1; ; attempt++ {
+		l, err := c.current(ctx)
+		if err != nil {
+			return none, fmt.Errorf("%s: %w", what, err)
+		}
+		result, err := call(ctx, l)
+		if err == nil {
+			return result, nil
+		}
+		if !lostLink(err) {
+			return none, fmt.Errorf("%s: %w", what, wire.Decode(err))
+		}
+		if once || attempt == maxAttempts || ctx.Err() != nil {
+			return none, fmt.Errorf("%s: supervisor went away during the call: %w", what, errdefs.ErrUnavailable)
+		}
+		select {
+		case <-l.gone:
+			c.drop(l)
+		case <-ctx.Done():
+		}
+	}
+}
+
+// drop forgets l if maintain has not done so yet, so that a repeated call waits for the next link.
+func (c *Client) drop(l *link) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link == l {
+		c.link = nil
+		close(c.changed)
+		c.changed = make(chan struct{})
+	}
+}
+
+// lostLink tells a broken connection from an answer.
+func lostLink(err error) bool {
+	return errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, ttrpc.ErrStreamClosed)
+}

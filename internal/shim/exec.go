@@ -1,0 +1,233 @@
+package shim
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/shim/wire"
+)
+
+// Exec is a process inside a container. It belongs to the client that started it:
+// when that client's daemon is replaced, the supervisor kills it.
+type Exec struct {
+	// ContainerID and ID are those of the request.
+	ContainerID, ID string
+	// PID is the process, in the host's PID namespace.
+	PID int
+	// Console is its terminal, when one was asked for; the caller closes it.
+	Console *os.File
+
+	client *Client
+}
+
+// Exec starts a process in a running container. Nil means that the OCI runtime has
+// started it; what it does from then on, Wait tells. The caller must call Wait or Kill.
+// The process is never started twice: when the supervisor dies during the call,
+// the error is ErrUnavailable and nothing of the process is left.
+func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Exec, error) {
+	stdio := wire.Files{}
+	for kind, f := range map[string]*os.File{wire.Stdin: req.Stdin, wire.Stdout: req.Stdout, wire.Stderr: req.Stderr} {
+		if f != nil {
+			stdio[kind] = f
+		}
+	}
+	defer stdio.Close()
+	if req.Terminal && len(stdio) > 0 {
+		return nil, fmt.Errorf("exec %s: a process with a terminal takes no other stdio: %w", req.ID, errdefs.ErrInvalidArgument)
+	}
+	process, err := json.Marshal(req.Process)
+	if err != nil {
+		return nil, fmt.Errorf("exec %s: encode process: %w", req.ID, err)
+	}
+	if req.Deadline <= 0 {
+		req.Deadline = DefaultDeadline
+	}
+	ctx, cancel := context.WithTimeout(ctx, req.Deadline+runtimeMargin)
+	defer cancel()
+	what := fmt.Sprintf("exec %s in container %s", req.ID, req.ContainerID)
+	resp, err := invoke(ctx, c, what, true, func(ctx context.Context, l *link) (*wire.ExecResponse, error) {
+		deposit := "stdio/" + rand.Text()
+		if len(stdio) > 0 {
+			if err := l.fds.Put(deposit, stdio); err != nil {
+				return nil, err
+			}
+		}
+		return l.shim.Exec(ctx, &wire.ExecRequest{
+			ContainerId: req.ContainerID, Id: req.ID, Process: process, Terminal: req.Terminal,
+			Stdio: deposit, DeadlineNano: int64(req.Deadline), Session: c.session,
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	e := &Exec{ContainerID: req.ContainerID, ID: req.ID, PID: int(resp.Pid), client: c}
+	c.keep(ctx, execName(e.ContainerID, e.ID))
+	if req.Terminal {
+		e.Console, err = c.kept.dup(execName(e.ContainerID, e.ID), wire.Console)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("%s: take console: %w", what, err), e.Kill(ctx))
+		}
+	}
+	return e, nil
+}
+
+// Wait returns the exit code, 128 + signal when a signal ended the process. An
+// error means that the code is not known. The supervisor then forgets the process.
+func (e *Exec) Wait(ctx context.Context) (int, error) {
+	what := fmt.Sprintf("wait for exec %s in container %s", e.ID, e.ContainerID)
+	exit, err := e.await(ctx, what)
+	if err != nil {
+		return 0, err
+	}
+	if err := e.release(ctx); err != nil {
+		e.client.opts.Log.Warn("release exec", "id", e.ID, "error", err)
+	}
+	if !exit.Known {
+		return 0, fmt.Errorf("%s: %s: %w", what, exit.Reason, errdefs.ErrUnknown)
+	}
+	return int(exit.Code), nil
+}
+
+// await is not bounded by callTimeout: a process may run for days.
+func (e *Exec) await(ctx context.Context, what string) (*wire.Exit, error) {
+	for {
+		l, err := e.client.current(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		exit, err := l.shim.ExecWait(ctx, e.ref())
+		switch {
+		case err == nil:
+			return exit, nil
+		case !lostLink(err):
+			return nil, fmt.Errorf("%s: %w", what, wire.Decode(err))
+		}
+		select {
+		case <-l.gone:
+			e.client.drop(l)
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s: %w", what, ctx.Err())
+		}
+	}
+}
+
+// Kill ends the process and everything it started: its descendants and the
+// sessions they opened. Nil means that none is left. The container is not touched.
+func (e *Exec) Kill(ctx context.Context) error {
+	what := fmt.Sprintf("kill exec %s in container %s", e.ID, e.ContainerID)
+	_, err := invoke(ctx, e.client, what, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+		return l.shim.ExecKill(ctx, e.ref())
+	})
+	return err
+}
+
+// Resize sets the size of the terminal.
+func (e *Exec) Resize(ctx context.Context, columns, rows uint16) error {
+	return e.client.resize(ctx, e.ContainerID, e.ID, columns, rows)
+}
+
+func (e *Exec) release(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	e.client.kept.drop(execName(e.ContainerID, e.ID))
+	_, err := invoke(ctx, e.client, "release exec "+e.ID, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+		return l.shim.ExecRelease(ctx, e.ref())
+	})
+	return err
+}
+
+func (e *Exec) ref() *wire.ExecRef {
+	return &wire.ExecRef{ContainerId: e.ContainerID, Id: e.ID}
+}
+
+// Attachment is a live view of a container's output and a way to its stdin.
+type Attachment struct {
+	// Stdin writes to the container; nil when it was not asked for or the container has none.
+	Stdin *os.File
+	// Stdout and Stderr deliver what the container writes from the attach on. They end
+	// with the container, or when the reader is so slow that it was dropped. With a
+	// terminal all output is on Stdout, and Stderr is nil.
+	Stdout, Stderr *os.File
+	// Terminal says whether the container has one.
+	Terminal bool
+
+	client         *Client
+	containerID    string
+	id             string
+	ownsStdin      bool
+	detachDeadline time.Duration
+}
+
+// Attach opens a view of a running container. The caller ends it with Close.
+func (c *Client) Attach(ctx context.Context, id string, stdin bool) (*Attachment, error) {
+	what := "attach to container " + id
+	a := &Attachment{client: c, containerID: id, detachDeadline: callTimeout}
+	_, err := invoke(ctx, c, what, false, func(ctx context.Context, l *link) (*wire.AttachResponse, error) {
+		resp, err := l.shim.Attach(ctx, &wire.AttachRequest{Id: id, Stdin: stdin, Session: c.session})
+		if err != nil {
+			return nil, err
+		}
+		files, err := l.fds.Get("attach/" + resp.Attachment)
+		if err != nil {
+			return nil, err
+		}
+		a.id, a.Terminal, a.ownsStdin = resp.Attachment, resp.Terminal, stdin
+		a.Stdin, a.Stdout, a.Stderr = files[wire.Stdin], files[wire.Stdout], files[wire.Stderr]
+		return resp, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// CloseStdin says that no more input comes. A container with stdin_once then
+// reads the end of its stdin; another keeps its stdin open.
+func (a *Attachment) CloseStdin(ctx context.Context) error {
+	if !a.ownsStdin {
+		return nil
+	}
+	a.ownsStdin = false
+	if a.Stdin != nil {
+		a.Stdin.Close()
+	}
+	a.client.kept.dropKind(containerName(a.containerID), wire.Stdin)
+	_, err := invoke(ctx, a.client, "close stdin of container "+a.containerID, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+		return l.shim.CloseStdin(ctx, &wire.Container{Id: a.containerID})
+	})
+	if errdefs.IsNotFound(err) {
+		return nil // it has ended, and its stdin with it
+	}
+	return err
+}
+
+// Resize sets the size of the container's terminal.
+func (a *Attachment) Resize(ctx context.Context, columns, rows uint16) error {
+	return a.client.Resize(ctx, a.containerID, columns, rows)
+}
+
+// Close ends the view, and with it the stdin of a container with stdin_once.
+func (a *Attachment) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), a.detachDeadline)
+	defer cancel()
+	err := a.CloseStdin(ctx)
+	for _, f := range []*os.File{a.Stdout, a.Stderr} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	_, detach := invoke(ctx, a.client, "detach from container "+a.containerID, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+		return l.shim.Detach(ctx, &wire.AttachRef{Id: a.containerID, Attachment: a.id})
+	})
+	if errdefs.IsNotFound(detach) {
+		detach = nil
+	}
+	return errors.Join(err, detach)
+}
