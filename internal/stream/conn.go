@@ -1,0 +1,143 @@
+package stream
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+)
+
+// lingerTime is how long a closed connection waits for the client to close its
+// side. Closing at once with unread input in the kernel's buffer would make it
+// send a reset, and the client would lose the end of the output.
+const lingerTime = time.Second
+
+// errClientGone is why a session ends whose client closed the connection.
+var errClientGone = errors.New("the client closed the connection")
+
+// clientConn is the hijacked connection of a session. The protocol libraries
+// read from it all the time, so it is the place that notices a client which
+// went away: the first read or write that fails ends the session.
+type clientConn struct {
+	net.Conn
+	// gone ends the session.
+	gone context.CancelCauseFunc
+
+	once sync.Once
+	// closed is closed when the descriptor is.
+	closed chan struct{}
+	// closing is closed when the linger begins.
+	closing chan struct{}
+	// finish closes the descriptor at once.
+	finish func()
+}
+
+func newClientConn(c net.Conn, gone context.CancelCauseFunc) *clientConn {
+	conn := &clientConn{Conn: c, gone: gone, closed: make(chan struct{}), closing: make(chan struct{})}
+	conn.finish = sync.OnceFunc(func() {
+		// The peer is gone or had its time; there is nobody to tell.
+		_ = c.Close()
+		close(conn.closed)
+	})
+	return conn
+}
+
+// Read reads what the client sends; its end or a failure ends the session.
+func (c *clientConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.failed(err)
+	}
+	return n, err
+}
+
+// Write sends to the client; a failure ends the session.
+func (c *clientConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil {
+		c.failed(err)
+	}
+	return n, err
+}
+
+// failed ends the session and, once it is closing, the connection.
+func (c *clientConn) failed(err error) {
+	select {
+	case <-c.closing:
+		c.finish()
+		return
+	default:
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+		c.gone(errClientGone)
+		return
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.gone(fmt.Errorf("the session was idle for too long: %w", err))
+		return
+	}
+	c.gone(fmt.Errorf("the connection to the client broke: %w", err))
+}
+
+// Close ends the session, sends the end of the output and gives the client
+// lingerTime to take it. It does not wait; closed tells. The error is always
+// nil.
+//
+// The SPDY library calls it in the middle of a session too: when the client
+// says GOAWAY it stops reading, so that the end of the input is never read.
+func (c *clientConn) Close() error {
+	c.once.Do(func() {
+		c.gone(errClientGone)
+		close(c.closing)
+		half, ok := c.Conn.(interface{ CloseWrite() error })
+		if !ok || half.CloseWrite() != nil {
+			c.finish()
+			return
+		}
+		go c.drain()
+	})
+	return nil
+}
+
+// drain throws away what the client still sends until it closes its side or
+// the linger is over. It reads beside whoever else reads: nobody wants the
+// input any more.
+func (c *clientConn) drain() {
+	// A timer and no deadline: the libraries set deadlines of their own.
+	cut := time.AfterFunc(lingerTime, c.finish)
+	defer cut.Stop()
+	// Any outcome means the same: the client has no more to say.
+	_, _ = io.Copy(io.Discard, c.Conn)
+	c.finish()
+}
+
+// hijacker is a response that puts a [clientConn] around the connection when a
+// protocol library takes it over.
+type hijacker struct {
+	http.ResponseWriter
+	adopt func(net.Conn) *clientConn
+}
+
+// Hijack implements [http.Hijacker].
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	raw, buffered, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, fmt.Errorf("take over the connection: %w", err)
+	}
+	conn := h.adopt(raw)
+	// What the HTTP server has read ahead comes first; the rest must come
+	// through conn, or nobody would notice the end of it.
+	ahead, err := buffered.Peek(buffered.Reader.Buffered())
+	if err != nil {
+		return nil, nil, fmt.Errorf("take over the connection: %w", err)
+	}
+	input := io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), conn)
+	return conn, bufio.NewReadWriter(bufio.NewReader(input), bufio.NewWriter(conn)), nil
+}

@@ -1,0 +1,261 @@
+package stream
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/transport/spdy"
+
+	"github.com/berth-runtime/berth/internal/namespace"
+	"github.com/berth-runtime/berth/test/census"
+)
+
+// podNet makes a pinned network namespace that lives as long as the test.
+func podNet(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(census.Dir(t), "ns")
+	paths, err := namespace.Create(t.Context(), namespace.Request{Dir: dir, Net: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := namespace.Remove(context.WithoutCancel(t.Context()), dir); err != nil {
+			t.Errorf("remove the namespace: %v", err)
+		}
+	})
+	return paths.Net
+}
+
+// listenIn listens inside a network namespace, "" for that of the test, and
+// serves each connection with handle until the test ends.
+func listenIn(t *testing.T, netns, address string, handle func(*net.TCPConn)) (port int) {
+	t.Helper()
+	var l net.Listener
+	listen := func() (err error) {
+		l, err = new(net.ListenConfig).Listen(t.Context(), "tcp", address)
+		return err
+	}
+	var err error
+	if netns == "" {
+		err = listen()
+	} else {
+		err = namespace.Do(netns, listen)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer func() { _ = conn.Close() }()
+				handle(conn.(*net.TCPConn))
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		serving.Wait()
+	})
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// echoAfterEOF reads to the end and only then answers, so that the answer
+// proves that the end of the input was passed on and the other direction left
+// open.
+func echoAfterEOF(conn *net.TCPConn) {
+	all, _ := io.ReadAll(conn)
+	_, _ = conn.Write(bytes.ToUpper(all))
+}
+
+// forward is what crictl does with the URL of a port-forward session: it
+// listens locally and answers where.
+func forward(t *testing.T, sessionURL string, port int) (local string, stop func() error) {
+	t.Helper()
+	u, err := url.Parse(sessionURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopping, ready := make(chan struct{}), make(chan struct{})
+	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", u)
+	pf, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)},
+		stopping, ready, io.Discard, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- pf.ForwardPorts() }()
+	select {
+	case <-ready:
+	case err := <-done:
+		t.Fatalf("port-forward ended before it was ready: %v", err)
+	}
+	ports, err := pf.GetPorts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop = sync.OnceValue(func() error {
+		close(stopping)
+		return await(t, done, "the end of the port-forward")
+	})
+	t.Cleanup(func() { _ = stop() })
+	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local), stop
+}
+
+// ask sends a question, closes the sending side and reads the answer.
+func ask(t *testing.T, address, question string) string {
+	t.Helper()
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := io.WriteString(conn, question); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(answer)
+}
+
+// Both loopback addresses of a pod and of the host answer, with half-close, on
+// several connections of one session.
+func TestPortForwardReachesLoopback(t *testing.T) {
+	for _, c := range []struct {
+		name, address string
+		host          bool
+	}{
+		{"pod_ipv4", "127.0.0.1:0", false},
+		{"pod_ipv6", "[::1]:0", false},
+		{"host_ipv4", "127.0.0.1:0", true},
+		{"host_ipv6", "[::1]:0", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			census.Check(t)
+			netns := ""
+			if !c.host {
+				netns = podNet(t)
+			}
+			port := listenIn(t, netns, c.address, echoAfterEOF)
+			s := serve(t, &program{netns: func(string) (string, error) { return netns, nil }})
+			u, err := s.PortForward("pod1", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			local, stop := forward(t, u, port)
+			var asking sync.WaitGroup
+			for i := range 4 {
+				asking.Go(func() {
+					if got, want := ask(t, local, fmt.Sprintf("hello %d", i)), fmt.Sprintf("HELLO %d", i); got != want {
+						t.Errorf("answer = %q, want %q", got, want)
+					}
+				})
+			}
+			asking.Wait()
+			if err := stop(); err != nil {
+				t.Errorf("port-forward: %v", err)
+			}
+		})
+	}
+}
+
+// A port where nobody listens is told to the client with both addresses tried.
+func TestPortForwardToAClosedPort(t *testing.T) {
+	census.Check(t)
+	netns := podNet(t)
+	s := serve(t, &program{netns: func(string) (string, error) { return netns, nil }})
+	u, err := s.PortForward("pod1", []int32{9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := dial(t.Context(), netns, 9)
+	if err == nil {
+		_ = conn.Close()
+		t.Fatal("a port where nobody listens was connected to")
+	}
+	for _, want := range []string{"127.0.0.1:9", "[::1]:9", "refused"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("error %q lacks %q", err, want)
+		}
+	}
+	local, _ := forward(t, u, 9)
+	if answer := ask(t, local, ""); answer != "" {
+		t.Errorf("answer = %q from a closed port", answer)
+	}
+}
+
+// When the pod goes away the session ends, connections in use and all.
+func TestPortForwardEndsWithItsPod(t *testing.T) {
+	census.Check(t)
+	netns := podNet(t)
+	connected := make(chan struct{}, 1)
+	port := listenIn(t, netns, "127.0.0.1:0", func(conn *net.TCPConn) {
+		connected <- struct{}{}
+		_, _ = io.Copy(io.Discard, conn)
+	})
+	s := serve(t, &program{netns: func(string) (string, error) { return netns, nil }})
+	u, err := s.PortForward("pod1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local, _ := forward(t, u, port)
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	await(t, connected, "the connection to the pod")
+	s.End("pod1")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, conn)
+		ended <- err
+	}()
+	if err := await(t, ended, "the end of the client's connection"); err != nil {
+		t.Logf("the client's connection ended with: %v", err)
+	}
+}
+
+// A namespace that is gone is an error of that connection.
+func TestPortForwardWithoutNamespace(t *testing.T) {
+	census.Check(t)
+	_, err := dial(t.Context(), filepath.Join(t.TempDir(), "net"), 80)
+	if err == nil {
+		t.Fatal("connected into a namespace that does not exist")
+	}
+	wanted := errors.New("sandbox is not running")
+	s := serve(t, &program{netns: func(string) (string, error) { return "", wanted }})
+	u, err := s.PortForward("pod1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local, _ := forward(t, u, 80)
+	if answer := ask(t, local, ""); answer != "" {
+		t.Errorf("answer = %q", answer)
+	}
+}
