@@ -2,6 +2,7 @@ package census
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +13,7 @@ import (
 
 // Dir makes a directory for t whose path is short enough to hold unix sockets (the kernel allows 107 bytes), and removes
 // it when t ends. A mount that is then still beneath it fails the test, and is taken away before anything is deleted, so
-// that the removal never reaches through it.
+// that the removal never reaches through it. Whatever has the directory's name in its own counts as the test's.
 func Dir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "b")
@@ -20,11 +21,11 @@ func Dir(t testing.TB) string {
 		t.Fatalf("make a directory for the test: %v", err)
 	}
 	running.Lock()
-	running.marks = append(running.marks, dir)
+	running.marks = append(running.marks, dir, filepath.Base(dir))
 	running.Unlock()
 	t.Cleanup(func() {
 		running.Lock()
-		running.marks = remove(running.marks, dir)
+		running.marks = remove(remove(running.marks, dir), filepath.Base(dir))
 		running.Unlock()
 		if !unmountBeneath(t, dir) {
 			return

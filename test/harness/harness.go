@@ -1,0 +1,266 @@
+// Package harness gives a test a node that runs the real programs: berthd with its own root, state and socket, its
+// berth-shim, an OCI runtime, a network, and a registry with a busybox image. What a test does not ask for is as a user
+// would find it. When the test ends, everything is removed through the API, and the leak census has the last word.
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/config"
+	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/node"
+	"github.com/berth-runtime/berth/test/registry"
+)
+
+const (
+	// callDeadline bounds each CRI call of a test that sets no other.
+	callDeadline = 2 * time.Minute
+	// buildDeadline bounds the build of the programs.
+	buildDeadline = 15 * time.Minute
+)
+
+// Options choose what a test's node is like.
+type Options struct {
+	// Handler is the default OCI runtime: "runc" or "crun". Empty leaves the choice to Berth.
+	Handler string
+	// Conflist, if not empty, is a CNI configuration; the network is built in otherwise.
+	Conflist string
+	// Registry chooses how the registry authenticates.
+	Registry registry.Options
+	// Configure changes the configuration further.
+	Configure func(*config.Config)
+	// Marks are further names that only this test uses, for the census.
+	Marks []string
+}
+
+// Node is a node.Node that belongs to a test.
+type Node struct {
+	*node.Node
+	// Registry serves Image.
+	Registry *registry.Registry
+	// Image is the reference of a busybox image in Registry. It is not pulled yet.
+	Image string
+
+	t testing.TB
+}
+
+// Start brings up a node for the length of t.
+func Start(t testing.TB, opts Options) *Node {
+	t.Helper()
+	bin := programs(t)
+	census.Check(t, opts.Marks...)
+	dir := census.Dir(t)
+	n := &Node{t: t, Registry: registry.Run(t, opts.Registry)}
+	n.pushBusybox()
+
+	inner, err := node.Start(t.Context(), node.Options{Bin: bin, Dir: dir, Configure: func(c *config.Config) {
+		c.Runtime.DefaultHandler = opts.Handler
+		c.Network.BuiltinSubnet = freeSubnets()
+		if opts.Conflist != "" {
+			writeFile(t, filepath.Join(c.Network.CNIConfDir, "10-test.conflist"), opts.Conflist)
+		}
+		trust(t, c.Image.RegistryConfigDir, n.Registry.Host)
+		if opts.Configure != nil {
+			opts.Configure(c)
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Node = inner
+	t.Cleanup(n.end)
+	return n
+}
+
+// end takes everything away again. A failure shows how things stood.
+func (n *Node) end() {
+	failed := n.t.Failed()
+	if failed {
+		n.dump()
+	}
+	if err := n.Close(); err != nil {
+		n.t.Errorf("end the node: %v", err)
+	}
+	if err := removeCgroups(n.cgroupParent()); err != nil {
+		n.t.Errorf("remove the cgroup of the test's pods: %v", err)
+	}
+	if n.t.Failed() && !failed {
+		n.dump()
+	}
+}
+
+// programs returns the directory of the programs under test: BERTH_BIN, or else they are built once for this process,
+// with the race detector if the test has it.
+func programs(t testing.TB) string {
+	t.Helper()
+	if dir := os.Getenv("BERTH_BIN"); dir != "" {
+		return dir
+	}
+	dir, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+var built = sync.OnceValues(func() (string, error) {
+	// Every process uses the same directory: the go command replaces a program only when it has changed.
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("go-build-berth-%d", os.Getuid()))
+	args := []string{"build"}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "-race" && s.Value == "true" {
+				args, dir = append(args, "-race"), dir+"-race"
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), buildDeadline)
+	defer cancel()
+	args = append(args, "-o", dir+"/", "../../cmd/berthd", "../../cmd/berth-shim", "../../cmd/berth")
+	if out, err := exec.CommandContext(ctx, "go", args...).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the programs under test: %w: %s", err, out)
+	}
+	return dir, nil
+})
+
+// freeSubnets picks addresses that a node of another test is unlikely to use at the same time.
+func freeSubnets() []string {
+	n := rand.N(1 << 16)
+	return []string{fmt.Sprintf("10.%d.%d.0/24", 128+n>>9, n&0xff), fmt.Sprintf("fd62:e7c4:%x::/64", n)}
+}
+
+// trust lets the node speak plain HTTP to a registry.
+func trust(t testing.TB, certsDir, host string) {
+	t.Helper()
+	writeFile(t, filepath.Join(certsDir, host, "hosts.toml"), fmt.Sprintf("server = %q\n", "http://"+host))
+}
+
+func writeFile(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (n *Node) pushBusybox() {
+	n.t.Helper()
+	image, err := imagefactory.Busybox()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(n.t.Context(), callDeadline)
+	defer cancel()
+	to := imagefactory.Target{
+		Host: n.Registry.Host, Repository: "busybox",
+		Username: n.Registry.Username, Password: n.Registry.Password,
+	}
+	if err := imagefactory.Push(ctx, to, image, "1"); err != nil {
+		n.t.Fatal(err)
+	}
+	n.Image = n.Registry.Host + "/busybox:1"
+}
+
+// cgroupParent is the cgroup of the test's pods. The kubelet makes and removes such cgroups, so the harness does too.
+func (n *Node) cgroupParent() string { return "/berth-test-" + filepath.Base(n.Dir()) }
+
+// removeCgroups removes a cgroup from all hierarchies. What Berth has left in it makes that fail.
+func removeCgroups(path string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return fmt.Errorf("find cgroup hierarchies: %w", err)
+	}
+	var errs []error
+	for _, m := range mounts {
+		if err := os.Remove(filepath.Join(m.Mountpoint, path)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// dump shows what helps to understand a failure.
+func (n *Node) dump() {
+	n.t.Logf("log of berthd and berth-shim:\n%s", n.Log())
+	for _, args := range [][]string{{"ip", "-br", "addr"}, {"nft", "list", "ruleset"}, {"ps", "-eo", "pid,ppid,stat,lstart,args", "--forest"}} {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+		cancel()
+		n.t.Logf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// Context is bounded by the deadline of a CRI call and by the end of the test.
+func (n *Node) Context() context.Context {
+	ctx, cancel := context.WithTimeout(n.t.Context(), callDeadline)
+	n.t.Cleanup(cancel)
+	return ctx
+}
+
+// KillDaemon ends berthd with SIGKILL and starts it again.
+func (n *Node) KillDaemon() {
+	n.t.Helper()
+	if err := n.Restart(n.Context(), unix.SIGKILL); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// KillShim ends berth-shim with SIGKILL. The daemon starts another one.
+func (n *Node) KillShim() {
+	n.t.Helper()
+	pid, err := n.ShimPID()
+	if err != nil || pid == 0 {
+		n.t.Fatalf("find berth-shim to kill it: %d, %v", pid, err)
+	}
+	if err := n.EndShim(unix.SIGKILL); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// Ready waits for the network and the runtime to be ready.
+func (n *Node) Ready() {
+	n.t.Helper()
+	n.Eventually("the node is ready", func() error {
+		status, err := n.Runtime.Status(n.Context(), &runtimeapi.StatusRequest{})
+		if err != nil {
+			return err
+		}
+		for _, c := range status.GetStatus().GetConditions() {
+			if !c.GetStatus() {
+				return fmt.Errorf("%s: %s", c.GetType(), c.GetMessage())
+			}
+		}
+		return nil
+	})
+}
+
+// Eventually waits until check returns nil and fails the test if it never does.
+func (n *Node) Eventually(what string, check func() error) {
+	n.t.Helper()
+	const step = 20 * time.Millisecond
+	var err error
+	for end := time.Now().Add(callDeadline / 4); time.Now().Before(end); time.Sleep(step) {
+		if err = check(); err == nil {
+			return
+		}
+	}
+	n.t.Fatalf("wait until %s: %v", what, err)
+}
