@@ -94,7 +94,7 @@ func (n *Node) end() {
 	if failed {
 		n.dump()
 	}
-	if err := n.Close(); err != nil {
+	if err := n.Close(context.WithoutCancel(n.t.Context())); err != nil {
 		n.t.Errorf("end the node: %v", err)
 	}
 	if err := removeCgroups(n.cgroupParent()); err != nil {
@@ -201,7 +201,7 @@ func removeCgroups(path string) error {
 func (n *Node) dump() {
 	n.t.Logf("log of berthd and berth-shim:\n%s", n.Log())
 	for _, args := range [][]string{{"ip", "-br", "addr"}, {"nft", "list", "ruleset"}, {"ps", "-eo", "pid,ppid,stat,lstart,args", "--forest"}} {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(n.t.Context()), 10*time.Second)
 		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
 		cancel()
 		n.t.Logf("%s: %v\n%s", strings.Join(args, " "), err, out)

@@ -16,16 +16,17 @@ import (
 )
 
 // Close removes every pod through the API, ends both programs, and takes away what a node keeps for good as long as it
-// is a node. What it finds beside that is an error: a leak of Berth's.
-func (n *Node) Close() error {
+// is a node. What it finds beside that is an error: a leak of Berth's. The context must not be that of the work which may
+// have been cancelled.
+func (n *Node) Close(ctx context.Context) error {
 	select {
 	case <-n.ended: // a test killed it: only a running daemon can remove pods
-		if err := n.StartDaemon(context.Background()); err != nil {
+		if err := n.StartDaemon(ctx); err != nil {
 			return errors.Join(err, n.EndShim(unix.SIGKILL), n.conn.Close())
 		}
 	default:
 	}
-	err := n.RemovePods()
+	err := n.RemovePods(ctx)
 	if err == nil {
 		err = n.leftovers()
 	}
@@ -33,8 +34,8 @@ func (n *Node) Close() error {
 }
 
 // RemovePods stops and removes every pod.
-func (n *Node) RemovePods() error {
-	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+func (n *Node) RemovePods(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callDeadline)
 	defer cancel()
 	list, err := n.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
