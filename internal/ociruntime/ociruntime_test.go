@@ -1,0 +1,93 @@
+package ociruntime
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// TestProbeRunsAContainer probes the runtimes of this host. crun needs every v1
+// controller mounted as v1, which the set-up of these tests provides.
+func TestProbeRunsAContainer(t *testing.T) {
+	mountHugetlb(t)
+	for _, name := range []string{"runc", "crun"} {
+		t.Run(name, func(t *testing.T) {
+			features, err := Probe(t.Context(), Handler{Name: name, Type: TypeOCI, Path: name})
+			if err != nil {
+				t.Fatalf("probe: %v", err)
+			}
+			if features.Version == "" || features.OCIVersion == "" {
+				t.Errorf("got %+v, want versions", features)
+			}
+			left, err := filepath.Glob("/sys/fs/cgroup/*/berth-probe-*")
+			if err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v %v", left, err)
+			}
+			t.Logf("%s: version %s, OCI %s, rro %v, idmap %v", name, features.Version, features.OCIVersion, features.RecursiveReadOnly, features.IDMap)
+		})
+	}
+}
+
+// script writes a shell script that stands for a broken runtime.
+func script(t *testing.T, body string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "runtime")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestProbeSaysWhatIsWrong(t *testing.T) {
+	for _, tc := range []struct {
+		name, path, want string
+		kind             error
+	}{
+		{"missing", "/nowhere/runc", "/nowhere/runc", errdefs.ErrFailedPrecondition},
+		{"hangs", script(t, "exec sleep 1000"), "did not finish in time", context.DeadlineExceeded},
+		{"fails", script(t, "echo 'the disk is on fire' >&2; exit 3"), "the disk is on fire", errdefs.ErrUnknown},
+		{"silent", script(t, "exit 7"), "code 7", errdefs.ErrUnknown},
+		{
+			"complains of hugetlb", script(t, `case "$*" in *version*) echo runc version 1; echo spec: 1.0.0;; *) echo hugetlb missing >&2; exit 1;; esac`),
+			"remedy: mount the controller", errdefs.ErrUnknown,
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			_, err := Probe(ctx, Handler{Name: "x", Type: TypeOCI, Path: tc.path})
+			if !errors.Is(err, tc.kind) || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %v with %q", err, tc.kind, tc.want)
+			}
+		})
+	}
+}
+
+func TestParseVersion(t *testing.T) {
+	runc := parseVersion("runc version 1.1.5+ds1\ncommit: x\nspec: 1.0.2-dev\ngo: go1.19.8\n")
+	if runc.Version != "1.1.5+ds1" || runc.OCIVersion != "1.0.2-dev" || runc.RecursiveReadOnly {
+		t.Errorf("runc: %+v", runc)
+	}
+	crun := parseVersion("crun version 1.8.1\ncommit: x\nspec: 1.0.0\n+SYSTEMD\n")
+	if crun.Version != "1.8.1" || crun.OCIVersion != "1.0.0" || !crun.RecursiveReadOnly {
+		t.Errorf("crun: %+v", crun)
+	}
+}
+
+// FuzzParseLog: whatever a runtime writes into its log, the message is bounded and valid text.
+func FuzzParseLog(f *testing.F) {
+	f.Add([]byte(`{"level":"error","msg":"exec: \"nope\": executable file not found in $PATH"}`))
+	f.Add([]byte("panic: runtime error\ngoroutine 1"))
+	f.Add([]byte("\xff\xfe{"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if got := parseLog(text); len(got) > maxMessage+4 {
+			t.Errorf("message of %d bytes", len(got))
+		}
+	})
+}
