@@ -10,6 +10,7 @@ package cgroup
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -66,6 +67,27 @@ type Host struct {
 func (h *Host) Has(controller string) bool {
 	_, ok := h.controllers[controller]
 	return ok
+}
+
+// Controllers returns the names of the controllers that Has reports, in order.
+func (h *Host) Controllers() []string {
+	return slices.Sorted(maps.Keys(h.controllers))
+}
+
+// SwapLimit tells whether the swap of a cgroup can be limited: it depends on
+// the kernel's configuration and, on v1, on its command line.
+func (h *Host) SwapLimit() bool {
+	dir, ok := h.controllers["memory"]
+	if !ok {
+		return false
+	}
+	// The root of a v2 hierarchy has no limits, its first level has.
+	pattern := filepath.Join(dir, "memory.memsw.limit_in_bytes")
+	if h.Mode == V2 {
+		pattern = filepath.Join(dir, "*", "memory.swap.max")
+	}
+	found, err := filepath.Glob(pattern)
+	return err == nil && len(found) > 0
 }
 
 // Dir returns the directory of the cgroup at path in the hierarchy that

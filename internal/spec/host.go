@@ -1,8 +1,23 @@
 package spec
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/pkg/cap"
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-runtime/berth/internal/cgroup"
 )
+
+// appArmorDefault is the profile of containers that name none, if the
+// administrator has loaded one.
+const appArmorDefault = "berth-default"
 
 // Host is what the spec depends on of the machine and of the daemon's own
 // rights. ReadHost fills it; it is plain data and may be changed by the
@@ -28,6 +43,9 @@ type Host struct {
 	// id-mapped mounts work: a fact of the kernel, to be cleared for an OCI
 	// runtime without support.
 	RecursiveReadOnly, IDMap bool
+	// UserNamespaces tells whether pods can have user namespaces of their own.
+	// ReadHost leaves it false: it takes an engine and an OCI runtime too.
+	UserNamespaces bool
 	// Seccomp, AppArmor and SELinux tell which security modules are active.
 	Seccomp, AppArmor, SELinux bool
 	// AppArmorDefault is the AppArmor profile for containers that name none;
@@ -35,4 +53,157 @@ type Host struct {
 	AppArmorDefault string
 	// AppArmorProfiles are the names of the loaded profiles.
 	AppArmorProfiles []string
+}
+
+// ReadHost finds out what this machine and the rights of this process allow.
+func ReadHost() (Host, error) {
+	cgroups, err := cgroup.Detect()
+	if err != nil {
+		return Host{}, err
+	}
+	host := Host{
+		Cgroup:      cgroups.Mode,
+		Controllers: cgroups.Controllers(),
+		SwapLimit:   cgroups.SwapLimit(),
+		Seccomp:     seccompSupported(),
+		SELinux:     exists("/sys/fs/selinux/enforce"),
+	}
+	host.RecursiveReadOnly = mountSetattrSupported()
+	host.IDMap = host.RecursiveReadOnly
+	if host.Name, err = os.Hostname(); err != nil {
+		return Host{}, fmt.Errorf("read the host name: %w", err)
+	}
+	if cgroups.Has("hugetlb") {
+		if host.HugepageSizes, err = hugepageSizes("/sys/kernel/mm/hugepages"); err != nil {
+			return Host{}, err
+		}
+	}
+	if host.Capabilities, err = ownCapabilities(); err != nil {
+		return Host{}, err
+	}
+	if host.MinOOMScoreAdj, err = lowestOOMScoreAdj(host.Capabilities); err != nil {
+		return Host{}, err
+	}
+	if err := readAppArmor(&host); err != nil {
+		return Host{}, err
+	}
+	return host, nil
+}
+
+// ownCapabilities returns what this process can give to its children: what it
+// has and its bounding set lets through.
+func ownCapabilities() ([]string, error) {
+	file, err := os.Open("/proc/self/status")
+	if err != nil {
+		return nil, fmt.Errorf("read own capabilities: %w", err)
+	}
+	defer file.Close() //nolint:errcheck // opened for reading only
+	sets, err := cap.ParseProcPIDStatus(file)
+	if err != nil {
+		return nil, fmt.Errorf("read own capabilities: %w", err)
+	}
+	// Numbers that have no name here are newer than any OCI runtime knows.
+	names, _ := cap.FromBitmap(sets[cap.Bounding] & sets[cap.Permitted])
+	return sorted(names), nil
+}
+
+// lowestOOMScoreAdj returns the least score that may be set. Without
+// CAP_SYS_RESOURCE the kernel does not say what that is; the present score of
+// this process is always allowed.
+func lowestOOMScoreAdj(capabilities []string) (int, error) {
+	if slices.Contains(capabilities, "CAP_SYS_RESOURCE") {
+		return minOOMScoreAdj, nil
+	}
+	data, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return 0, fmt.Errorf("read own OOM score: %w", err)
+	}
+	score, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return 0, fmt.Errorf("read own OOM score: %w", err)
+	}
+	return score, nil
+}
+
+// hugepageSizes lists the sizes that the kernel manages, smallest first, in
+// the notation of control files: hugepages-2048kB is 2MB.
+func hugepageSizes(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list huge page sizes: %w", err)
+	}
+	var kilobytes []uint64
+	for _, entry := range entries {
+		text, ok := strings.CutPrefix(entry.Name(), "hugepages-")
+		text, isKB := strings.CutSuffix(text, "kB")
+		size, err := strconv.ParseUint(text, 10, 64)
+		if !ok || !isKB || err != nil {
+			return nil, fmt.Errorf("list huge page sizes: %s/%s is not understood", dir, entry.Name())
+		}
+		kilobytes = append(kilobytes, size)
+	}
+	slices.Sort(kilobytes)
+	var sizes []string
+	for _, size := range kilobytes {
+		unit := "K"
+		for _, next := range []string{"M", "G", "T"} {
+			if size%1024 != 0 || size < 1024 {
+				break
+			}
+			size, unit = size/1024, next
+		}
+		sizes = append(sizes, fmt.Sprintf("%d%sB", size, unit))
+	}
+	return sizes, nil
+}
+
+// seccompSupported asks the kernel whether it has seccomp filters: with a nil
+// program it answers EFAULT if so, EINVAL if not.
+func seccompSupported() bool {
+	err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, 0, 0, 0)
+	return errors.Is(err, unix.EFAULT)
+}
+
+// mountSetattrSupported asks the kernel for mount_setattr (Linux 5.12), which
+// makes mounts recursively read-only and maps their IDs.
+func mountSetattrSupported() bool {
+	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{})
+	return !errors.Is(err, unix.ENOSYS)
+}
+
+// readAppArmor fills in the state of AppArmor.
+func readAppArmor(host *Host) error {
+	data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the state of AppArmor: %w", err)
+	}
+	if !strings.HasPrefix(string(data), "Y") {
+		return nil
+	}
+	profiles, err := os.ReadFile("/sys/kernel/security/apparmor/profiles")
+	if err != nil {
+		return fmt.Errorf("list AppArmor profiles: %w", err)
+	}
+	host.AppArmor = true
+	for line := range strings.Lines(string(profiles)) {
+		// A line is "name (mode)", and the name may contain blanks.
+		if i := strings.LastIndex(line, " ("); i > 0 {
+			host.AppArmorProfiles = append(host.AppArmorProfiles, line[:i])
+		}
+	}
+	if slices.Contains(host.AppArmorProfiles, appArmorDefault) {
+		host.AppArmorDefault = appArmorDefault
+	}
+	return nil
+}
+
+func exists(file string) bool {
+	_, err := os.Lstat(file)
+	return err == nil
 }

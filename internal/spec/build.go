@@ -1,0 +1,136 @@
+package spec
+
+import (
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// defaultOCIVersion is understood by every OCI runtime in use.
+const defaultOCIVersion = "1.0.2"
+
+// The annotations by which hooks and sandboxing OCI runtimes recognise a
+// container of Kubernetes. Annotations of the request are not passed on: some
+// OCI runtimes change their behaviour by annotation, which is not for a pod's
+// author to decide.
+const (
+	annotationContainerName = "io.kubernetes.cri.container-name"
+	annotationImageName     = "io.kubernetes.cri.image-name"
+	annotationSandboxID     = "io.kubernetes.cri.sandbox-id"
+	annotationSandboxName   = "io.kubernetes.cri.sandbox-name"
+	annotationNamespace     = "io.kubernetes.cri.sandbox-namespace"
+	annotationSandboxUID    = "io.kubernetes.cri.sandbox-uid"
+)
+
+// Build makes the spec of a container, and refuses what cannot be granted:
+// with nil, an OCI runtime that works on this host can start the container.
+// The root file system must be mounted at in.Rootfs.
+func Build(in Input) (*Output, error) {
+	if err := Validate(in.Config, in.Pod); err != nil {
+		return nil, err
+	}
+	process, warnings, err := firstProcess(in)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := mounts(in)
+	if err != nil {
+		return nil, err
+	}
+	linux, err := linuxSection(in)
+	if err != nil {
+		return nil, err
+	}
+	linux.RootfsPropagation = mounts.propagation
+	sc := in.Config.GetLinux().GetSecurityContext()
+	result := &specs.Spec{
+		Version:     choose(in.OCIVersion, defaultOCIVersion),
+		Process:     process,
+		Root:        &specs.Root{Path: in.Rootfs, Readonly: sc.GetReadonlyRootfs()},
+		Mounts:      mounts.mounts,
+		Annotations: annotations(in),
+		Linux:       linux,
+	}
+	if err := applySeccomp(sc, in.Host, result); err != nil {
+		return nil, err
+	}
+	signal, warning := stopSignal(in)
+	return &Output{
+		Spec:       result,
+		User:       containerUser(process.User),
+		StopSignal: signal,
+		Warnings:   nonEmpty(slices.Concat(warnings, mounts.warnings, []string{warning})),
+	}, nil
+}
+
+// firstProcess makes the process section.
+func firstProcess(in Input) (process *specs.Process, warnings []string, err error) {
+	sc := in.Config.GetLinux().GetSecurityContext()
+	process = &specs.Process{
+		Terminal:        in.Config.GetTty(),
+		NoNewPrivileges: sc.GetNoNewPrivs(),
+	}
+	if process.User, err = resolveUser(in); err != nil {
+		return nil, nil, err
+	}
+	if process.Args, err = arguments(in); err != nil {
+		return nil, nil, err
+	}
+	if process.Env, err = environment(in); err != nil {
+		return nil, nil, err
+	}
+	if process.Cwd, err = workingDir(in); err != nil {
+		return nil, nil, err
+	}
+	if process.Capabilities, err = capabilities(sc, in.Host); err != nil {
+		return nil, nil, err
+	}
+	if process.ApparmorProfile, err = appArmorProfile(sc, in.Host); err != nil {
+		return nil, nil, err
+	}
+	if process.SelinuxLabel, err = selinuxLabel(sc, in.Host); err != nil {
+		return nil, nil, err
+	}
+	score, warning := oomScoreAdj(in)
+	process.OOMScoreAdj = score
+	return process, []string{warning}, nil
+}
+
+// linuxSection makes the linux section but for seccomp and the propagation of
+// the root, which depend on other sections.
+func linuxSection(in Input) (*specs.Linux, error) {
+	linux := &specs.Linux{CgroupsPath: in.CgroupsPath}
+	var err error
+	if linux.Namespaces, err = namespaces(in); err != nil {
+		return nil, err
+	}
+	if linux.Resources, err = Resources(in.Config.GetLinux().GetResources(), in.Host); err != nil {
+		return nil, err
+	}
+	devices, err := devices(in)
+	if err != nil {
+		return nil, err
+	}
+	linux.Devices = devices.nodes
+	linux.Resources.Devices = devices.rules
+	linux.UIDMappings, linux.GIDMappings, _ = UserNamespace(in.Pod)
+	applyPaths(in.Config.GetLinux().GetSecurityContext(), linux)
+	return linux, nil
+}
+
+func annotations(in Input) map[string]string {
+	image := in.Config.GetImage()
+	return map[string]string{
+		annotationContainerName: in.Config.GetMetadata().GetName(),
+		annotationImageName:     choose(image.GetUserSpecifiedImage(), image.GetImage()),
+		annotationSandboxID:     in.SandboxID,
+		annotationSandboxName:   in.Pod.GetMetadata().GetName(),
+		annotationNamespace:     in.Pod.GetMetadata().GetNamespace(),
+		annotationSandboxUID:    in.Pod.GetMetadata().GetUid(),
+	}
+}
+
+// nonEmpty removes empty strings.
+func nonEmpty(texts []string) []string {
+	return slices.DeleteFunc(texts, func(text string) bool { return text == "" })
+}

@@ -1,0 +1,164 @@
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+const (
+	allAccess = "rwm"
+
+	// maxDevices bounds the devices below one directory of a request.
+	maxDevices = 4096
+)
+
+// deviceSet collects the device nodes of a container and who may use them.
+type deviceSet struct {
+	nodes []specs.LinuxDevice
+	rules []specs.LinuxDeviceCgroup
+}
+
+// devices lists the device nodes of a container beyond those that every OCI
+// runtime makes, and the rules of its device cgroup, the last match of which
+// counts.
+func devices(in Input) (*deviceSet, error) {
+	if names := in.Config.GetCDIDevices(); len(names) > 0 {
+		return nil, fmt.Errorf("CDI_devices[0].name %q: devices of the Container Device Interface are not supported: %w",
+			names[0].GetName(), errdefs.ErrNotImplemented)
+	}
+	set := &deviceSet{}
+	privileged := in.Config.GetLinux().GetSecurityContext().GetPrivileged()
+	if privileged {
+		set.rules = []specs.LinuxDeviceCgroup{{Allow: true, Access: allAccess}}
+		nodes, err := oci.HostDevices()
+		if err != nil {
+			return nil, fmt.Errorf("list the devices of the host for container %s: %w", in.ContainerID, err)
+		}
+		set.nodes = nodes
+	} else {
+		set.rules = defaultRules()
+	}
+	for i, device := range in.Config.GetDevices() {
+		access := device.GetPermissions()
+		if access == "" {
+			access = allAccess
+		}
+		found, err := findDevices(fmt.Sprintf("devices[%d].host_path", i), device.GetHostPath(), device.GetContainerPath())
+		if err != nil {
+			return nil, err
+		}
+		for _, node := range found {
+			set.put(node)
+			if !privileged {
+				major, minor := node.Major, node.Minor
+				set.rules = append(set.rules, specs.LinuxDeviceCgroup{
+					Allow: true, Type: node.Type, Major: &major, Minor: &minor, Access: access,
+				})
+			}
+		}
+	}
+	return set, nil
+}
+
+// put adds a node, in place of one of the same path.
+func (s *deviceSet) put(node specs.LinuxDevice) {
+	for i := range s.nodes {
+		if s.nodes[i].Path == node.Path {
+			s.nodes[i] = node
+			return
+		}
+	}
+	s.nodes = append(s.nodes, node)
+}
+
+// findDevices returns the device that a path of the host leads to, or all
+// devices below it if it is a directory, with their paths in the container.
+func findDevices(field, hostPath, containerPath string) ([]specs.LinuxDevice, error) {
+	real, err := filepath.EvalSymlinks(hostPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, invalid(field, hostPath, "does not exist")
+	}
+	if err != nil {
+		return nil, invalid(field, hostPath, err.Error())
+	}
+	info, err := os.Stat(real)
+	if err != nil {
+		return nil, invalid(field, hostPath, err.Error())
+	}
+	containerPath = filepath.Clean(containerPath)
+	if !info.IsDir() {
+		node, err := oci.DeviceFromPath(real)
+		if err != nil || node.Type == "p" {
+			return nil, invalid(field, hostPath, "is not a device node")
+		}
+		node.Path = containerPath
+		return []specs.LinuxDevice{*node}, nil
+	}
+	return walkDevices(field, real, containerPath)
+}
+
+func walkDevices(field, dir, containerPath string) ([]specs.LinuxDevice, error) {
+	var nodes []specs.LinuxDevice
+	err := filepath.WalkDir(dir, func(file string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			// Devices come and go while we walk.
+			return nil
+		}
+		if err != nil || entry.Type()&fs.ModeDevice == 0 {
+			return err
+		}
+		node, err := oci.DeviceFromPath(file)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, oci.ErrNotADevice) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if len(nodes) == maxDevices {
+			return invalid(field, dir, fmt.Sprintf("holds more than %d devices", maxDevices))
+		}
+		relative, err := filepath.Rel(dir, file)
+		if err != nil {
+			return err
+		}
+		node.Path = filepath.Join(containerPath, relative)
+		nodes = append(nodes, *node)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the devices below %s: %w", dir, err)
+	}
+	if len(nodes) == 0 {
+		return nil, invalid(field, dir, "is a directory without device nodes")
+	}
+	return nodes, nil
+}
+
+// defaultRules deny everything but making nodes and using the harmless
+// devices that every container has.
+func defaultRules() []specs.LinuxDeviceCgroup {
+	rules := []specs.LinuxDeviceCgroup{
+		{Allow: false, Access: allAccess},
+		{Allow: true, Type: "c", Access: "m"},
+		{Allow: true, Type: "b", Access: "m"},
+	}
+	for _, device := range [][2]int64{
+		{1, 3} /* null */, {1, 5} /* zero */, {1, 7} /* full */, {1, 8} /* random */, {1, 9}, /* urandom */
+		{5, 0} /* tty */, {5, 1} /* console */, {5, 2}, /* ptmx */
+	} {
+		major, minor := device[0], device[1]
+		rules = append(rules, specs.LinuxDeviceCgroup{
+			Allow: true, Type: "c", Major: &major, Minor: &minor, Access: allAccess,
+		})
+	}
+	// Every terminal below /dev/pts.
+	major := int64(136)
+	return append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Access: allAccess})
+}

@@ -1,0 +1,243 @@
+package spec
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	devDir = "/dev"
+	shmDir = "/dev/shm"
+
+	propagationPrivate = "rprivate"
+	propagationSlave   = "rslave"
+	propagationShared  = "rshared"
+)
+
+// mountOptions are the options that a request may add to a bind mount, each
+// with the one that it replaces.
+var mountOptions = map[string]string{
+	"noexec": "exec", "exec": "noexec",
+	"nosuid": "suid", "suid": "nosuid",
+	"nodev": "dev", "dev": "nodev",
+	"noatime": "atime", "atime": "noatime",
+	"nodiratime": "diratime", "diratime": "nodiratime",
+	"relatime": "norelatime", "norelatime": "relatime",
+	"strictatime": "nostrictatime", "nostrictatime": "strictatime",
+}
+
+// mountSet collects the mounts of a container.
+type mountSet struct {
+	mounts []specs.Mount
+	// propagation is that of the root mount: it must let through what the
+	// mounts below it receive or send.
+	propagation string
+	warnings    []string
+}
+
+// mounts lists the default mounts that the request does not replace, and then
+// the mounts of the request and the files of the pod, parents first.
+func mounts(in Input) (*mountSet, error) {
+	set := &mountSet{}
+	for i, mount := range in.Config.GetMounts() {
+		if err := set.add(fmt.Sprintf("mounts[%d]", i), mount, in); err != nil {
+			return nil, err
+		}
+	}
+	taken := map[string]bool{}
+	for _, mount := range set.mounts {
+		taken[mount.Destination] = true
+	}
+	for _, mount := range podMounts(in) {
+		if !taken[mount.Destination] {
+			set.mounts = append(set.mounts, mount)
+		}
+	}
+	slices.SortStableFunc(set.mounts, func(a, b specs.Mount) int {
+		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
+	})
+	var defaults []specs.Mount
+	for _, mount := range defaultMounts(in.Config.GetLinux().GetSecurityContext().GetPrivileged()) {
+		// Who mounts a /dev brings what is in it.
+		if taken[mount.Destination] || taken[devDir] && strings.HasPrefix(mount.Destination, devDir+"/") {
+			continue
+		}
+		defaults = append(defaults, mount)
+	}
+	set.mounts = append(defaults, set.mounts...)
+	return set, nil
+}
+
+// defaultMounts are the file systems of the kernel that every container has.
+func defaultMounts(privileged bool) []specs.Mount {
+	access := "ro"
+	if privileged {
+		access = "rw"
+	}
+	mount := func(kind, target string, options ...string) specs.Mount {
+		return specs.Mount{Type: kind, Source: kind, Destination: target, Options: options}
+	}
+	return []specs.Mount{
+		mount("proc", "/proc", "nosuid", "noexec", "nodev"),
+		mount("tmpfs", devDir, "nosuid", "strictatime", "mode=755", "size=65536k"),
+		mount("devpts", "/dev/pts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+		mount("mqueue", "/dev/mqueue", "nosuid", "noexec", "nodev"),
+		mount("sysfs", "/sys", "nosuid", "noexec", "nodev", access),
+		mount("cgroup", "/sys/fs/cgroup", "nosuid", "noexec", "nodev", "relatime", access),
+	}
+}
+
+// podMounts are what all containers of a pod share.
+func podMounts(in Input) []specs.Mount {
+	shm := in.Shm
+	if ModesOf(in.Config, in.Pod).IPC == modeNode {
+		shm = shmDir
+	}
+	access := "rw"
+	if in.Config.GetLinux().GetSecurityContext().GetReadonlyRootfs() {
+		access = "ro"
+	}
+	var list []specs.Mount
+	bind := func(source, target string, options ...string) {
+		if source != "" {
+			list = append(list, specs.Mount{
+				Type: "bind", Source: source, Destination: target,
+				Options: append([]string{"rbind", propagationPrivate}, options...),
+			})
+		}
+	}
+	bind(shm, shmDir, "nosuid", "noexec", "nodev", "rw")
+	bind(in.Hosts, "/etc/hosts", access)
+	bind(in.Hostname, "/etc/hostname", access)
+	bind(in.ResolvConf, "/etc/resolv.conf", access)
+	return list
+}
+
+// add resolves one mount of the request.
+func (s *mountSet) add(field string, mount *runtimeapi.Mount, in Input) error {
+	source, err := mountSource(field, mount, in)
+	if err != nil {
+		return err
+	}
+	propagation, err := s.propagate(field, mount, source)
+	if err != nil {
+		return err
+	}
+	options := []string{"rbind", propagation}
+	switch {
+	case mount.GetRecursiveReadOnly():
+		if !in.Host.RecursiveReadOnly {
+			return unavailable(field+".recursive_read_only", true,
+				"the kernel or the OCI runtime does not support recursive read-only mounts")
+		}
+		options = append(options, "rro")
+	case mount.GetReadonly():
+		options = append(options, "ro")
+	default:
+		options = append(options, "rw")
+	}
+	for _, option := range mount.GetMountOptions() {
+		options = slices.DeleteFunc(options, func(have string) bool {
+			return have == option || have == mountOptions[option]
+		})
+		options = append(options, option)
+	}
+	uids, gids := idMappings(mount.GetUidMappings()), idMappings(mount.GetGidMappings())
+	if len(uids) > 0 && !in.Host.IDMap {
+		return unavailable(field+".uidMappings", mount.GetUidMappings(),
+			"the kernel or the OCI runtime does not support id-mapped mounts")
+	}
+	s.mounts = append(s.mounts, specs.Mount{
+		Type: "bind", Source: source, Destination: path.Clean(mount.GetContainerPath()),
+		Options: options, UIDMappings: uids, GIDMappings: gids,
+	})
+	return nil
+}
+
+// mountSource returns the real path of what is to be mounted.
+func mountSource(field string, mount *runtimeapi.Mount, in Input) (string, error) {
+	if mount.GetImage() != nil {
+		source, ok := in.ImageVolumes[mount.GetContainerPath()]
+		if !ok {
+			return "", unavailable(field+".image", mount.GetImage().GetImage(), "the image is not mounted on this node")
+		}
+		return source, nil
+	}
+	source, err := filepath.EvalSymlinks(mount.GetHostPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", invalid(field+".host_path", mount.GetHostPath(), "does not exist")
+	}
+	if err != nil {
+		return "", invalid(field+".host_path", mount.GetHostPath(), err.Error())
+	}
+	return source, nil
+}
+
+// propagate chooses the propagation of a mount and checks that its source can
+// take part in it: mounts travel only between mounts of one peer group.
+func (s *mountSet) propagate(field string, mount *runtimeapi.Mount, source string) (string, error) {
+	var wanted string
+	var groups []string
+	switch mount.GetPropagation() {
+	case runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+		return propagationPrivate, nil
+	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		wanted, groups = propagationShared, []string{"shared:"}
+		s.propagation = propagationShared
+	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
+		wanted, groups = propagationSlave, []string{"shared:", "master:"}
+		if s.propagation == "" {
+			s.propagation = propagationSlave
+		}
+	default:
+		s.warnings = append(s.warnings, fmt.Sprintf("%s.propagation %d is unknown here, the mount is private",
+			field, int32(mount.GetPropagation())))
+		return propagationPrivate, nil
+	}
+	info, err := mountOf(source)
+	if err != nil {
+		return "", fmt.Errorf("%s.host_path %q: find its mount: %w", field, source, err)
+	}
+	for option := range strings.FieldsSeq(info.Optional) {
+		for _, group := range groups {
+			if strings.HasPrefix(option, group) {
+				return wanted, nil
+			}
+		}
+	}
+	return "", unavailable(field+".propagation", mount.GetPropagation().String(), fmt.Sprintf(
+		"%s is on the mount %s, which is private; make it shared: mount --make-rshared %s",
+		source, info.Mountpoint, info.Mountpoint))
+}
+
+// mountOf returns the mount that a path is on. The kernel names it, which is
+// right also where mounts hide each other (statx, Linux 5.8).
+func mountOf(file string) (*mountinfo.Info, error) {
+	var stat unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, file, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &stat)
+	if err != nil {
+		return nil, &fs.PathError{Op: "statx", Path: file, Err: err}
+	}
+	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
+		found := uint64(info.ID) == stat.Mnt_id
+		return !found, found
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(infos) == 0 {
+		return nil, &fs.PathError{Op: "find mount of", Path: file, Err: fs.ErrNotExist}
+	}
+	return infos[0], nil
+}

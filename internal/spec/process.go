@@ -1,0 +1,115 @@
+package spec
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+const (
+	defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	defaultTerm = "TERM=xterm"
+)
+
+// Process returns the process of an exec in a container whose first process
+// is base: the same user, rights and environment, another command.
+func Process(base *specs.Process, argv []string, tty bool) *specs.Process {
+	process := *base
+	process.Args = slices.Clone(argv)
+	process.CommandLine = ""
+	process.Terminal = tty
+	process.ConsoleSize = nil
+	process.Env = slices.Clone(base.Env)
+	if tty {
+		process.Env = withDefault(process.Env, defaultTerm)
+	}
+	return &process
+}
+
+// arguments merges command and args of the request with entry point and
+// command of the image: a command of the request replaces both, args alone
+// replace the command of the image.
+func arguments(in Input) ([]string, error) {
+	command, args := in.Config.GetCommand(), in.Config.GetArgs()
+	if len(command) == 0 {
+		command = in.Image.Entrypoint
+		if len(args) == 0 {
+			args = in.Image.Cmd
+		}
+	}
+	argv := slices.Concat(command, args)
+	if len(argv) == 0 {
+		return nil, invalid("command", "", "must be given, since the image has neither entry point nor command")
+	}
+	for _, word := range argv {
+		if err := checkText("command of the image", word); err != nil {
+			return nil, err
+		}
+	}
+	if argv[0] == "" {
+		return nil, invalid("command[0]", "", "must not be empty")
+	}
+	return argv, nil
+}
+
+// environment lays the variables of the request over those of the image, and
+// puts the customary ones below both.
+func environment(in Input) ([]string, error) {
+	env := []string{defaultPath}
+	if in.Config.GetTty() {
+		env = append(env, defaultTerm)
+	}
+	env = append(env, "HOSTNAME="+Hostname(in.Pod, in.Host))
+	for _, entry := range in.Image.Env {
+		if !strings.Contains(entry, "=") {
+			// Docker means by a bare name that the variable is unset.
+			continue
+		}
+		if err := checkText("environment of the image", entry); err != nil {
+			return nil, err
+		}
+		env = setEnv(env, entry)
+	}
+	for _, entry := range in.Config.GetEnvs() {
+		env = setEnv(env, entry.GetKey()+"="+string(entry.GetValue()))
+	}
+	return env, nil
+}
+
+// setEnv replaces a variable in place, or appends it.
+func setEnv(env []string, entry string) []string {
+	key, _, _ := strings.Cut(entry, "=")
+	for i, old := range env {
+		if strings.HasPrefix(old, key+"=") {
+			env[i] = entry
+			return env
+		}
+	}
+	return append(env, entry)
+}
+
+// withDefault appends a variable unless it is set already.
+func withDefault(env []string, entry string) []string {
+	key, _, _ := strings.Cut(entry, "=")
+	for _, old := range env {
+		if strings.HasPrefix(old, key+"=") {
+			return env
+		}
+	}
+	return append(env, entry)
+}
+
+// workingDir returns the directory to start in. Images may name a relative
+// one, which counts from the root.
+func workingDir(in Input) (string, error) {
+	dir := in.Config.GetWorkingDir()
+	if dir == "" {
+		dir = in.Image.WorkingDir
+		if err := checkText("working directory of the image", dir); err != nil {
+			return "", err
+		}
+	}
+	return path.Clean("/" + dir), nil
+}

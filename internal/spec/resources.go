@@ -1,0 +1,218 @@
+package spec
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/cgroup"
+)
+
+const (
+	// The bounds of the kernel for a CPU quota and its period, in microseconds.
+	minCPUQuota  = 1000
+	minCPUPeriod = 1000
+	maxCPUPeriod = 1000000
+
+	// minCPUShares is the least weight that the kernel takes.
+	minCPUShares = 2
+
+	minOOMScoreAdj = -1000
+	maxOOMScoreAdj = 1000
+
+	unlimited = -1
+)
+
+var (
+	// idList is a list of CPUs or memory nodes: "0-3,7", with the kernel's
+	// stepped ranges ("0-31:2/4").
+	idList = regexp.MustCompile(`^\d{1,6}(-\d{1,6}(:\d{1,6}/\d{1,6})?)?(,\d{1,6}(-\d{1,6}(:\d{1,6}/\d{1,6})?)?)*$`)
+	// hugepageSize is how the kernel writes a size in file names.
+	hugepageSize = regexp.MustCompile(`^[1-9]\d{0,5}[KMGT]B$`)
+)
+
+// Resources translates the limits of a request for an OCI runtime on this
+// host: a nil request gives no limits. What the host cannot enforce is an
+// error of kind errdefs.ErrFailedPrecondition, unless the value means "no
+// limit", which needs no enforcing. A key of unified wins over the typed field
+// for the same limit.
+//
+// For an update, merge it into the former request first (MergeResources).
+func Resources(request *runtimeapi.LinuxContainerResources, host Host) (*specs.LinuxResources, error) {
+	const field = "linux.resources"
+	if err := validateResources(field, request); err != nil {
+		return nil, err
+	}
+	result := &specs.LinuxResources{CPU: cpuLimits(request), Memory: memoryLimits(request, host)}
+	if *result.CPU == (specs.LinuxCPU{}) {
+		result.CPU = nil
+	}
+	var err error
+	if result.HugepageLimits, err = hugepageLimits(field, request, host); err != nil {
+		return nil, err
+	}
+	if err := applyUnified(field+".unified", result, request.GetUnified(), host); err != nil {
+		return nil, err
+	}
+	return result, nil
+}
+
+// MergeResources returns old with every value of update that is not empty;
+// neither is changed.
+func MergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	result := &runtimeapi.LinuxContainerResources{
+		CpuPeriod:              choose(update.GetCpuPeriod(), old.GetCpuPeriod()),
+		CpuQuota:               choose(update.GetCpuQuota(), old.GetCpuQuota()),
+		CpuShares:              choose(update.GetCpuShares(), old.GetCpuShares()),
+		MemoryLimitInBytes:     choose(update.GetMemoryLimitInBytes(), old.GetMemoryLimitInBytes()),
+		OomScoreAdj:            choose(update.GetOomScoreAdj(), old.GetOomScoreAdj()),
+		CpusetCpus:             choose(update.GetCpusetCpus(), old.GetCpusetCpus()),
+		CpusetMems:             choose(update.GetCpusetMems(), old.GetCpusetMems()),
+		MemorySwapLimitInBytes: choose(update.GetMemorySwapLimitInBytes(), old.GetMemorySwapLimitInBytes()),
+	}
+	for _, list := range [][]*runtimeapi.HugepageLimit{old.GetHugepageLimits(), update.GetHugepageLimits()} {
+		for _, limit := range list {
+			result.HugepageLimits = slices.DeleteFunc(result.HugepageLimits, func(have *runtimeapi.HugepageLimit) bool {
+				return have.GetPageSize() == limit.GetPageSize()
+			})
+			result.HugepageLimits = append(result.HugepageLimits,
+				&runtimeapi.HugepageLimit{PageSize: limit.GetPageSize(), Limit: limit.GetLimit()})
+		}
+	}
+	for _, values := range []map[string]string{old.GetUnified(), update.GetUnified()} {
+		for key, value := range values {
+			if result.Unified == nil {
+				result.Unified = map[string]string{}
+			}
+			result.Unified[key] = value
+		}
+	}
+	return result
+}
+
+// choose returns update unless it is the zero value.
+func choose[T comparable](update, old T) T {
+	var zero T
+	if update == zero {
+		return old
+	}
+	return update
+}
+
+// validateResources refuses values that no host could enforce.
+func validateResources(field string, r *runtimeapi.LinuxContainerResources) error {
+	if period := r.GetCpuPeriod(); period != 0 {
+		if err := checkRange(field+".cpu_period", period, minCPUPeriod, maxCPUPeriod); err != nil {
+			return err
+		}
+	}
+	if quota := r.GetCpuQuota(); quota != 0 && quota != unlimited && quota < minCPUQuota {
+		return invalid(field+".cpu_quota", quota, fmt.Sprintf("must be -1 or at least %d", minCPUQuota))
+	}
+	if r.GetCpuShares() < 0 {
+		return invalid(field+".cpu_shares", r.GetCpuShares(), "must not be negative")
+	}
+	if r.GetMemoryLimitInBytes() < unlimited {
+		return invalid(field+".memory_limit_in_bytes", r.GetMemoryLimitInBytes(), "must be -1 or positive")
+	}
+	swap := r.GetMemorySwapLimitInBytes()
+	if swap < unlimited || swap > 0 && swap < r.GetMemoryLimitInBytes() {
+		return invalid(field+".memory_swap_limit_in_bytes", swap,
+			"is memory and swap together and must be -1 or at least memory_limit_in_bytes")
+	}
+	if err := checkRange(field+".oom_score_adj", r.GetOomScoreAdj(), minOOMScoreAdj, maxOOMScoreAdj); err != nil {
+		return err
+	}
+	for _, set := range []struct{ name, value string }{
+		{"cpuset_cpus", r.GetCpusetCpus()}, {"cpuset_mems", r.GetCpusetMems()},
+	} {
+		if set.value != "" && !idList.MatchString(set.value) {
+			return invalid(field+"."+set.name, set.value, "must be a list of numbers and ranges like 0-3,7")
+		}
+	}
+	for i, limit := range r.GetHugepageLimits() {
+		if !hugepageSize.MatchString(limit.GetPageSize()) {
+			return invalid(fmt.Sprintf("%s.hugepage_limits[%d].page_size", field, i), limit.GetPageSize(),
+				"must be a size in the kernel's notation like 2MB")
+		}
+	}
+	return validateUnified(field+".unified", r.GetUnified())
+}
+
+func cpuLimits(r *runtimeapi.LinuxContainerResources) *specs.LinuxCPU {
+	cpu := &specs.LinuxCPU{Cpus: r.GetCpusetCpus(), Mems: r.GetCpusetMems()}
+	if shares := r.GetCpuShares(); shares > 0 {
+		value := uint64(max(shares, minCPUShares))
+		cpu.Shares = &value
+	}
+	if quota := r.GetCpuQuota(); quota != 0 {
+		cpu.Quota = &quota
+	}
+	if r.GetCpuPeriod() != 0 {
+		period := uint64(r.GetCpuPeriod())
+		cpu.Period = &period
+	}
+	return cpu
+}
+
+// memoryLimits limits swap to nothing beside a memory limit, unless swap is
+// asked for: otherwise a container at its limit would begin to swap.
+func memoryLimits(r *runtimeapi.LinuxContainerResources, host Host) *specs.LinuxMemory {
+	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
+	if swap == 0 {
+		swap = limit
+	}
+	memory := &specs.LinuxMemory{}
+	if limit != 0 {
+		memory.Limit = &limit
+	}
+	if swap != 0 && host.SwapLimit {
+		memory.Swap = &swap
+	}
+	if memory.Limit == nil && memory.Swap == nil {
+		return nil
+	}
+	return memory
+}
+
+// hugepageLimits leaves out sizes that the host does not know when they are
+// limited to nothing: kubelet lists every size that exists anywhere.
+func hugepageLimits(field string, r *runtimeapi.LinuxContainerResources, host Host) ([]specs.LinuxHugepageLimit, error) {
+	var limits []specs.LinuxHugepageLimit
+	for i, limit := range r.GetHugepageLimits() {
+		if slices.Contains(host.HugepageSizes, limit.GetPageSize()) {
+			limits = append(limits, specs.LinuxHugepageLimit{Pagesize: limit.GetPageSize(), Limit: limit.GetLimit()})
+			continue
+		}
+		if limit.GetLimit() > 0 {
+			return nil, unavailable(fmt.Sprintf("%s.hugepage_limits[%d].page_size", field, i), limit.GetPageSize(),
+				fmt.Sprintf("this host cannot limit pages of this size, only of %v", host.HugepageSizes))
+		}
+	}
+	return limits, nil
+}
+
+// oomScoreAdj returns the score of the request, no lower than the daemon may
+// set it.
+func oomScoreAdj(in Input) (score *int, warning string) {
+	resources := in.Config.GetLinux().GetResources()
+	if resources == nil {
+		return nil, ""
+	}
+	value := int(resources.GetOomScoreAdj())
+	if value < in.Host.MinOOMScoreAdj {
+		warning = fmt.Sprintf("linux.resources.oom_score_adj %d was raised to %d: lower needs CAP_SYS_RESOURCE",
+			value, in.Host.MinOOMScoreAdj)
+		value = in.Host.MinOOMScoreAdj
+	}
+	return &value, warning
+}
+
+// onUnified tells whether the OCI runtime sets limits in a v2 hierarchy.
+func (h Host) onUnified() bool { return h.Cgroup == cgroup.V2 }
+
+// hasController tells whether limits of the controller can be set.
+func (h Host) hasController(name string) bool { return slices.Contains(h.Controllers, name) }

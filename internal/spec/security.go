@@ -1,0 +1,117 @@
+package spec
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	localhostPrefix = "localhost/"
+
+	// unconfinedDomain is the SELinux type of a process that SELinux does not
+	// restrict.
+	unconfinedDomain = "spc_t"
+)
+
+// DefaultMaskedPaths and DefaultReadonlyPaths protect the host from a
+// container whose request has no security context at all. In any other
+// request the lists apply as they are, empty ones included.
+var (
+	DefaultMaskedPaths = []string{
+		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+		"/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
+		"/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+	}
+	DefaultReadonlyPaths = []string{
+		"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
+	}
+)
+
+// applyPaths hides and protects paths of the kernel's file systems.
+func applyPaths(sc *runtimeapi.LinuxContainerSecurityContext, linux *specs.Linux) {
+	switch {
+	case sc.GetPrivileged():
+	case sc == nil:
+		linux.MaskedPaths = slices.Clone(DefaultMaskedPaths)
+		linux.ReadonlyPaths = slices.Clone(DefaultReadonlyPaths)
+	default:
+		linux.MaskedPaths = slices.Clone(sc.GetMaskedPaths())
+		linux.ReadonlyPaths = slices.Clone(sc.GetReadonlyPaths())
+	}
+}
+
+// appArmorProfile returns the name of the AppArmor profile to run under, empty
+// for none. The field apparmor wins over the deprecated apparmor_profile.
+func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (string, error) {
+	field := "linux.security_context.apparmor.localhost_ref"
+	kind, ref := sc.GetApparmor().GetProfileType(), sc.GetApparmor().GetLocalhostRef()
+	if old := sc.GetApparmorProfile(); sc.GetApparmor() == nil && old != "" {
+		field = "linux.security_context.apparmor_profile"
+		switch {
+		case old == "runtime/default":
+		case old == "unconfined":
+			kind = runtimeapi.SecurityProfile_Unconfined
+		case strings.HasPrefix(old, localhostPrefix):
+			kind, ref = runtimeapi.SecurityProfile_Localhost, old
+		default:
+			return "", invalid(field, old, "must be runtime/default, unconfined or localhost/<name>")
+		}
+	}
+	if sc.GetPrivileged() {
+		return "", nil
+	}
+	switch kind {
+	case runtimeapi.SecurityProfile_RuntimeDefault:
+		if !host.AppArmor {
+			return "", nil
+		}
+		return host.AppArmorDefault, nil
+	case runtimeapi.SecurityProfile_Unconfined:
+		return "", nil
+	case runtimeapi.SecurityProfile_Localhost:
+	default:
+		return "", invalid("linux.security_context.apparmor.profile_type", int32(kind), "is unknown")
+	}
+	name := strings.TrimPrefix(ref, localhostPrefix)
+	switch {
+	case name == "":
+		return "", invalid(field, ref, "must name a profile")
+	case !host.AppArmor:
+		return "", unavailable(field, name, "AppArmor is not enabled on this host")
+	case !slices.Contains(host.AppArmorProfiles, name):
+		return "", unavailable(field, name, "no AppArmor profile of this name is loaded")
+	}
+	return name, nil
+}
+
+// selinuxLabel returns the SELinux label of the process, empty for none. What
+// asks for no confinement can be given everywhere; a confining label needs
+// SELinux and labelled files.
+func selinuxLabel(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (string, error) {
+	const field = "linux.security_context.selinux_options"
+	options := sc.GetSelinuxOptions()
+	if options.GetUser() == "" && options.GetRole() == "" && options.GetType() == "" && options.GetLevel() == "" {
+		return "", nil
+	}
+	for _, part := range []string{options.GetUser(), options.GetRole(), options.GetType(), options.GetLevel()} {
+		if err := checkLine(field, part); err != nil {
+			return "", err
+		}
+	}
+	unconfined := sc.GetPrivileged() || options.GetType() == unconfinedDomain
+	switch {
+	case !host.SELinux && unconfined:
+		return "", nil
+	case !host.SELinux:
+		return "", unavailable(field, options.String(), "SELinux is not enabled on this host")
+	case !unconfined:
+		return "", unavailable(field, options.String(),
+			"labels that confine are not supported, only the type "+unconfinedDomain)
+	}
+	label := choose(options.GetUser(), "system_u") + ":" + choose(options.GetRole(), "system_r") + ":" +
+		choose(options.GetType(), unconfinedDomain) + ":" + choose(options.GetLevel(), "s0")
+	return label, nil
+}

@@ -1,0 +1,225 @@
+package spec
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/user"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// maxAccountFile bounds what is read of an image's passwd and group files.
+const maxAccountFile = 8 << 20
+
+// identity is who a process runs as.
+type identity struct {
+	uid, gid uint32
+	// name is the name of the user in the image, empty if it has none.
+	name string
+}
+
+// resolveUser finds the identity of the first process: what the request says,
+// else what the image says, else root.
+func resolveUser(in Input) (specs.User, error) {
+	sc := in.Config.GetLinux().GetSecurityContext()
+	accounts, err := readAccounts(in.Rootfs)
+	if err != nil {
+		return specs.User{}, fmt.Errorf("look up the user of container %s: %w", in.ContainerID, err)
+	}
+	var who identity
+	switch {
+	case sc.GetRunAsUser() != nil:
+		who = accounts.byID(uint32(sc.GetRunAsUser().GetValue()))
+	case sc.GetRunAsUsername() != "":
+		entry, ok := accounts.byName(sc.GetRunAsUsername())
+		if !ok {
+			return specs.User{}, invalid("linux.security_context.run_as_username", sc.GetRunAsUsername(),
+				"is not in /etc/passwd of the image")
+		}
+		who = entry
+	default:
+		if who, err = accounts.imageUser(in.Image.User); err != nil {
+			return specs.User{}, err
+		}
+	}
+	if group := sc.GetRunAsGroup(); group != nil {
+		who.gid = uint32(group.GetValue())
+	}
+	groups := []uint32{who.gid}
+	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Merge {
+		groups = append(groups, accounts.groupsOf(who.name)...)
+	}
+	for _, group := range sc.GetSupplementalGroups() {
+		groups = append(groups, uint32(group))
+	}
+	slices.Sort(groups)
+	return specs.User{UID: who.uid, GID: who.gid, AdditionalGids: slices.Compact(groups)}, nil
+}
+
+// containerUser is an identity as ContainerStatus reports it.
+func containerUser(u specs.User) *runtimeapi.ContainerUser {
+	result := &runtimeapi.LinuxContainerUser{Uid: int64(u.UID), Gid: int64(u.GID)}
+	for _, group := range u.AdditionalGids {
+		result.SupplementalGroups = append(result.SupplementalGroups, int64(group))
+	}
+	return &runtimeapi.ContainerUser{Linux: result}
+}
+
+// accounts are the users and groups of an image.
+type accounts struct {
+	users  []user.User
+	groups []user.Group
+}
+
+// readAccounts reads the passwd and group files below a root file system. An
+// image without them has no named users.
+func readAccounts(rootfs string) (*accounts, error) {
+	root, err := unix.Open(rootfs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: rootfs, Err: err}
+	}
+	defer unix.Close(root) //nolint:errcheck // an O_PATH descriptor holds no data
+	passwd, err := readBeneath(root, "etc/passwd")
+	if err != nil {
+		return nil, err
+	}
+	group, err := readBeneath(root, "etc/group")
+	if err != nil {
+		return nil, err
+	}
+	result := &accounts{}
+	if result.users, err = user.ParsePasswd(bytes.NewReader(passwd)); err != nil {
+		return nil, fmt.Errorf("read /etc/passwd of the image: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if result.groups, err = user.ParseGroup(bytes.NewReader(group)); err != nil {
+		return nil, fmt.Errorf("read /etc/group of the image: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return result, nil
+}
+
+// readBeneath reads a regular file below a directory, nil if there is none.
+// Symbolic links are followed as if the directory were the root, so none can
+// lead out of it (openat2, Linux 5.6). O_NONBLOCK keeps a FIFO from blocking.
+func readBeneath(root int, name string) ([]byte, error) {
+	fd, err := unix.Openat2(root, name, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open /%s of the image: %w", name, err)
+	}
+	file := os.NewFile(uintptr(fd), name)
+	defer file.Close() //nolint:errcheck // opened for reading only
+	info, err := file.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("read /%s of the image: %w", name, err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, invalid("/"+name+" of the image", info.Mode().String(), "is not a regular file")
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxAccountFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("read /%s of the image: %w", name, err)
+	}
+	if len(data) > maxAccountFile {
+		return nil, invalid("/"+name+" of the image", fmt.Sprintf("%d bytes", info.Size()),
+			fmt.Sprintf("is larger than %d bytes", maxAccountFile))
+	}
+	return data, nil
+}
+
+// byID returns the user with the ID. Its group is that of passwd, or 0 if the
+// ID is not there.
+func (a *accounts) byID(uid uint32) identity {
+	for _, entry := range a.users {
+		if entry.Uid == int(uid) && validID(entry.Gid) {
+			return identity{uid: uid, gid: uint32(entry.Gid), name: entry.Name}
+		}
+	}
+	return identity{uid: uid}
+}
+
+// byName returns the user with the name.
+func (a *accounts) byName(name string) (identity, bool) {
+	for _, entry := range a.users {
+		if entry.Name == name && validID(entry.Uid) && validID(entry.Gid) {
+			return identity{uid: uint32(entry.Uid), gid: uint32(entry.Gid), name: name}, true
+		}
+	}
+	return identity{}, false
+}
+
+// imageUser resolves the user of an image's configuration: "", "user" or
+// "user:group", each a name or a number.
+func (a *accounts) imageUser(text string) (identity, error) {
+	const field = "user of the image"
+	name, group, hasGroup := strings.Cut(text, ":")
+	who := a.byID(0)
+	if name != "" {
+		entry, ok := a.byName(name)
+		if !ok {
+			uid, err := parseID(name)
+			if err != nil {
+				return identity{}, invalid(field, text, "is neither a number nor in /etc/passwd of the image")
+			}
+			entry = a.byID(uid)
+		}
+		who = entry
+	}
+	if !hasGroup || group == "" {
+		return who, nil
+	}
+	for _, entry := range a.groups {
+		if entry.Name == group && validID(entry.Gid) {
+			who.gid = uint32(entry.Gid)
+			return who, nil
+		}
+	}
+	gid, err := parseID(group)
+	if err != nil {
+		return identity{}, invalid(field, text, "has a group that is neither a number nor in /etc/group of the image")
+	}
+	who.gid = gid
+	return who, nil
+}
+
+// groupsOf returns the groups that list the user as a member.
+func (a *accounts) groupsOf(name string) []uint32 {
+	if name == "" {
+		return nil
+	}
+	var result []uint32
+	for _, entry := range a.groups {
+		if validID(entry.Gid) && slices.Contains(entry.List, name) {
+			result = append(result, uint32(entry.Gid))
+		}
+	}
+	return result
+}
+
+func validID(id int) bool { return id >= 0 && id <= maxID }
+
+// parseID reads a decimal user or group ID.
+func parseID(text string) (uint32, error) {
+	id, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return 0, err
+	}
+	if id > maxID {
+		return 0, strconv.ErrRange
+	}
+	return uint32(id), nil
+}
