@@ -93,7 +93,7 @@ func (h *Host) addUnified() error {
 	if err != nil {
 		return fmt.Errorf("list cgroup v2 controllers: %w", err)
 	}
-	for _, name := range strings.Fields(string(data)) {
+	for name := range strings.FieldsSeq(string(data)) {
 		h.controllers[name] = h.unified
 	}
 	h.controllers["devices"] = h.unified

@@ -36,10 +36,9 @@ func (h *Host) OOMKills(path string) (uint64, error) {
 // of the children; v1 counts at the victim's own cgroup only.
 func (h *Host) oomKills(dir string) (uint64, error) {
 	if h.Mode == V2 {
-		count, _, err := readKey(filepath.Join(dir, "memory.events"), "oom_kill")
-		return count, err
+		return readKey(filepath.Join(dir, "memory.events"), "oom_kill")
 	}
-	total, _, err := readKey(filepath.Join(dir, "memory.oom_control"), "oom_kill")
+	total, err := readKey(filepath.Join(dir, "memory.oom_control"), "oom_kill")
 	if err != nil {
 		return 0, err
 	}

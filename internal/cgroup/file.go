@@ -62,11 +62,11 @@ func readPIDs(dir string) ([]int, error) {
 }
 
 // readKey returns the number that follows key in a flat keyed file such as
-// memory.events, and false if the key is not there.
-func readKey(file, key string) (uint64, bool, error) {
+// memory.events, 0 if the key is not there.
+func readKey(file, key string) (uint64, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return 0, false, err
+		return 0, err
 	}
 	for line := range strings.Lines(string(data)) {
 		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
@@ -75,11 +75,11 @@ func readKey(file, key string) (uint64, bool, error) {
 		}
 		number, err := strconv.ParseUint(value, 10, 64)
 		if err != nil {
-			return 0, false, fmt.Errorf("%s: %s: %w", file, key, err)
+			return 0, fmt.Errorf("%s: %s: %w", file, key, err)
 		}
-		return number, true, nil
+		return number, nil
 	}
-	return 0, false, nil
+	return 0, nil
 }
 
 func sortedKeys(set map[int]bool) []int {

@@ -99,10 +99,10 @@ func enableControllers(dir string, h *Host) error {
 		return err
 	}
 	have := map[string]bool{}
-	for _, name := range strings.Fields(enabled) {
+	for name := range strings.FieldsSeq(enabled) {
 		have[name] = true
 	}
-	for _, name := range strings.Fields(offered) {
+	for name := range strings.FieldsSeq(offered) {
 		if have[name] || !h.Has(name) {
 			continue
 		}

@@ -4,7 +4,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/pkg/cap"
+	kernelcap "github.com/containerd/containerd/v2/pkg/cap"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -27,7 +27,7 @@ func capabilityName(name string) (string, bool) {
 	if !strings.HasPrefix(name, "CAP_") {
 		name = "CAP_" + name
 	}
-	return name, slices.Contains(cap.Known(), name)
+	return name, slices.Contains(kernelcap.Known(), name)
 }
 
 func isAll(name string) bool { return strings.EqualFold(name, allCapabilities) }

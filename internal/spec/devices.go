@@ -81,27 +81,27 @@ func (s *deviceSet) put(node specs.LinuxDevice) {
 // findDevices returns the device that a path of the host leads to, or all
 // devices below it if it is a directory, with their paths in the container.
 func findDevices(field, hostPath, containerPath string) ([]specs.LinuxDevice, error) {
-	real, err := filepath.EvalSymlinks(hostPath)
+	target, err := filepath.EvalSymlinks(hostPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, invalid(field, hostPath, "does not exist")
 	}
 	if err != nil {
 		return nil, invalid(field, hostPath, err.Error())
 	}
-	info, err := os.Stat(real)
+	info, err := os.Stat(target)
 	if err != nil {
 		return nil, invalid(field, hostPath, err.Error())
 	}
 	containerPath = filepath.Clean(containerPath)
 	if !info.IsDir() {
-		node, err := oci.DeviceFromPath(real)
+		node, err := oci.DeviceFromPath(target)
 		if err != nil || node.Type == "p" {
 			return nil, invalid(field, hostPath, "is not a device node")
 		}
 		node.Path = containerPath
 		return []specs.LinuxDevice{*node}, nil
 	}
-	return walkDevices(field, real, containerPath)
+	return walkDevices(field, target, containerPath)
 }
 
 func walkDevices(field, dir, containerPath string) ([]specs.LinuxDevice, error) {

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/containerd/containerd/v2/pkg/cap"
+	kernelcap "github.com/containerd/containerd/v2/pkg/cap"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
@@ -98,12 +98,12 @@ func ownCapabilities() ([]string, error) {
 		return nil, fmt.Errorf("read own capabilities: %w", err)
 	}
 	defer file.Close() //nolint:errcheck // opened for reading only
-	sets, err := cap.ParseProcPIDStatus(file)
+	sets, err := kernelcap.ParseProcPIDStatus(file)
 	if err != nil {
 		return nil, fmt.Errorf("read own capabilities: %w", err)
 	}
 	// Numbers that have no name here are newer than any OCI runtime knows.
-	names, _ := cap.FromBitmap(sets[cap.Bounding] & sets[cap.Permitted])
+	names, _ := kernelcap.FromBitmap(sets[kernelcap.Bounding] & sets[kernelcap.Permitted])
 	return sorted(names), nil
 }
 

@@ -48,6 +48,7 @@ func applyPaths(sc *runtimeapi.LinuxContainerSecurityContext, linux *specs.Linux
 func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (string, error) {
 	field := "linux.security_context.apparmor.localhost_ref"
 	kind, ref := sc.GetApparmor().GetProfileType(), sc.GetApparmor().GetLocalhostRef()
+	//nolint:staticcheck // kubelets of three releases back may send only the deprecated field
 	if old := sc.GetApparmorProfile(); sc.GetApparmor() == nil && old != "" {
 		field = "linux.security_context.apparmor_profile"
 		switch {

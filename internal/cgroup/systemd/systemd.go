@@ -1,4 +1,9 @@
-package cgroup
+// Package systemd starts and stops the slices that hold pods on hosts where
+// systemd manages the cgroup tree.
+//
+// It is apart from package cgroup so that the supervisor, which needs that
+// one, does not link D-Bus.
+package systemd
 
 import (
 	"context"
@@ -11,9 +16,9 @@ import (
 )
 
 const (
-	systemdName      = "org.freedesktop.systemd1"
-	systemdPath      = dbus.ObjectPath("/org/freedesktop/systemd1")
-	systemdInterface = "org.freedesktop.systemd1.Manager"
+	busName          = "org.freedesktop.systemd1"
+	objectPath       = dbus.ObjectPath("/org/freedesktop/systemd1")
+	managerInterface = "org.freedesktop.systemd1.Manager"
 
 	errNoSuchUnit = "org.freedesktop.systemd1.NoSuchUnit"
 	errUnitExists = "org.freedesktop.systemd1.UnitExists"
@@ -34,13 +39,10 @@ type auxiliary struct {
 	Properties []property
 }
 
-// StartSlice makes systemd start a slice, with accounting of what Berth
+// Start makes systemd start a slice ("berth-pods.slice"), with accounting of what Berth
 // reports. On nil the slice is active, whoever started it. A slice that a unit
 // file describes keeps its settings.
-func StartSlice(ctx context.Context, slice string) error {
-	if err := checkSlice(slice); err != nil {
-		return err
-	}
+func Start(ctx context.Context, slice string) error {
 	properties := []property{
 		{"Description", dbus.MakeVariant("Berth pods in " + slice)},
 		{"CPUAccounting", dbus.MakeVariant(true)},
@@ -48,7 +50,7 @@ func StartSlice(ctx context.Context, slice string) error {
 		{"TasksAccounting", dbus.MakeVariant(true)},
 		{"IOAccounting", dbus.MakeVariant(true)},
 	}
-	err := systemdJob(ctx, "StartTransientUnit", slice, "replace", properties, []auxiliary{})
+	err := runJob(ctx, "StartTransientUnit", slice, "replace", properties, []auxiliary{})
 	if hasDBusName(err, errUnitExists) {
 		return nil
 	}
@@ -58,13 +60,10 @@ func StartSlice(ctx context.Context, slice string) error {
 	return nil
 }
 
-// StopSlice makes systemd stop a slice and everything in it. One that is not
+// Stop makes systemd stop a slice and everything in it. One that is not
 // known to systemd is no error.
-func StopSlice(ctx context.Context, slice string) error {
-	if err := checkSlice(slice); err != nil {
-		return err
-	}
-	err := systemdJob(ctx, "StopUnit", slice, "replace")
+func Stop(ctx context.Context, slice string) error {
+	err := runJob(ctx, "StopUnit", slice, "replace")
 	if hasDBusName(err, errNoSuchUnit) {
 		return nil
 	}
@@ -74,52 +73,35 @@ func StopSlice(ctx context.Context, slice string) error {
 	return nil
 }
 
-// CreateParent makes the cgroup that the CRI field cgroup_parent names, in the
-// way of the driver, and returns its cgroupfs path.
-func (h *Host) CreateParent(ctx context.Context, driver Driver, parent string) (string, error) {
-	path, err := ParentPath(driver, parent)
-	if err != nil {
-		return "", err
-	}
-	if driver == Systemd {
-		slice, err := sliceOf(parent)
-		if err != nil {
-			return "", err
-		}
-		return path, StartSlice(ctx, slice)
-	}
-	return path, h.Create(path)
-}
-
 func hasDBusName(err error, name string) bool {
 	var failure dbus.Error
 	return errors.As(err, &failure) && failure.Name == name
 }
 
-// systemdJob calls a method of systemd's manager that queues a job, and waits
+// runJob calls a method of systemd's manager that queues a job, and waits
 // until the job has ended. Subscribing before the call makes it impossible to
 // miss the end.
-func systemdJob(ctx context.Context, method string, args ...any) (err error) {
+func runJob(ctx context.Context, method string, args ...any) (err error) {
 	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("reach systemd over D-Bus: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	match := []dbus.MatchOption{
-		dbus.WithMatchSender(systemdName), dbus.WithMatchObjectPath(systemdPath),
-		dbus.WithMatchInterface(systemdInterface), dbus.WithMatchMember("JobRemoved"),
+		dbus.WithMatchSender(busName), dbus.WithMatchObjectPath(objectPath),
+		dbus.WithMatchInterface(managerInterface), dbus.WithMatchMember("JobRemoved"),
 	}
 	if err := conn.AddMatchSignalContext(ctx, match...); err != nil {
 		return fmt.Errorf("subscribe to systemd's jobs: %w", err)
 	}
 	signals := make(chan *dbus.Signal, jobQueue)
 	conn.Signal(signals)
-	manager := conn.Object(systemdName, systemdPath)
-	if err := manager.CallWithContext(ctx, systemdInterface+".Subscribe", 0).Err; err != nil {
+	manager := conn.Object(busName, objectPath)
+	if err := manager.CallWithContext(ctx, managerInterface+".Subscribe", 0).Err; err != nil {
 		return fmt.Errorf("subscribe to systemd's jobs: %w", err)
 	}
 	var job dbus.ObjectPath
-	if err := manager.CallWithContext(ctx, systemdInterface+"."+method, 0, args...).Store(&job); err != nil {
+	if err := manager.CallWithContext(ctx, managerInterface+"."+method, 0, args...).Store(&job); err != nil {
 		return err
 	}
 	return awaitJob(ctx, signals, job)
