@@ -1,0 +1,352 @@
+package network
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	types "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/namespace"
+)
+
+const (
+	// defaultMTU is used if no uplink tells a smaller one.
+	defaultMTU = 1500
+	// podDevice is the name of the device in the pod.
+	podDevice = "eth0"
+	// vethPrefix begins the names of host devices; what follows is the beginning of the pod's ID.
+	vethPrefix = "veth"
+)
+
+// bridge is the built-in network: one bridge device, a veth pair per pod, addresses out of the ledger.
+type bridge struct {
+	name       string
+	instance   string
+	configured subnets // empty: choose
+	ledger     *ledger
+	firewall   *firewall
+
+	mu   sync.Mutex
+	nets subnets // in use, nil until the first pod
+}
+
+// attach connects a pod and returns its result.
+func (b *bridge) attach(pod Pod, ports []port, device netlink.Link, nets subnets) (Result, error) {
+	held, err := b.ledger.claim(lease{ID: pod.ID, Pod: pod.String(), Network: Builtin, Ports: ports, Published: true}, nets)
+	if err != nil {
+		return Result{}, err
+	}
+	host, err := b.plug(pod, held, device)
+	if err != nil {
+		return Result{}, err
+	}
+	addresses, err := configurePod(pod.NetNS, held.Addresses)
+	if err != nil {
+		return Result{}, err
+	}
+	if len(addresses) < len(held.Addresses) {
+		if held, err = b.ledger.address(pod.ID, addresses); err != nil {
+			return Result{}, err
+		}
+	}
+	if len(held.Ports) > 0 {
+		if err := checkServed(held.Ports, addresses); err != nil {
+			return Result{}, err
+		}
+		if err := b.firewall.publish(held); err != nil {
+			return Result{}, err
+		}
+	}
+	return describe(pod, host, addresses)
+}
+
+// detach takes a pod's device away; the other end in the pod goes with it. None is no error.
+func (b *bridge) detach(id string) error {
+	link, err := netlink.LinkByName(vethName(id))
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if errors.As(err, new(netlink.LinkNotFoundError)) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("delete device %s: %w", vethName(id), err)
+	}
+	return nil
+}
+
+// prepare returns the bridge, made and configured if it was not there, and its subnets.
+func (b *bridge) prepare() (netlink.Link, subnets, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	link, err := netlink.LinkByName(b.name)
+	if err != nil && !errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, nil, fmt.Errorf("look up bridge %s: %w", b.name, err)
+	}
+	if err != nil || b.nets == nil {
+		if link, err = b.create(); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := b.firewall.serve(b.nets); err != nil {
+		return nil, nil, err
+	}
+	return link, b.nets, nil
+}
+
+// create makes the bridge, or what is missing of it, while no other daemon in this network namespace does the same: which
+// subnets are free is known only when a bridge has its addresses. Preconditions: b.mu is held.
+func (b *bridge) create() (netlink.Link, error) {
+	unlock, err := lockHost()
+	if err != nil {
+		return nil, err
+	}
+	link, err := b.createLocked()
+	return link, errors.Join(err, unlock())
+}
+
+func (b *bridge) createLocked() (netlink.Link, error) {
+	nets, err := b.choose()
+	if err != nil {
+		return nil, err
+	}
+	mtu, err := uplinkMTU()
+	if err != nil {
+		return nil, err
+	}
+	attributes := netlink.NewLinkAttrs()
+	attributes.Name, attributes.MTU = b.name, mtu
+	// A fixed address: otherwise the bridge takes that of a pod and changes it when the pod goes.
+	sum := sha256.Sum256([]byte(b.name))
+	attributes.HardwareAddr = net.HardwareAddr{0x02, 0xbe, sum[0], sum[1], sum[2], sum[3]}
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attributes}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("make bridge %s: %w", b.name, err)
+	}
+	link, err := netlink.LinkByName(b.name)
+	if err != nil {
+		return nil, fmt.Errorf("make bridge %s: %w", b.name, err)
+	}
+	if link.Type() != "bridge" {
+		return nil, fmt.Errorf("make bridge %s: a device of type %s has this name", b.name, link.Type())
+	}
+	if err := errors.Join(makeRouter(b.name, nets), quietIPv6(b.name, nets)); err != nil {
+		return nil, err
+	}
+	for _, gateway := range nets.gateways() {
+		if err := addAddress(netlink.AddrAdd, link, gateway); err != nil {
+			return nil, fmt.Errorf("give bridge %s address %s: %w", b.name, gateway, err)
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return nil, fmt.Errorf("bring bridge %s up: %w", b.name, err)
+	}
+	b.nets = nets
+	return link, nil
+}
+
+// choose returns the configured subnets, else those that pods are in already, else free ones.
+func (b *bridge) choose() (subnets, error) {
+	if len(b.configured) > 0 {
+		return b.configured, nil
+	}
+	for _, held := range b.ledger.all() {
+		if held.Network == Builtin && len(held.Addresses) > 0 {
+			var nets subnets
+			for _, address := range held.Addresses {
+				nets = append(nets, address.Masked())
+			}
+			return nets, nil
+		}
+	}
+	return defaultSubnets(b.instance, b.name)
+}
+
+// remove deletes the bridge.
+func (b *bridge) remove() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.nets = nil
+	link, err := netlink.LinkByName(b.name)
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil && !errors.As(err, new(netlink.LinkNotFoundError)) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete bridge %s: %w", b.name, err)
+	}
+	return nil
+}
+
+// devices lists the host's ends of veth pairs on the bridge.
+func (b *bridge) devices() ([]netlink.Link, error) {
+	device, err := netlink.LinkByName(b.name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up bridge %s: %w", b.name, err)
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	return slices.DeleteFunc(links, func(l netlink.Link) bool {
+		return l.Attrs().MasterIndex != device.Attrs().Index || !strings.HasPrefix(l.Attrs().Name, vethPrefix)
+	}), nil
+}
+
+// removeStrays deletes those of the devices that belong to no live pod and to no lease.
+func (b *bridge) removeStrays(devices []netlink.Link, live map[string]bool) error {
+	owned := map[string]bool{}
+	for id := range live {
+		owned[vethName(id)] = true
+	}
+	for _, held := range b.ledger.all() {
+		owned[vethName(held.ID)] = true
+	}
+	var errs []error
+	for _, link := range devices {
+		name := link.Attrs().Name
+		if owned[name] {
+			continue
+		}
+		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("delete stray device %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// plug makes the veth pair, one end on the bridge, the other in the pod, and returns the host's end.
+func (b *bridge) plug(pod Pod, held *lease, device netlink.Link) (netlink.Link, error) {
+	ns, err := os.Open(pod.NetNS)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	defer ns.Close() //nolint:errcheck // opened for reading
+	attributes := netlink.NewLinkAttrs()
+	attributes.Name, attributes.MTU = vethName(pod.ID), device.Attrs().MTU
+	attributes.MasterIndex, attributes.Flags = device.Attrs().Index, net.FlagUp
+	host := &netlink.Veth{
+		LinkAttrs: attributes, PeerName: podDevice,
+		PeerNamespace: netlink.NsFd(ns.Fd()), PeerHardwareAddr: hardwareAddress(held.Addresses[0].Addr()),
+	}
+	err = netlink.LinkAdd(host)
+	if errors.Is(err, unix.EEXIST) {
+		// An interrupted call for this pod was here before.
+		if err = b.detach(pod.ID); err == nil {
+			err = netlink.LinkAdd(host)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make device %s: %w", attributes.Name, err)
+	}
+	if err := netlink.LinkSetHairpin(host, true); err != nil {
+		return nil, fmt.Errorf("let pod reach its own host ports by %s: %w", attributes.Name, err)
+	}
+	return host, nil
+}
+
+// vethName derives the name of the host's device from the ID of the pod, so that people find one by the other.
+func vethName(id string) string {
+	const length = unix.IFNAMSIZ - 1 - len(vethPrefix)
+	if len(id) < length {
+		id = fmt.Sprintf("%x", sha256.Sum256([]byte(id)))
+	}
+	return vethPrefix + id[:length]
+}
+
+// hardwareAddress derives a MAC address from an IP address. When the address is given to another pod, neighbours need not
+// unlearn anything.
+func hardwareAddress(a netip.Addr) net.HardwareAddr {
+	raw := a.AsSlice()
+	return append(net.HardwareAddr{0x0a, 0x58}, raw[len(raw)-4:]...)
+}
+
+// configurePod gives the device in the pod its addresses and routes and brings it up. It returns the addresses that the pod
+// has: a pod may have switched IPv6 off for itself by a sysctl.
+func configurePod(netns string, addresses []netip.Prefix) ([]netip.Prefix, error) {
+	var given []netip.Prefix
+	err := namespace.Do(netns, func() error {
+		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("open netlink: %w", err)
+		}
+		defer handle.Close()
+		link, err := handle.LinkByName(podDevice)
+		if err != nil {
+			return fmt.Errorf("look up %s: %w", podDevice, err)
+		}
+		for _, address := range addresses {
+			err := addAddress(handle.AddrAdd, link, address)
+			if address.Addr().Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("give %s address %s: %w", podDevice, address, err)
+			}
+			given = append(given, address)
+		}
+		if err := handle.LinkSetUp(link); err != nil {
+			return fmt.Errorf("bring %s up: %w", podDevice, err)
+		}
+		for _, address := range given {
+			gateway := subnets{address.Masked()}.gateways()[0].Addr()
+			route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice()}
+			if err := handle.RouteReplace(route); err != nil {
+				return fmt.Errorf("route by %s: %w", gateway, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("configure network namespace %s: %w", netns, err)
+	}
+	return given, nil
+}
+
+// addAddress gives a device an address, which it may have. Duplicate address detection would only delay IPv6: the ledger
+// gives no address twice.
+func addAddress(add func(netlink.Link, *netlink.Addr) error, link netlink.Link, address netip.Prefix) error {
+	a := &netlink.Addr{IPNet: ipNet(address)}
+	if address.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	if err := add(link, a); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// describe says in the words of CNI what was done.
+func describe(pod Pod, host netlink.Link, addresses []netip.Prefix) (Result, error) {
+	inPod := 1
+	said := types.Result{CNIVersion: types.ImplementedSpecVersion, Interfaces: []*types.Interface{
+		{Name: host.Attrs().Name}, {Name: podDevice, Sandbox: pod.NetNS},
+	}}
+	result := Result{}
+	for _, address := range addresses {
+		gateway := subnets{address.Masked()}.gateways()[0].Addr()
+		said.IPs = append(said.IPs, &types.IPConfig{Interface: &inPod, Address: *ipNet(address), Gateway: gateway.AsSlice()})
+		result.IPs = append(result.IPs, address.Addr())
+	}
+	raw, err := json.Marshal(said)
+	if err != nil {
+		return Result{}, fmt.Errorf("describe network of pod %s: %w", pod, err)
+	}
+	result.Raw = raw
+	return result, nil
+}

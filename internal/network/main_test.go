@@ -1,0 +1,367 @@
+package network
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/namespace"
+	"github.com/berth-runtime/berth/test/census"
+)
+
+const (
+	// insideHost marks the process that runs the tests, in a network namespace that plays the host.
+	insideHost = "BERTH_NETWORK_TEST_HOST"
+	// cniBin is where Debian installs the plugins.
+	cniBin = "/usr/lib/cni"
+	// answerTime bounds a test's wait for a packet.
+	answerTime = 5 * time.Second
+)
+
+// The host of the tests and its neighbour, which is outside.
+var (
+	hostAddresses    = []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24"), netip.MustParsePrefix("2001:db8::2/64")}
+	outsideAddresses = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")}
+	outsideNetNS     string
+)
+
+// TestMain runs the tests in network and mount namespaces of their own: the host of the tests. Nothing that they do to
+// links, routes, nftables and sysctls can meet another test.
+func TestMain(m *testing.M) {
+	if os.Getenv(insideHost) == "" {
+		os.Exit(runInside())
+	}
+	dir, err := os.MkdirTemp("/tmp", "b")
+	if err == nil {
+		outsideNetNS = filepath.Join(dir, "outside", "net")
+		err = makeHost(filepath.Dir(outsideNetNS))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "make the host of the tests:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	err = errors.Join(namespace.Remove(context.Background(), filepath.Dir(outsideNetNS)), os.Remove(dir))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "remove the host of the tests:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func runInside() int {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), insideHost+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	err := runOnThread(cmd)
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "run the tests in namespaces of their own (this needs root):", err)
+		return 1
+	}
+	return 0
+}
+
+// makeHost brings loopback up and connects the host with the outside.
+func makeHost(outside string) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return err
+	}
+	paths, err := namespace.Create(context.Background(), namespace.Request{Dir: outside, Net: true})
+	if err != nil {
+		return err
+	}
+	ns, err := os.Open(paths.Net)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	attributes := netlink.NewLinkAttrs()
+	attributes.Name = "uplink"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: "world", PeerNamespace: netlink.NsFd(ns.Fd())}); err != nil {
+		return err
+	}
+	if err := namespace.Do(paths.Net, func() error { return configureLink("world", outsideAddresses, nil) }); err != nil {
+		return err
+	}
+	return configureLink("uplink", hostAddresses, outsideAddresses)
+}
+
+func configureLink(name string, addresses, gateways []netip.Prefix) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	for _, address := range addresses {
+		if err := addAddress(netlink.AddrAdd, link, address); err != nil {
+			return err
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return err
+	}
+	for _, gateway := range gateways {
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.Addr().AsSlice()}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rig is a manager with what a test needs around it.
+type rig struct {
+	*Manager
+	t       testing.TB
+	options Options
+	dir     string
+}
+
+// newRig opens a manager with a root and a configuration directory of its own. At the end of the test nothing of it may be
+// left.
+func newRig(t testing.TB, change func(*Options)) *rig {
+	t.Helper()
+	census.Check(t)
+	before := hostState(t)
+	t.Cleanup(func() {
+		if after := hostState(t); after != before {
+			t.Errorf("left on the host:\n%s\nbefore:\n%s", after, before)
+		}
+	})
+	r := &rig{t: t, dir: census.Dir(t)}
+	r.options = Options{
+		ConfDir: filepath.Join(r.dir, "net.d"), BinDirs: []string{cniBin}, Root: filepath.Join(r.dir, "network"),
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}
+	if change != nil {
+		change(&r.options)
+	}
+	r.open()
+	t.Cleanup(r.close)
+	return r
+}
+
+func (r *rig) open() {
+	r.t.Helper()
+	m, err := New(r.t.Context(), r.options)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.Manager = m
+}
+
+func (r *rig) close() {
+	r.t.Helper()
+	if err := r.Close(); err != nil {
+		r.t.Errorf("Close: %v", err)
+	}
+}
+
+// restart does what a daemon that is killed and started again does: nothing is closed in order.
+func (r *rig) restart() {
+	r.t.Helper()
+	r.cancel()
+	r.work.Wait()
+	r.open()
+}
+
+// pod makes a pod with namespaces, not connected yet.
+func (r *rig) pod(name string, ports ...PortMapping) Pod {
+	r.t.Helper()
+	raw := make([]byte, 32)
+	if _, err := rand.Read(raw); err != nil {
+		r.t.Fatal(err)
+	}
+	pod := Pod{ID: hex.EncodeToString(raw), Name: name, Namespace: "test", UID: "uid-" + name, PortMappings: ports}
+	dir := filepath.Join(r.dir, "ns-"+name)
+	paths, err := namespace.Create(r.t.Context(), namespace.Request{Dir: dir, Net: true})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		if err := namespace.Remove(context.Background(), dir); err != nil {
+			r.t.Error(err)
+		}
+	})
+	pod.NetNS = paths.Net
+	return pod
+}
+
+// connected is a pod on the network.
+type connected struct {
+	Pod
+	Plan   Plan
+	Result Result
+}
+
+// connect makes and attaches a pod; the test's end detaches it.
+func (r *rig) connect(name string, ports ...PortMapping) connected {
+	r.t.Helper()
+	pod := r.pod(name, ports...)
+	plan, err := r.Plan(pod)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		if err := r.Detach(context.Background(), pod, plan); err != nil {
+			r.t.Errorf("Detach: %v", err)
+		}
+	})
+	result, err := r.Attach(r.t.Context(), pod, plan)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return connected{pod, plan, result}
+}
+
+func (r *rig) detach(c connected) {
+	r.t.Helper()
+	if err := r.Detach(r.t.Context(), c.Pod, c.Plan); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// serve answers on a port inside a pod, until the test ends, with the client's address and the name.
+func serve(t testing.TB, pod Pod, network string, port int) {
+	t.Helper()
+	address := fmt.Sprintf(":%d", port)
+	if network == "udp" {
+		var conn net.PacketConn
+		inside(t, pod.NetNS, func() (err error) { conn, err = net.ListenPacket("udp", address); return err })
+		t.Cleanup(func() { _ = conn.Close() })
+		go func() {
+			buffer := make([]byte, 100)
+			for {
+				_, client, err := conn.ReadFrom(buffer)
+				if err != nil {
+					return
+				}
+				_, _ = conn.WriteTo([]byte(client.(*net.UDPAddr).IP.String()+" "+pod.Name+"\n"), client)
+			}
+		}()
+		return
+	}
+	var listener net.Listener
+	inside(t, pod.NetNS, func() (err error) { listener, err = net.Listen("tcp", address); return err })
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = fmt.Fprintf(conn, "%s %s\n", conn.RemoteAddr().(*net.TCPAddr).IP, pod.Name)
+			_ = conn.Close()
+		}
+	}()
+}
+
+// ask connects from a namespace ("" is the host) and returns the client's address as the server sees it and who answered.
+func ask(netns, network, address string) (client, server string, err error) {
+	dial := func() error {
+		conn, err := net.DialTimeout(network, address, answerTime)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(answerTime)); err != nil {
+			return err
+		}
+		if network == "udp" {
+			if _, err := conn.Write([]byte("who")); err != nil {
+				return err
+			}
+		}
+		line, err := bufio.NewReader(conn).ReadString('\n')
+		client, server, _ = strings.Cut(strings.TrimSpace(line), " ")
+		return err
+	}
+	if netns == "" {
+		return client, server, errors.Join(dial())
+	}
+	err = namespace.Do(netns, dial)
+	return client, server, err
+}
+
+// expect asks and fails the test unless the named pod answers.
+func expect(t testing.TB, netns, network, address, server string) (client string) {
+	t.Helper()
+	client, got, err := ask(netns, network, address)
+	if err != nil || got != server {
+		t.Errorf("%s %s from %q: answer of %q (%v), want %q", network, address, netns, got, err, server)
+	}
+	return client
+}
+
+func inside(t testing.TB, netns string, fn func() error) {
+	t.Helper()
+	if err := namespace.Do(netns, fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hostState describes links, addresses, routes and packet filters of the host.
+func hostState(t testing.TB) string {
+	t.Helper()
+	var state strings.Builder
+	for _, args := range [][]string{{"ip", "-o", "link"}, {"ip", "route"}, {"ip", "-6", "route"}, {"nft", "list", "ruleset"}} {
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+		state.Write(out)
+	}
+	return state.String()
+}
+
+func ruleset(t testing.TB) string {
+	t.Helper()
+	out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft: %v: %s", err, out)
+	}
+	return string(out)
+}
+
+// eventually waits for a condition.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !condition() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 10 s", what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+var _ = unix.AF_INET

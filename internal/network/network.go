@@ -1,0 +1,346 @@
+// Package network connects pods: by CNI plugins if a configuration for them is installed, else by a bridge network of its
+// own, for which it needs no other program.
+//
+// The caller makes a [Plan], stores it, calls [Manager.Attach], and owes a [Manager.Detach] from then on, whatever Attach
+// said, until Detach succeeds once. What a pod holds of the node (addresses of the built-in network, host ports) is in a
+// lease, which is written before anything is used and removed when nothing is used any more. Host ports are ours for the
+// built-in network and for conflists without a plugin that claims the capability portMappings.
+//
+// Locks: bridge.mu before firewall.mu before ledger.mu. While a plugin runs only Manager.collecting is held.
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
+
+	"github.com/berth-runtime/berth/internal/namespace"
+)
+
+// When the built-in network is used.
+const (
+	BuiltinAuto   = "auto"   // if there is no CNI configuration
+	BuiltinAlways = "always" // even if there is one
+	BuiltinNever  = "never"  // pods wait for a CNI configuration
+)
+
+const (
+	// DefaultPluginTimeout bounds one call of all plugins of a network. Some wait for a controller in the cluster.
+	DefaultPluginTimeout = 90 * time.Second
+	// undoTimeout bounds taking back a failed Attach. The caller's own time is often over by then.
+	undoTimeout = 15 * time.Second
+	// maxInstance keeps the name of the bridge below IFNAMSIZ.
+	maxInstance = 8
+	plainName   = "berth"
+)
+
+// Options configure a [Manager].
+type Options struct {
+	ConfDir       string        // of CNI configurations; need not exist
+	BinDirs       []string      // of CNI plugins
+	Builtin       string        // BuiltinAuto (also if empty), BuiltinAlways or BuiltinNever
+	BuiltinSubnet []string      // at most one of each family; empty: chosen by Instance
+	Root          string        // where leases and the cache of CNI results are kept
+	Instance      string        // tells daemons on one host apart; empty for the one with the default root
+	PluginTimeout time.Duration // 0: DefaultPluginTimeout
+	Log           *slog.Logger
+}
+
+// Manager connects and disconnects pods. Its methods can be called at the same time, but for one pod only one by one.
+type Manager struct {
+	options  Options
+	cni      *cni
+	bridge   *bridge
+	firewall *firewall
+	ledger   *ledger
+	log      *slog.Logger
+
+	ctx    context.Context // of the goroutines
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+
+	// collecting is held for reading while plugins connect a pod, and for writing while they collect garbage, which must
+	// not take a pod for gone that has come after the list of live ones was made. Nobody waits for the writing side long:
+	// it is taken only when free, and has a deadline.
+	collecting sync.RWMutex
+
+	mu       sync.Mutex
+	closed   bool
+	watched  bool            // changes of the configuration directory are seen
+	attached map[string]bool // pods that this process has begun to connect and not yet disconnected
+	broken   error           // why the built-in network could not be set up when it was last tried
+	mending  bool            // a goroutine tries again
+}
+
+// New opens a manager and makes the host ports of the pods that are connected as they should be. It makes nothing else on
+// the host: the bridge comes with the first pod.
+func New(ctx context.Context, options Options) (*Manager, error) {
+	m, err := newManager(options)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("open network: %w", err)
+	}
+	if m.ledger, err = openLedger(filepath.Join(options.Root, "leases"), m.log); err != nil {
+		return nil, err
+	}
+	m.firewall.ledger, m.bridge.ledger = m.ledger, m.ledger
+	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	m.cni.load()
+	if len(m.ledger.all()) > 0 {
+		// Pods can be served without it; the next one that needs it will tell its caller.
+		m.setBroken(m.firewall.restore())
+	}
+	if err := m.watch(); err != nil {
+		m.log.Warn("changes of the CNI configuration are looked up when needed", "dir", options.ConfDir, "error", err)
+	}
+	return m, nil
+}
+
+func newManager(options Options) (*Manager, error) {
+	switch options.Builtin {
+	case "":
+		options.Builtin = BuiltinAuto
+	case BuiltinAuto, BuiltinAlways, BuiltinNever:
+	default:
+		return nil, fmt.Errorf("builtin %q: want auto, always or never: %w", options.Builtin, errdefs.ErrInvalidArgument)
+	}
+	if len(options.Instance) > maxInstance || strings.ContainsAny(options.Instance, "/ .") {
+		return nil, fmt.Errorf("instance %q: want at most %d letters and digits: %w", options.Instance, maxInstance, errdefs.ErrInvalidArgument)
+	}
+	if !filepath.IsAbs(options.Root) {
+		return nil, fmt.Errorf("network root %q: must be an absolute path: %w", options.Root, errdefs.ErrInvalidArgument)
+	}
+	nets, err := parseSubnets(options.BuiltinSubnet)
+	if err != nil {
+		return nil, err
+	}
+	if options.PluginTimeout == 0 {
+		options.PluginTimeout = DefaultPluginTimeout
+	}
+	if options.Log == nil {
+		options.Log = slog.New(slog.DiscardHandler)
+	}
+	name, table := plainName+"0", plainName
+	if options.Instance != "" {
+		name, table = plainName+"-"+options.Instance, plainName+"-"+options.Instance
+	}
+	m := &Manager{options: options, log: options.Log, attached: map[string]bool{}}
+	m.firewall = &firewall{table: table, bridge: name}
+	m.bridge = &bridge{name: name, instance: options.Instance, configured: nets, firewall: m.firewall}
+	m.cni = &cni{
+		dir: options.ConfDir, bins: options.BinDirs, timeout: options.PluginTimeout, log: options.Log,
+		lib: libcni.NewCNIConfigWithCacheDir(options.BinDirs, filepath.Join(options.Root, "cni"), &plugins{}),
+	}
+	return m, nil
+}
+
+// Close ends what the manager does in the background. Pods stay connected. If there are none, the bridge and the nftables
+// table of this daemon are removed.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	already := m.closed
+	m.closed = true
+	m.mu.Unlock()
+	if already {
+		return nil
+	}
+	m.cancel()
+	m.work.Wait()
+	if len(m.ledger.all()) > 0 {
+		return nil
+	}
+	return errors.Join(m.firewall.remove(), m.bridge.remove())
+}
+
+// Plan decides how a pod will be connected. It changes nothing.
+func (m *Manager) Plan(pod Pod) (Plan, error) {
+	if err := pod.validate(); err != nil {
+		return Plan{}, err
+	}
+	conf := m.cni.load()
+	kind, err := m.choose(conf)
+	if err != nil {
+		return Plan{}, fmt.Errorf("set up network for pod %s: %w", pod, err)
+	}
+	if kind == CNI {
+		return m.cni.plan(conf), nil
+	}
+	return Plan{Kind: Builtin, Network: m.bridge.name, IfName: podDevice, HostPorts: true}, nil
+}
+
+// choose says which kind of network new pods get under a configuration.
+func (m *Manager) choose(conf *configuration) (Kind, error) {
+	switch {
+	case m.options.Builtin == BuiltinAlways:
+		return Builtin, nil
+	case conf.list != nil:
+		return CNI, nil
+	case conf.err != nil:
+		// Somebody wants CNI: a typing error must not put pods into another network.
+		return "", fmt.Errorf("%w: %w", conf.err, errdefs.ErrFailedPrecondition)
+	case m.options.Builtin == BuiltinNever:
+		return "", errNoConfiguration(m.options.ConfDir)
+	default:
+		return Builtin, nil
+	}
+}
+
+// Attach connects a pod as planned. If it fails, it has tried to leave nothing behind, and Detach is owed all the same. It
+// can be called again for the same pod: the pod gets the same addresses from the built-in network.
+//
+// A host port that another pod has is an [errdefs.ErrAlreadyExists] that names the pod. Plugins that do not answer in time
+// are killed, the error is a [context.DeadlineExceeded].
+func (m *Manager) Attach(ctx context.Context, pod Pod, plan Plan) (Result, error) {
+	if err := pod.validate(); err != nil {
+		return Result{}, err
+	}
+	if !namespace.Exists(pod.NetNS) {
+		return Result{}, fmt.Errorf("set up network for pod %s: network namespace %s: %w", pod, pod.NetNS, errdefs.ErrNotFound)
+	}
+	m.begin(pod.ID)
+	result, err := m.attach(ctx, pod, plan)
+	if err == nil {
+		err = namespace.ApplyLinkSysctls(pod.NetNS, pod.Sysctls)
+	}
+	if err == nil {
+		return result, nil
+	}
+	err = fmt.Errorf("set up network for pod %s: %w", pod, err)
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if left := m.Detach(undo, pod, plan); left != nil {
+		err = errors.Join(err, left)
+	}
+	return Result{}, err
+}
+
+func (m *Manager) attach(ctx context.Context, pod Pod, plan Plan) (Result, error) {
+	ports, err := pod.hostPorts()
+	if err != nil {
+		return Result{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return Result{}, err
+	}
+	switch plan.Kind {
+	case Builtin:
+		device, nets, err := m.prepareBuiltin()
+		if err != nil {
+			return Result{}, err
+		}
+		result, err := m.bridge.attach(pod, ports, device, nets)
+		if err != nil {
+			return Result{}, err
+		}
+		return result, m.flushFlows(pod.ID)
+	case CNI:
+		return m.attachCNI(ctx, pod, plan, ports)
+	default:
+		return Result{}, fmt.Errorf("plan of kind %q: %w", plan.Kind, errdefs.ErrInvalidArgument)
+	}
+}
+
+// attachCNI runs the plugins, and opens host ports if none of them does.
+func (m *Manager) attachCNI(ctx context.Context, pod Pod, plan Plan, ports []port) (Result, error) {
+	if len(ports) > 0 {
+		// A lease even if the ports are not ours: it is how two pods with the same port are told apart.
+		want := lease{ID: pod.ID, Pod: pod.String(), Network: CNI, Ports: ports, Published: plan.HostPorts}
+		if _, err := m.ledger.claim(want, nil); err != nil {
+			return Result{}, err
+		}
+	}
+	m.collecting.RLock()
+	result, addresses, err := m.cni.attach(ctx, pod, plan)
+	m.collecting.RUnlock()
+	if err != nil || !plan.HostPorts || len(ports) == 0 {
+		return result, err
+	}
+	if err := checkServed(ports, addresses); err != nil {
+		return Result{}, err
+	}
+	if err := m.openPorts(pod.ID, addresses); err != nil {
+		return Result{}, err
+	}
+	return result, m.flushFlows(pod.ID)
+}
+
+func (m *Manager) openPorts(id string, addresses []netip.Prefix) error {
+	held, err := m.ledger.address(id, addresses)
+	if err != nil {
+		return err
+	}
+	if err := routeTo(addresses); err != nil {
+		return err
+	}
+	return m.firewall.publish(held)
+}
+
+// flushFlows makes connections that clients believe in find a new pod.
+func (m *Manager) flushFlows(id string) error {
+	if held := m.ledger.get(id); held != nil {
+		return forgetFlows(held)
+	}
+	return nil
+}
+
+// Detach disconnects a pod and gives back what it held. It is idempotent, works when the network namespace is gone, and
+// after a failure can be repeated. Nil means that nothing of the pod is left in the network.
+func (m *Manager) Detach(ctx context.Context, pod Pod, plan Plan) error {
+	var err error
+	switch plan.Kind {
+	case "": // never planned, so never attached
+		return nil
+	case Builtin:
+		err = m.bridge.detach(pod.ID)
+	case CNI:
+		err = m.cni.detach(ctx, pod, plan)
+	default:
+		err = fmt.Errorf("plan of kind %q: %w", plan.Kind, errdefs.ErrInvalidArgument)
+	}
+	if err = errors.Join(err, m.giveBack(pod.ID, err == nil)); err != nil {
+		return fmt.Errorf("take down network of pod %s: %w", pod, err)
+	}
+	m.mu.Lock()
+	delete(m.attached, pod.ID)
+	m.mu.Unlock()
+	return nil
+}
+
+// giveBack closes the host ports of a pod and, if its devices are gone, ends its lease.
+func (m *Manager) giveBack(id string, gone bool) error {
+	held := m.ledger.get(id)
+	if held == nil {
+		return nil
+	}
+	if err := errors.Join(m.firewall.withdraw(held), forgetFlows(held)); err != nil || !gone {
+		return err
+	}
+	return m.ledger.release(id)
+}
+
+// begin marks a pod as in the hands of this process.
+func (m *Manager) begin(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.attached[id] = true
+}
+
+// run starts a goroutine that ends with the manager.
+func (m *Manager) run(fn func(context.Context)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.closed {
+		m.work.Go(func() { fn(m.ctx) })
+	}
+}

@@ -1,0 +1,115 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
+)
+
+// statusMaxAge is how old the answer to a STATUS may be. Nothing tells when a plugin changes its mind, so it is asked again
+// when somebody wants to know.
+const statusMaxAge = 10 * time.Second
+
+// status is what the plugins of the loaded list answered to STATUS.
+type status struct {
+	known  bool
+	asking bool
+	err    error
+	at     time.Time
+}
+
+// Ready returns nil if pods can be connected, else the reason in words for people. It answers from memory; what may have
+// changed is asked in the background.
+func (m *Manager) Ready() error {
+	m.mu.Lock()
+	watched := m.watched
+	m.mu.Unlock()
+	conf := m.cni.loaded()
+	if !watched {
+		conf = m.cni.load()
+	}
+	kind, err := m.choose(conf)
+	if err != nil {
+		return err
+	}
+	if kind == CNI {
+		return m.cni.ready(m.run)
+	}
+	return m.builtinReady()
+}
+
+// builtinReady returns why the built-in network could not be set up, and tries again: no pod comes to a node that is not
+// ready, so no pod would find out that it works now.
+func (m *Manager) builtinReady() error {
+	m.mu.Lock()
+	broken, mend := m.broken, m.broken != nil && !m.mending
+	m.mending = m.mending || mend
+	m.mu.Unlock()
+	if mend {
+		m.run(func(context.Context) {
+			if _, _, err := m.prepareBuiltin(); err != nil {
+				m.log.Warn("set up built-in network", "error", err)
+			}
+			m.mu.Lock()
+			m.mending = false
+			m.mu.Unlock()
+		})
+	}
+	return broken
+}
+
+// prepareBuiltin sets the built-in network up and remembers why that was not possible.
+func (m *Manager) prepareBuiltin() (netlink.Link, subnets, error) {
+	device, nets, err := m.bridge.prepare()
+	if err != nil {
+		err = fmt.Errorf("set up built-in network: %w", err)
+	}
+	m.setBroken(err)
+	return device, nets, err
+}
+
+func (m *Manager) setBroken(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.broken = err
+}
+
+// ready returns what is known now of the loaded list, without waiting. It starts a question to the plugins by run if the
+// answer is old.
+func (c *cni) ready(run func(func(context.Context))) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := missingPlugin(c.conf.list, c.bins); err != nil {
+		return err
+	}
+	if !since(c.conf.list, statusSince) {
+		return nil
+	}
+	if !c.status.asking && time.Since(c.status.at) > statusMaxAge {
+		c.status.asking = true
+		conf := c.conf
+		run(func(ctx context.Context) { c.ask(ctx, conf) })
+	}
+	if !c.status.known {
+		return fmt.Errorf("network %s: waiting for the first STATUS of its plugins: %w", c.conf.list.Name, errdefs.ErrUnavailable)
+	}
+	return c.status.err
+}
+
+// ask runs STATUS and keeps the answer unless the configuration has changed meanwhile.
+func (c *cni) ask(ctx context.Context, conf *configuration) {
+	ctx, cancel := c.deadline(ctx, "STATUS")
+	defer cancel()
+	err := c.lib.GetStatusNetworkList(ctx, conf.list)
+	if err != nil {
+		err = fmt.Errorf("network %s is not ready: %w", conf.list.Name, classify(err))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conf != nil && string(c.conf.raw) == string(conf.raw) {
+		c.status = status{known: true, err: err, at: time.Now()}
+	}
+}
