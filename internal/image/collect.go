@@ -1,0 +1,271 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
+)
+
+// useLeasePrefix begins the ID of a lease that keeps the layers of a removed
+// image for the containers that still run from them.
+const useLeasePrefix = "use-"
+
+// usage is what the store takes.
+type usage struct{ bytes, inodes uint64 }
+
+// FsInfo is what images take of their file system, and where that is.
+type FsInfo struct {
+	Mountpoint        string
+	UsedBytes, Inodes uint64 // of blobs and unpacked layers
+	At                time.Time
+}
+
+// FsInfo answers from memory. Writable layers of containers are not counted,
+// see RootfsUsage.
+func (s *Store) FsInfo(context.Context) (FsInfo, error) {
+	used := s.usage.Load()
+	return FsInfo{Mountpoint: s.opts.Root, UsedBytes: used.bytes, Inodes: used.inodes, At: time.Now()}, nil
+}
+
+// adopt gives an image its names and shows it, if it is usable. The caller's
+// lease holds what belongs to it.
+func (s *Store) adopt(ctx context.Context, target ocispec.Descriptor, as []string) (*loaded, error) {
+	image, err := s.load(ctx, target)
+	if err != nil {
+		return nil, fmt.Errorf("check pulled image: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := s.names.clone()
+	for _, name := range as {
+		changed[name] = target
+	}
+	if err := s.rename(ctx, changed); err != nil {
+		return nil, fmt.Errorf("record image: %w", err)
+	}
+	s.loaded[target.Digest.String()] = image
+	s.names = changed
+	s.forgetUnnamed()
+	s.publish()
+	if err := s.measure(ctx); err != nil {
+		s.log.Warn("cannot measure the image store", "error", err)
+	}
+	return image, nil
+}
+
+// rename makes the recorded names those of changed, all or none. The caller
+// holds s.mu.
+func (s *Store) rename(ctx context.Context, changed names) error {
+	return s.gen.db.Update(func(tx *bolt.Tx) error {
+		ctx := boltutil.WithTransaction(ctx, tx)
+		for name, target := range changed {
+			record := images.Image{Name: name, Target: target}
+			old, known := s.names[name]
+			var err error
+			switch {
+			case !known:
+				_, err = s.gen.images.Create(ctx, record)
+			case old.Digest != target.Digest:
+				_, err = s.gen.images.Update(ctx, record)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		for name := range s.names {
+			if _, kept := changed[name]; kept {
+				continue
+			}
+			if err := s.gen.images.Delete(ctx, name); err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
+		}
+		return changed.write(s.namesPath())
+	})
+}
+
+// Remove removes the image that ref resolves to, with all its names. When it
+// returns nil nobody finds the image any more; its bytes are freed soon after,
+// except those which containers still run from. If there is no such image the
+// error is ErrNotFound.
+func (s *Store) Remove(ctx context.Context, ref string) error {
+	ctx = withLog(inNamespace(ctx), s.log)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	image, err := s.Resolve(ref)
+	if err != nil {
+		return err
+	}
+	before, changed := s.names, s.names.clone()
+	for _, name := range image.names {
+		delete(changed, name)
+	}
+	// From here on no container can begin to use it, so the uses seen below are
+	// all that there will be.
+	s.names = changed
+	s.publish()
+	s.names = before
+	err = s.keepUsed(ctx, image.chain)
+	if err == nil {
+		err = s.rename(ctx, changed)
+	}
+	if err != nil {
+		s.publish()
+		return fmt.Errorf("remove image %s: %w", ref, err)
+	}
+	s.names = changed
+	s.forgetUnnamed()
+	s.kickCollector()
+	s.log.Info("image removed", "image", ref, "id", image.ID)
+	return nil
+}
+
+// forgetUnnamed drops what was loaded for names that are gone. The caller
+// holds s.mu.
+func (s *Store) forgetUnnamed() {
+	named := map[string]bool{}
+	for _, target := range s.names {
+		named[target.Digest.String()] = true
+	}
+	for digest := range s.loaded {
+		if !named[digest] {
+			delete(s.loaded, digest)
+		}
+	}
+}
+
+// keepUsed keeps the layers of a chain if containers use them.
+func (s *Store) keepUsed(ctx context.Context, chain string) error {
+	if chain == "" || !s.uses.held(chain) {
+		return nil
+	}
+	lease, err := s.gen.leases.Create(ctx, leases.WithID(useLeasePrefix+chain))
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("keep layers in use: %w", err)
+	}
+	resource := leases.Resource{ID: chain, Type: "snapshots/" + snapshotterName}
+	if err := s.gen.leases.AddResource(ctx, lease, resource); err != nil {
+		return fmt.Errorf("keep layers in use: %w", err)
+	}
+	return nil
+}
+
+// GC removes every blob and layer that no image, no container and no pull
+// under way refers to.
+func (s *Store) GC(ctx context.Context) error {
+	ctx = withLog(inNamespace(ctx), s.log)
+	s.swept.Lock()
+	defer s.swept.Unlock()
+	kept, err := s.gen.leases.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list leases: %w", err)
+	}
+	for _, lease := range kept {
+		chain, ok := strings.CutPrefix(lease.ID, useLeasePrefix)
+		if !ok || s.uses.held(chain) {
+			continue
+		}
+		if err := s.gen.leases.Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("let go of layers that were in use: %w", err)
+		}
+	}
+	if _, err := s.gen.db.GarbageCollect(ctx); err != nil {
+		return fmt.Errorf("collect garbage: %w", err)
+	}
+	if err := s.dropOldGenerations(); err != nil {
+		return err
+	}
+	return s.measure(ctx)
+}
+
+// measure sums up what is there. All figures are in the databases.
+func (s *Store) measure(ctx context.Context) error {
+	var sum usage
+	err := s.gen.content.Walk(ctx, func(info content.Info) error {
+		sum.bytes += uint64(info.Size)
+		sum.inodes++
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("measure blobs: %w", err)
+	}
+	err = s.gen.layers.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+		if info.Kind != snapshots.KindCommitted {
+			return nil
+		}
+		used, err := s.gen.layers.Usage(ctx, info.Name)
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		sum.bytes += uint64(used.Size)
+		sum.inodes += uint64(used.Inodes)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("measure layers: %w", err)
+	}
+	s.usage.Store(&sum)
+	return nil
+}
+
+// kickCollector has garbage collected soon.
+func (s *Store) kickCollector() {
+	select {
+	case s.collect <- struct{}{}:
+	default: // it is about to run anyway
+	}
+}
+
+// collector collects when it is told to, until the store is closed.
+func (s *Store) collector() {
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.collect:
+		}
+		if err := s.GC(s.ctx); err != nil && s.ctx.Err() == nil {
+			s.log.Error("cannot collect unused images", "error", err)
+		}
+	}
+}
+
+// dropOldGenerations removes what is left of damaged stores once everything in
+// them was made again and no container runs from their layers. The databases
+// stay: somebody may want to see what broke.
+func (s *Store) dropOldGenerations() error {
+	numbers, err := listGenerations(s.opts.Root)
+	if err != nil {
+		return fmt.Errorf("list image stores: %w", err)
+	}
+	for _, number := range numbers {
+		dir := generationDir(s.opts.Root, number)
+		if dir == s.gen.dir || s.uses.beneath(dir) {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(dir, restoredMark)); err != nil {
+			continue // not restored yet, or not restorable
+		}
+		for _, part := range []string{"content", "snapshots"} {
+			if err := os.RemoveAll(filepath.Join(dir, part)); err != nil {
+				return fmt.Errorf("remove damaged image store: %w", err)
+			}
+		}
+	}
+	return nil
+}

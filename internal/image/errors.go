@@ -1,0 +1,95 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"syscall"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/errdefs"
+)
+
+// registryUnavailable begins the text of an error which the kubelet shows as
+// its own reason for a pod that waits.
+const registryUnavailable = "RegistryUnavailable"
+
+// describe says what went wrong with a pull, and gives it its kind.
+func describe(ref string, err error) error {
+	kind := kindOf(err)
+	switch {
+	case errors.Is(kind, errdefs.ErrUnavailable):
+		return fmt.Errorf("%s: pull %s: %w", registryUnavailable, ref, withKind(err, kind))
+	case errors.Is(kind, errdefs.ErrResourceExhausted):
+		return fmt.Errorf("pull %s: the disk is full: %w", ref, withKind(err, kind))
+	default:
+		return fmt.Errorf("pull %s: %w", ref, withKind(err, kind))
+	}
+}
+
+func withKind(err, kind error) error {
+	if kind == nil || errors.Is(err, kind) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, kind)
+}
+
+// ourKinds are those that a caller tells apart, when the error says itself
+// what it is.
+var ourKinds = []error{
+	errdefs.ErrInvalidArgument, errdefs.ErrNotFound, errdefs.ErrFailedPrecondition, errdefs.ErrUnauthenticated,
+	errdefs.ErrPermissionDenied, errdefs.ErrResourceExhausted, errdefs.ErrUnavailable, errdefs.ErrDataLoss,
+}
+
+func kindOf(err error) error {
+	var status remoteerrors.ErrUnexpectedStatus
+	switch {
+	case errors.Is(err, errAbandoned), errors.Is(err, context.Canceled):
+		return nil
+	case isFull(err):
+		return errdefs.ErrResourceExhausted
+	case errors.As(err, &status):
+		return kindOfStatus(status.StatusCode)
+	case errors.Is(err, docker.ErrInvalidAuthorization):
+		return errdefs.ErrUnauthenticated
+	case isUnreachable(err):
+		return errdefs.ErrUnavailable
+	}
+	if at := slices.IndexFunc(ourKinds, func(kind error) bool { return errors.Is(err, kind) }); at >= 0 {
+		return ourKinds[at]
+	}
+	return errdefs.ErrUnknown
+}
+
+func kindOfStatus(code int) error {
+	switch {
+	case code == http.StatusUnauthorized:
+		return errdefs.ErrUnauthenticated
+	case code == http.StatusForbidden:
+		return errdefs.ErrPermissionDenied
+	case code == http.StatusNotFound:
+		return errdefs.ErrNotFound
+	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= http.StatusInternalServerError:
+		return errdefs.ErrUnavailable
+	default:
+		return errdefs.ErrUnknown
+	}
+}
+
+// isFull says whether the disk, or our share of it, is full.
+func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// isUnreachable says whether a registry could not be spoken to, or broke off.
+func isUnreachable(err error) bool {
+	var silence *silenceError
+	var network net.Error
+	var request *url.Error
+	return errors.As(err, &silence) || errors.As(err, &network) || errors.As(err, &request) ||
+		errors.Is(err, io.ErrUnexpectedEOF)
+}

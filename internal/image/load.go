@@ -1,0 +1,100 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// loaded is what one manifest or index gives on this platform. It never
+// changes.
+type loaded struct {
+	id          string
+	size        uint64
+	config      ocispec.ImageConfig
+	annotations map[string]string
+	chain       string   // name of the topmost layer's snapshot; empty without layers
+	layers      []string // directories of the unpacked layers, topmost first
+}
+
+// load reads an image that is in the store. It succeeds only if the image is
+// usable: every blob has its size and every layer its snapshot.
+func (s *Store) load(ctx context.Context, target ocispec.Descriptor) (*loaded, error) {
+	manifest, err := images.Manifest(ctx, s.gen.content, target, s.platform)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest %s: %w", target.Digest, err)
+	}
+	for _, blob := range append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...) {
+		info, err := s.gen.backend.Info(ctx, blob.Digest)
+		if err != nil {
+			return nil, fmt.Errorf("find blob %s: %w", blob.Digest, err)
+		}
+		if info.Size != blob.Size {
+			return nil, fmt.Errorf("blob %s has %d bytes instead of %d: %w", blob.Digest, info.Size, blob.Size, errdefs.ErrDataLoss)
+		}
+		if _, err := s.gen.content.Info(ctx, blob.Digest); err != nil {
+			return nil, fmt.Errorf("find blob %s: %w", blob.Digest, err)
+		}
+	}
+	config, err := readConfig(ctx, s.gen.content, manifest.Config)
+	if err != nil {
+		return nil, err
+	}
+	if len(config.RootFS.DiffIDs) != len(manifest.Layers) {
+		return nil, fmt.Errorf("image has %d layers but its configuration names %d: %w",
+			len(manifest.Layers), len(config.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
+	}
+	image := &loaded{
+		id: manifest.Config.Digest.String(), config: config.Config, annotations: manifest.Annotations,
+		size: uint64(manifest.Config.Size), chain: chainOf(config.RootFS.DiffIDs),
+	}
+	for _, layer := range manifest.Layers {
+		image.size += uint64(layer.Size)
+	}
+	if image.layers, err = s.gen.layerDirs(ctx, image.chain); err != nil {
+		return nil, err
+	}
+	if len(image.layers) != len(manifest.Layers) {
+		return nil, fmt.Errorf("image has %d layers but %d are unpacked: %w",
+			len(manifest.Layers), len(image.layers), errdefs.ErrNotFound)
+	}
+	return image, nil
+}
+
+func chainOf(diffIDs []digest.Digest) string {
+	if len(diffIDs) == 0 {
+		return ""
+	}
+	return identity.ChainID(diffIDs).String()
+}
+
+func readConfig(ctx context.Context, from content.Provider, desc ocispec.Descriptor) (ocispec.Image, error) {
+	var config ocispec.Image
+	data, err := content.ReadBlob(ctx, from, desc)
+	if err != nil {
+		return config, fmt.Errorf("read image configuration %s: %w", desc.Digest, err)
+	}
+	if err := json.Unmarshal(data, &config); err != nil {
+		return config, fmt.Errorf("read image configuration %s: %w: %w", desc.Digest, err, errdefs.ErrInvalidArgument)
+	}
+	return config, nil
+}
+
+// userOf splits a configuration's User, "name", "uid", "name:group" or
+// "uid:gid", as the CRI wants it: a number or a name, not both.
+func userOf(user string) (uid *int64, name string) {
+	user, _, _ = strings.Cut(user, ":")
+	if number, err := strconv.ParseInt(user, 10, 64); err == nil && number >= 0 {
+		return &number, ""
+	}
+	return nil, user
+}

@@ -1,0 +1,221 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/unpack"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	maxManifest = 4 << 20
+	maxConfig   = 8 << 20
+	// maxLayers is far from the kernel's 500, and more than anybody builds.
+	maxLayers = 256
+	// tidyTimeout bounds the clean-up after a pull. It does not end with the
+	// pull's own context: that may have ended already.
+	tidyTimeout = 2 * time.Minute
+)
+
+// transfer brings one image from a fetcher into the store. All that it makes
+// is held by a lease until the names refer to it, so that a collection at the
+// same time leaves it alone, and the one after a failure takes all of it.
+type transfer struct {
+	store    *Store
+	progress *progress
+	fetcher  remotes.Fetcher
+	fail     context.CancelCauseFunc // ends the whole transfer at the first error
+
+	mu      sync.Mutex
+	layers  []ocispec.Descriptor
+	implied map[string][]string // by directory of an unpacked layer
+}
+
+// transfer fetches and unpacks target and gives it the names.
+func (s *Store) transfer(
+	ctx context.Context, p *progress, target ocispec.Descriptor, from remotes.Fetcher, as []string,
+) (image *loaded, err error) {
+	tidy, stop := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
+	defer stop()
+	lease, err := s.gen.leases.Create(tidy, leases.WithRandomID())
+	if err != nil {
+		return nil, fmt.Errorf("begin transfer: %w", err)
+	}
+	defer func() { err = s.tidy(context.WithoutCancel(ctx), lease, err) }()
+	ctx, fail := context.WithCancelCause(leases.WithLease(ctx, lease.ID))
+	defer fail(nil)
+	t := &transfer{store: s, progress: p, fetcher: from, fail: fail, implied: map[string][]string{}}
+	if err := t.run(ctx, target); err != nil {
+		return nil, err
+	}
+	p.setStage(StageStoring)
+	return s.adopt(context.WithoutCancel(ctx), target, as)
+}
+
+// tidy ends a transfer. After a failure it removes whatever the transfer made.
+func (s *Store) tidy(ctx context.Context, lease leases.Lease, failure error) error {
+	ctx, cancel := context.WithTimeout(ctx, tidyTimeout)
+	defer cancel()
+	if isFull(failure) {
+		s.reserve.release()
+		defer s.reserve.restore()
+	}
+	err := s.gen.leases.Delete(ctx, lease)
+	if failure == nil {
+		if err != nil {
+			// The next start of the store deletes it.
+			s.log.Warn("cannot delete the lease of a pull", "lease", lease.ID, "error", err)
+		}
+		return nil
+	}
+	if err == nil {
+		err = s.GC(ctx)
+	}
+	if err != nil {
+		return errors.Join(failure, fmt.Errorf("clean up after the pull: %w", err))
+	}
+	return failure
+}
+
+// run fetches and unpacks. Its error is the first one that occurred, not one
+// of those that follow from it.
+func (t *transfer) run(ctx context.Context, target ocispec.Descriptor) error {
+	unpacker, err := unpack.NewUnpacker(ctx, t.store.gen.content,
+		unpack.WithUnpackPlatform(unpack.Platform{
+			Platform: t.store.platform, SnapshotterKey: snapshotterName,
+			Snapshotter:             layerStore{Snapshotter: t.store.gen.layers, transfer: t},
+			SnapshotterCapabilities: []string{snapshots.RebaseCap}, // layers in parallel
+			Applier:                 t,
+		}),
+		unpack.WithUnpackLimiter(t.store.slots),
+		unpack.WithDuplicationSuppressor(t.store.locks))
+	if err != nil {
+		return fmt.Errorf("prepare to unpack: %w", err)
+	}
+	if err := images.Dispatch(ctx, unpacker.Unpack(t.handler()), nil, target); err != nil {
+		t.fail(err)
+	}
+	if _, err := unpacker.Wait(); err != nil {
+		t.fail(err)
+	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return t.complete(ctx)
+}
+
+// handler fetches manifests and the configuration. Layers are fetched while
+// they are unpacked, see Apply.
+func (t *transfer) handler() images.Handler {
+	children := images.SetChildrenMappedLabels(t.store.gen.content, t.children, nil)
+	children = images.FilterPlatforms(children, t.store.platform)
+	children = images.LimitManifests(children, t.store.platform, 1)
+	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		switch {
+		case images.IsLayerType(desc.MediaType):
+			return nil, nil
+		case images.IsIndexType(desc.MediaType), images.IsManifestType(desc.MediaType):
+			if err := t.fetchSmall(ctx, desc, maxManifest); err != nil {
+				return nil, err
+			}
+			found, err := children(ctx, desc)
+			if errdefs.IsNotFound(err) && images.IsIndexType(desc.MediaType) {
+				return nil, fmt.Errorf("image has nothing for this node's platform %s: %w",
+					platforms.Format(platforms.DefaultSpec()), errdefs.ErrNotFound)
+			}
+			return found, err
+		case images.IsConfigType(desc.MediaType):
+			if err := t.fetchSmall(ctx, desc, maxConfig); err != nil {
+				return nil, err
+			}
+			return nil, t.checkPlatform(ctx, desc)
+		default:
+			return nil, fmt.Errorf("media type %q is not that of an image: %w", desc.MediaType, errdefs.ErrInvalidArgument)
+		}
+	})
+}
+
+// fetchSmall fetches a blob that is read into memory later.
+func (t *transfer) fetchSmall(ctx context.Context, desc ocispec.Descriptor, limit int64) error {
+	if desc.Size < 0 || desc.Size > limit {
+		return fmt.Errorf("%s %s: size %d is not between 0 and %d: %w",
+			desc.MediaType, desc.Digest, desc.Size, limit, errdefs.ErrInvalidArgument)
+	}
+	return t.fetchBlob(ctx, desc)
+}
+
+// children lists what a manifest or index refers to. Of what a manifest says
+// about its layers only type, digest and size are kept: annotations would
+// become labels of snapshots, and URLs would make the node fetch from hosts
+// that the image chooses.
+func (t *transfer) children(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	found, err := images.Children(ctx, t.store.gen.content, desc)
+	if err != nil {
+		return nil, fmt.Errorf("read %s %s: %w: %w", desc.MediaType, desc.Digest, err, errdefs.ErrInvalidArgument)
+	}
+	for i, child := range found {
+		if err := child.Digest.Validate(); err != nil {
+			return nil, fmt.Errorf("%s names the digest %q: %w: %w", desc.Digest, child.Digest, err, errdefs.ErrInvalidArgument)
+		}
+		found[i] = ocispec.Descriptor{
+			MediaType: child.MediaType, Digest: child.Digest, Size: child.Size, Platform: child.Platform,
+		}
+	}
+	if images.IsManifestType(desc.MediaType) && len(found) > 0 {
+		layers := found[1:] // images.Children gives the configuration first
+		if len(layers) > maxLayers {
+			return nil, fmt.Errorf("image has %d layers, more than %d: %w", len(layers), maxLayers, errdefs.ErrInvalidArgument)
+		}
+		t.mu.Lock()
+		t.layers = layers
+		t.mu.Unlock()
+		t.progress.setLayers(layers)
+	}
+	return found, nil
+}
+
+// checkPlatform refuses an image that cannot run here before its layers are
+// fetched. An index chooses by what it says; a plain manifest says nothing.
+func (t *transfer) checkPlatform(ctx context.Context, desc ocispec.Descriptor) error {
+	config, err := readConfig(ctx, t.store.gen.content, desc)
+	if err != nil {
+		return err
+	}
+	if platform := platforms.Normalize(config.Platform); !t.store.platform.Match(platform) {
+		return fmt.Errorf("image is for %s, this node is %s: %w",
+			platforms.Format(platform), platforms.Format(platforms.DefaultSpec()), errdefs.ErrNotFound)
+	}
+	return nil
+}
+
+// complete fetches the blobs of layers that did not have to be unpacked,
+// because another image with the same layer, packed otherwise, is there.
+func (t *transfer) complete(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, layer := range t.layers {
+		group.Go(func() error {
+			if err := t.store.slots.Acquire(ctx, 1); err != nil {
+				return err
+			}
+			defer t.store.slots.Release(1)
+			key := layerKey(layer)
+			if err := t.store.locks.Lock(ctx, key); err != nil {
+				return err
+			}
+			defer t.store.locks.Unlock(key)
+			return t.fetchBlob(ctx, layer)
+		})
+	}
+	return group.Wait()
+}

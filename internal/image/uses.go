@@ -1,0 +1,153 @@
+package image
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+// uses knows the writable layers and which chains of layers lie under them.
+type uses struct {
+	mu      sync.Mutex
+	rootfs  map[string]*use
+	byChain map[string]int
+}
+
+type use struct {
+	record   *rootfs
+	complete bool
+}
+
+func (u *uses) init() {
+	u.rootfs, u.byChain = map[string]*use{}, map[string]int{}
+}
+
+// begin notes that key is going to use an image's layers, unless it does so
+// already (made). Finding the image and noting the use are one step, so that
+// removing the image sees the use or the use does not see the image.
+func (u *uses) begin(key, imageID string, find func() (*Image, error)) (record *rootfs, made bool, err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if existing := u.rootfs[key]; existing != nil {
+		// The image may have been removed since, so its ID alone must do too.
+		image, err := find()
+		if imageID != existing.record.Image && (err != nil || image.ID != existing.record.Image) {
+			return nil, false, fmt.Errorf("it exists on image %s: %w", existing.record.Image, errdefs.ErrAlreadyExists)
+		}
+		if !existing.complete {
+			return nil, false, fmt.Errorf("it is being made: %w", errdefs.ErrUnavailable)
+		}
+		return existing.record, true, nil
+	}
+	image, err := find()
+	if err != nil {
+		return nil, false, err
+	}
+	record = &rootfs{Version: rootfsVersion, Image: image.ID, Chain: image.chain, Layers: image.layers}
+	u.rootfs[key] = &use{record: record}
+	u.byChain[record.Chain]++
+	return record, false, nil
+}
+
+func (u *uses) complete(key string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.rootfs[key].complete = true
+}
+
+// end forgets a use and returns its chain if nobody uses that any more.
+func (u *uses) end(key string) (chain string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	existing := u.rootfs[key]
+	if existing == nil {
+		return ""
+	}
+	delete(u.rootfs, key)
+	chain = existing.record.Chain
+	if u.byChain[chain]--; u.byChain[chain] > 0 {
+		return ""
+	}
+	delete(u.byChain, chain)
+	return chain
+}
+
+func (u *uses) find(key string) (*rootfs, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	existing := u.rootfs[key]
+	if existing == nil || !existing.complete {
+		return nil, fmt.Errorf("there is none, or it is not complete: %w", errdefs.ErrNotFound)
+	}
+	return existing.record, nil
+}
+
+// held says whether a container uses the layers of a chain.
+func (u *uses) held(chain string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.byChain[chain] > 0
+}
+
+// beneath says whether a container uses layers in a directory.
+func (u *uses) beneath(dir string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, existing := range u.rootfs {
+		for _, layer := range existing.record.Layers {
+			if strings.HasPrefix(layer, dir+"/") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// recoverUses reads the records of all writable layers. One that cannot be
+// read is not complete: it can only be removed.
+func (s *Store) recoverUses() error {
+	entries, err := os.ReadDir(s.rootfsPath(""))
+	if err != nil {
+		return fmt.Errorf("list root filesystems: %w", err)
+	}
+	for _, entry := range entries {
+		key := entry.Name()
+		record, err := readRootfs(s.rootfsPath(key, rootfsRecord))
+		if err != nil {
+			s.log.Warn("root filesystem is not complete and can only be removed", "key", key, "error", err)
+			continue
+		}
+		s.uses.rootfs[key] = &use{record: record, complete: true}
+		s.uses.byChain[record.Chain]++
+	}
+	return nil
+}
+
+func readRootfs(path string) (*rootfs, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var record rootfs
+	if err := json.Unmarshal(data, &record); err != nil {
+		return nil, err
+	}
+	if record.Version != rootfsVersion {
+		return nil, fmt.Errorf("version %d is not known", record.Version)
+	}
+	return &record, nil
+}
+
+// hasChain says whether an image has the chain.
+func (i *index) hasChain(chain string) bool {
+	for _, image := range i.sorted {
+		if image.chain == chain {
+			return true
+		}
+	}
+	return false
+}
