@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,8 @@ type performer interface {
 	save(s machine.State) error
 	forget(s machine.State) error
 	deadline(step int) time.Duration
+	// settled notes what reaching a level means, before anyone is told.
+	settled(e machine.Effect)
 	// changed publishes what readers see. object.mu is held.
 	changed()
 	// String names the object in errors: what it is, namespace/name and uid.
@@ -67,12 +70,14 @@ type object struct {
 	attempts int
 	retry    *time.Timer
 	lastErr  error // of the undo that is being retried
-	gone     bool  // forgotten: nothing of it is left
+	rested   chan struct{}
+	gone     bool // forgotten: nothing of it is left
 }
 
 // drivers owns the goroutines and timers of all objects.
 type drivers struct {
 	ctx    context.Context
+	fault  func(effect string) error // see Options
 	wg     sync.WaitGroup
 	mu     sync.Mutex
 	closed bool
@@ -142,8 +147,11 @@ func (o *object) run() {
 	for {
 		o.mu.Lock()
 		if len(o.queue) == 0 || o.owner.ctx.Err() != nil {
-			o.running = false
-			o.stage = ""
+			o.running, o.stage = false, ""
+			if o.rested != nil {
+				close(o.rested)
+				o.rested = nil
+			}
 			o.what.changed()
 			o.mu.Unlock()
 			return
@@ -195,144 +203,80 @@ func (o *object) begin(e machine.Effect) (context.Context, context.CancelFunc) {
 
 // perform carries out one effect and says what to tell the machine of it.
 func (o *object) perform(ctx context.Context, e machine.Effect) (machine.Event, bool) {
-	began := time.Now()
-	var ev machine.Event
 	switch e.Kind {
-	case machine.Save:
+	case machine.Forget:
+		o.forget()
+	case machine.Settle:
+		o.what.settled(e)
+		o.settle(e)
+	case machine.Postpone:
+		o.postpone(e.Err)
+	default:
+		began := time.Now()
+		ev := o.carryOut(ctx, e)
+		o.report(e, ev.Err, time.Since(began))
+		return ev, true
+	}
+	return machine.Event{}, false
+}
+
+// carryOut performs an effect that can fail.
+func (o *object) carryOut(ctx context.Context, e machine.Effect) machine.Event {
+	var err error
+	if o.owner.fault != nil {
+		err = o.owner.fault(o.name(e))
+	}
+	switch {
+	case e.Kind == machine.Save:
 		o.mu.Lock()
 		s := o.state
 		o.mu.Unlock()
-		ev = machine.Event{Kind: machine.Saved, Err: o.wrap("save the record of", o.what.save(s))}
-	case machine.Do:
-		ev = machine.Event{Kind: machine.DidDo, Err: o.wrapStep("", e.Step, o.what.do(ctx, e.Step))}
-	case machine.Undo:
-		ev = machine.Event{Kind: machine.DidUndo, Err: o.wrapStep("undo ", e.Step, o.what.undo(ctx, e.Step))}
-	case machine.Probe:
-		ev = machine.Event{Kind: machine.Probed, Err: o.wrapStep("probe ", e.Step, o.what.probe(ctx, e.Step))}
-	case machine.Forget:
-		o.forget()
-		return ev, false
-	case machine.Settle:
-		o.settle()
-		return ev, false
-	case machine.Postpone:
-		o.postpone(e.Err)
-		return ev, false
-	default:
-		return ev, false
+		if err == nil {
+			err = o.what.save(s)
+		}
+		return machine.Event{Kind: machine.Saved, Err: o.wrap(e, err)}
+	case e.Kind == machine.Do:
+		if err == nil {
+			err = o.what.do(ctx, e.Step)
+		}
+		return machine.Event{Kind: machine.DidDo, Err: o.wrap(e, err)}
+	case e.Kind == machine.Undo:
+		if err == nil {
+			err = o.what.undo(ctx, e.Step)
+		}
+		return machine.Event{Kind: machine.DidUndo, Err: o.wrap(e, err)}
 	}
-	o.report(e, ev.Err, time.Since(began))
-	return ev, true
+	if err == nil {
+		err = o.what.probe(ctx, e.Step)
+	}
+	return machine.Event{Kind: machine.Probed, Err: o.wrap(e, err)}
+}
+
+// name is what an effect is called in errors and logs.
+func (o *object) name(e machine.Effect) string {
+	if e.Kind == machine.Save {
+		return "save"
+	}
+	verb := map[machine.EffectKind]string{machine.Do: "do", machine.Undo: "undo", machine.Probe: "probe"}[e.Kind]
+	return verb + " " + o.kind.Steps[e.Step]
 }
 
 func (o *object) report(e machine.Effect, err error, took time.Duration) {
-	if e.Kind == machine.Save && err == nil {
-		return
+	switch {
+	case err != nil:
+		o.log.Warn("stage failed", "stage", o.name(e), "took", took, "error", err)
+	case e.Kind != machine.Save:
+		o.log.Debug("stage", "stage", o.name(e), "took", took)
 	}
-	level, name := slog.LevelDebug, "save"
-	if e.Kind != machine.Save {
-		name = o.kind.Steps[e.Step]
-	}
-	if err != nil {
-		level = slog.LevelWarn
-	}
-	op := map[machine.EffectKind]string{machine.Save: "save", machine.Do: "do", machine.Undo: "undo", machine.Probe: "probe"}[e.Kind]
-	o.log.Log(context.Background(), level, "step", "op", op, "stage", name, "took", took, "error", err)
 }
 
-func (o *object) wrap(verb string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s %s: %w", verb, o.what, err)
-}
-
-func (o *object) wrapStep(verb string, step int, err error) error {
+// wrap names the object and the stage in an error.
+func (o *object) wrap(e machine.Effect, err error) error {
 	if err == nil {
 		return nil
 	}
 	if errors.Is(err, context.Canceled) && o.owner.ctx.Err() == nil {
 		err = errors.Join(errStopped, err)
 	}
-	return fmt.Errorf("%s: stage %s%s: %w", o.what, verb, o.kind.Steps[step], err)
-}
-
-// settle answers everyone who waits: the object is at its goal.
-func (o *object) settle() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.attempts, o.lastErr = 0, nil
-	var later []waiter
-	for _, w := range o.waiters {
-		switch {
-		case !w.rising && o.state.Goal > w.level:
-			later = append(later, w)
-		case w.rising && o.state.Goal < w.level:
-			w.done <- cmpErr(o.state.Failure(), errStopped)
-		default:
-			w.done <- nil
-		}
-	}
-	o.waiters = later
-}
-
-// postpone answers everyone who waits and sees to it that the undo is tried again.
-func (o *object) postpone(err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.lastErr = err
-	for _, w := range o.waiters {
-		if w.rising {
-			w.done <- errors.Join(cmpErr(o.state.Failure(), errStopped), err)
-		} else {
-			w.done <- err
-		}
-	}
-	o.waiters = nil
-	delay := min(firstRetry<<min(o.attempts, 10), slowestRetry)
-	o.attempts++
-	o.retry = time.AfterFunc(delay, func() { o.send(machine.Event{Kind: machine.Retry}) })
-}
-
-func (o *object) forget() {
-	o.mu.Lock()
-	s := o.state
-	o.mu.Unlock()
-	if err := o.what.forget(s); err != nil {
-		o.log.Warn("remove record", "error", err)
-	}
-	o.mu.Lock()
-	o.gone = true
-	o.mu.Unlock()
-}
-
-// inFlight names the stage of what is in flight and since when.
-func (o *object) inFlight() (stage string, since time.Time) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.stage, o.since
-}
-
-// await waits for an outcome; a caller whose time is up learns where the
-// operation stands, which goes on all the same.
-func (o *object) await(ctx context.Context, outcome <-chan error) error {
-	select {
-	case err := <-outcome:
-		return err
-	case <-ctx.Done():
-	case <-o.owner.ctx.Done():
-		return fmt.Errorf("%s: the daemon is stopping: %w", o.what, errdefs.ErrUnavailable)
-	}
-	stage, since := o.inFlight()
-	if stage == "" {
-		return fmt.Errorf("%s: %w", o.what, ctx.Err())
-	}
-	return fmt.Errorf("%s: stage %s for %s, it goes on: %w", o.what, stage, time.Since(since).Round(time.Millisecond), ctx.Err())
-}
-
-func cmpErr(err, otherwise error) error {
-	if err != nil {
-		return err
-	}
-	return otherwise
+	return fmt.Errorf("%s: stage %s: %w", o.what, strings.TrimPrefix(o.name(e), "do "), err)
 }

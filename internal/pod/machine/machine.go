@@ -71,6 +71,9 @@ type Kind struct {
 	Name   string
 	Steps  []string
 	Levels []LevelSpec
+	// Adopt are the steps that may have succeeded although nobody noted it:
+	// after a restart they are probed and kept, not undone.
+	Adopt Set
 }
 
 // LevelSpec is a level of a kind.
@@ -119,7 +122,8 @@ type State struct {
 	blocked  bool // an undo failed; waits for Retry or a new request
 	settled  bool // the goal is reached and was announced
 	failure  error
-	suspects Set // steps to probe after a restart
+	suspects Set    // steps to probe after a restart
+	fall     *Event // a Fall that waits for the rise under way to end
 }
 
 // Failure is the first error on the way to a goal that had to be given up.
@@ -143,7 +147,8 @@ type EventKind uint8
 // The events that the machine understands.
 const (
 	Raise   EventKind = iota // a request wants the object at a higher level
-	Lower                    // a request or a loss wants it at a lower level
+	Lower                    // a request wants it at a lower level, whatever is in flight
+	Fall                     // it fell to a lower level by itself, as a container that exits
 	Saved                    // Save ended
 	DidDo                    // Do ended
 	DidUndo                  // Undo ended
@@ -155,8 +160,8 @@ const (
 // Event is something that happened to an object.
 type Event struct {
 	Kind  EventKind
-	Level int   // of Raise and Lower
-	Err   error // of Saved, DidDo, DidUndo, Probed: nil is success. Of Lower: why
+	Level int   // of Raise, Lower and Fall
+	Err   error // of Saved, DidDo, DidUndo, Probed: nil is success. Of Lower and Fall: why
 }
 
 // EffectKind says what the driver has to do.
@@ -176,9 +181,10 @@ const (
 
 // Effect is something for the driver to do.
 type Effect struct {
-	Kind EffectKind
-	Step int   // of Do, Undo, Probe, Cancel
-	Err  error // of Settle and Postpone
+	Kind  EffectKind
+	Step  int   // of Do, Undo, Probe, Cancel
+	Level int   // of Settle: the level reached
+	Err   error // of Settle and Postpone
 }
 
 // Step takes an event into account and says what has to be done about it.
@@ -187,6 +193,12 @@ func (k *Kind) Step(s State, ev Event) (State, []Effect) {
 	case Raise:
 		return k.raise(s, ev)
 	case Lower:
+		return k.lower(s, ev)
+	case Fall:
+		if s.rising {
+			s.fall = &ev
+			return s, nil
+		}
 		return k.lower(s, ev)
 	case Recover:
 		return k.recover(s)
@@ -217,7 +229,7 @@ func (k *Kind) lower(s State, ev Event) (State, []Effect) {
 		ev.Level = min(ev.Level, k.Levels[s.Goal].Fallback)
 	}
 	if ev.Level < s.Goal {
-		s.Goal, s.failure = ev.Level, ev.Err
+		s.Goal, s.failure, s.fall = ev.Level, ev.Err, nil
 		s.rising, s.settled, s.ungoaled = false, false, true
 		s = k.dropUntried(s)
 		if s.op == Doing && !k.want(s).Has(s.at) {
@@ -234,7 +246,7 @@ func (k *Kind) recover(s State) (State, []Effect) {
 	s.tried = k.present(s)
 	for i := range k.Steps {
 		switch {
-		case s.Marks[i] == Done && want.Has(i):
+		case s.Marks[i] == Done && want.Has(i), s.Marks[i] == Intended && want.Has(i) && k.Adopt.Has(i):
 			s.suspects |= 1 << i
 		case s.Marks[i] != Done && want.Has(i):
 			s.Goal, s.suspects = k.Levels[s.Goal].Fallback, 0
@@ -262,13 +274,15 @@ func (k *Kind) ended(s State, ev Event) (State, []Effect) {
 	case op == Undoing && ev.Kind == DidUndo:
 		if ev.Err != nil {
 			s.blocked = true
-			return s, []Effect{{Kind: Postpone, Step: at, Err: fmt.Errorf("undo %s: %w", k.Steps[at], ev.Err)}}
+			return s, []Effect{{Kind: Postpone, Step: at, Err: ev.Err}}
 		}
 		s.Marks[at], s.dirty = Absent, true
 	case op == Probing && ev.Kind == Probed:
 		s.suspects &^= 1 << at
 		if ev.Err != nil {
 			s = k.lost(s, at, ev.Err)
+		} else if s.Marks[at] != Done {
+			s.Marks[at], s.dirty = Done, true
 		}
 	default:
 		panic(fmt.Sprintf("machine: %s ended with event %d", op, ev.Kind))
@@ -311,88 +325,4 @@ func (k *Kind) unsaved(s State, err error) (State, []Effect) {
 	s = k.giveUp(s, err)
 	s.dirty = false
 	return k.next(s)
-}
-
-// present are the steps of which something may exist.
-func (k *Kind) present(s State) Set {
-	var set Set
-	for i := range k.Steps {
-		if s.Marks[i] != Absent {
-			set |= 1 << i
-		}
-	}
-	return set
-}
-
-func (k *Kind) want(s State) Set {
-	return k.Levels[s.Goal].Steps & s.Uses
-}
-
-// next compares the marks with the goal.
-func (k *Kind) next(s State) (State, []Effect) {
-	if s.op != Idle || s.blocked {
-		return s, nil
-	}
-	want := k.want(s)
-	if i := highest(s.suspects & want); i >= 0 {
-		s.op, s.at = Probing, i
-		return s, []Effect{{Kind: Probe, Step: i}}
-	}
-	for i := len(k.Steps) - 1; i >= 0; i-- {
-		if s.Marks[i] != Absent && !want.Has(i) {
-			if s.ungoaled {
-				s.op = Saving
-				return s, []Effect{{Kind: Save}}
-			}
-			s.op, s.at = Undoing, i
-			return s, []Effect{{Kind: Undo, Step: i}}
-		}
-	}
-	if s, planned := k.plan(s, want); planned {
-		s.op = Saving
-		return s, []Effect{{Kind: Save}}
-	}
-	for i := range k.Steps {
-		if s.Marks[i] == Intended {
-			s.op, s.at, s.tried = Doing, i, s.tried|1<<i
-			return s, []Effect{{Kind: Do, Step: i}}
-		}
-	}
-	return k.settle(s)
-}
-
-// plan marks every missing step as intended, so that one Save covers them all.
-func (k *Kind) plan(s State, want Set) (State, bool) {
-	planned := false
-	for i := range k.Steps {
-		if want.Has(i) && s.Marks[i] == Absent {
-			s.Marks[i], planned = Intended, true
-		}
-	}
-	return s, planned
-}
-
-func (k *Kind) settle(s State) (State, []Effect) {
-	if s.settled {
-		return s, nil
-	}
-	if s.Goal == 0 {
-		s.settled = true
-		return s, []Effect{{Kind: Forget}, {Kind: Settle, Err: s.failure}}
-	}
-	if s.dirty || s.ungoaled {
-		s.op = Saving
-		return s, []Effect{{Kind: Save}}
-	}
-	s.settled, s.rising = true, false
-	return s, []Effect{{Kind: Settle, Err: s.failure}}
-}
-
-func highest(s Set) int {
-	for i := MaxSteps - 1; i >= 0; i-- {
-		if s.Has(i) {
-			return i
-		}
-	}
-	return -1
 }

@@ -72,3 +72,26 @@ func (k *Kind) index(step string) (int, error) {
 	}
 	return 0, fmt.Errorf("%s record has unknown step %q", k.Name, step)
 }
+
+// Complete reports whether every step that the goal wants is done.
+func (k *Kind) Complete(s State) bool {
+	want := k.want(s)
+	for i := range k.Steps {
+		if want.Has(i) && s.Marks[i] != Done {
+			return false
+		}
+	}
+	return true
+}
+
+// Whole is the state of an object of which every step may exist and whose
+// record is lost: it is left alone until somebody lowers it.
+func (k *Kind) Whole(uses Set) State {
+	s := State{Goal: len(k.Levels) - 1, Uses: uses, settled: true}
+	for i := range k.Steps {
+		if uses.Has(i) {
+			s.Marks[i] = Done
+		}
+	}
+	return s
+}

@@ -1,0 +1,250 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/pod/machine"
+	"github.com/berth-runtime/berth/internal/shim"
+	"github.com/berth-runtime/berth/internal/spec"
+)
+
+// container is one container. What has no comment is guarded by object.mu.
+type container struct {
+	object
+	engine  *Engine
+	sandbox *sandbox
+	rec     containerRecord
+	// exited is closed once the exit is known; it is made anew by no one.
+	exited chan struct{}
+	// pending is an exit that was reported before the start was.
+	pending *shim.Exit
+	// signalled tells that the stop signal was sent: it is sent once.
+	signalled bool
+	// updating is held while limits are changed, which are one at a time.
+	updating sync.Mutex
+	// claimed tells that a caller has received the container's ID.
+	claimed bool
+	// view is what readers get; nil while the container is not to be seen.
+	view atomic.Pointer[Container]
+}
+
+func (c *container) objectID() string { return c.rec.ID }
+
+func (c *container) objectLabels() map[string]string { return c.rec.Config.M.GetLabels() }
+
+// String names the container in errors and logs.
+func (c *container) String() string {
+	return fmt.Sprintf("container %s (%.13s) of %s", c.rec.Config.M.GetMetadata().GetName(), c.rec.ID, c.sandbox)
+}
+
+// containerName is what may exist once within a sandbox.
+func containerName(sandboxID string, m *runtimeapi.ContainerMetadata) string {
+	return fmt.Sprintf("container %s/%s/%d", sandboxID, m.GetName(), m.GetAttempt())
+}
+
+// CreateContainer prepares a container so that only its process is missing,
+// and returns its ID. Everything that can be refused is refused here. After an
+// error nothing of it is left. The same request while one is in flight joins it.
+func (e *Engine) CreateContainer(ctx context.Context, sandboxID string, cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) (string, error) {
+	s, err := e.findSandbox(sandboxID)
+	if err != nil {
+		return "", fmt.Errorf("create container: %w", err)
+	}
+	if pod == nil {
+		pod = s.rec.Config.M
+	}
+	if err := spec.Validate(cfg, pod); err != nil {
+		return "", fmt.Errorf("create container in %s: %w", s, err)
+	}
+	for {
+		c, created, err := e.reserveContainer(s, cfg)
+		if err != nil {
+			return "", fmt.Errorf("create container %s in %s: %w", cfg.Metadata.Name, s, err)
+		}
+		if !created {
+			again, err := c.mayJoin(ctx, cfg)
+			if err != nil {
+				return "", fmt.Errorf("create container in %s: %w", s, err)
+			}
+			if again {
+				continue
+			}
+		}
+		if err := c.await(ctx, c.request(machine.Event{Kind: machine.Raise, Level: containerCreated})); err != nil {
+			return "", fmt.Errorf("create container: %w", err)
+		}
+		c.mu.Lock()
+		c.claimed = true
+		c.mu.Unlock()
+		return c.rec.ID, nil
+	}
+}
+
+// mayJoin is for containers what it is for sandboxes.
+func (c *container) mayJoin(ctx context.Context, cfg *runtimeapi.ContainerConfig) (again bool, err error) {
+	same := proto.Equal(c.rec.Config.M, cfg)
+	c.mu.Lock()
+	rising, listed, claimed, goal := c.state.Rising(), c.rec.Listed, c.claimed, c.state.Goal
+	c.mu.Unlock()
+	switch {
+	case same && rising && !listed, same && listed && !claimed && goal == containerCreated:
+		c.log.Info("request joins the one in flight")
+		return false, nil
+	case !rising && !listed:
+		return true, c.await(ctx, c.request(machine.Event{Kind: machine.Lower}))
+	}
+	return false, fmt.Errorf("name %s, attempt %d is in use by container %s: %w",
+		cfg.Metadata.Name, cfg.Metadata.Attempt, c.rec.ID, errdefs.ErrAlreadyExists)
+}
+
+// reserveContainer returns the container that has the name, or makes one.
+func (e *Engine) reserveContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (*container, bool, error) {
+	name := containerName(s.rec.ID, cfg.Metadata)
+	e.mu.RLock()
+	old, ok := e.names[name].(*container)
+	e.mu.RUnlock()
+	if ok {
+		return old, false, nil
+	}
+	c, err := e.newContainer(s, cfg)
+	if err != nil {
+		return nil, false, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if old, ok := e.names[name].(*container); ok {
+		return old, false, nil
+	}
+	if v := s.view.Load(); v == nil || v.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return nil, false, fmt.Errorf("sandbox is not ready: %w", errdefs.ErrFailedPrecondition)
+	}
+	e.names[name] = c
+	e.containers.add(c)
+	s.containers[c.rec.ID] = c
+	return c, true, nil
+}
+
+// newContainer decides everything that must be written down before it is done.
+func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (*container, error) {
+	ref := cfg.GetImage().GetImage()
+	img, err := e.opts.Images.Resolve(ref)
+	if err != nil {
+		return nil, fmt.Errorf("config.image.image %q: %w", ref, err)
+	}
+	rec := containerRecord{ID: newID(), SandboxID: s.rec.ID, CreatedAt: time.Now(), ImageID: img.ID, ImageRef: img.ID}
+	if len(img.Digests) > 0 {
+		rec.ImageRef = img.Digests[0]
+	}
+	rec.Config.M = proto.CloneOf(cfg)
+	rec.Resources.M = proto.CloneOf(cfg.GetLinux().GetResources())
+	if dir := s.rec.Config.M.GetLogDirectory(); dir != "" && cfg.GetLogPath() != "" {
+		rec.LogPath = filepath.Join(dir, cfg.GetLogPath())
+	}
+	if _, rec.CgroupPath, err = cgroup.ContainerPath(e.opts.CgroupDriver, s.rec.CgroupParent, rec.ID); err != nil {
+		return nil, fmt.Errorf("linux.cgroup_parent: %w", err)
+	}
+	return e.adoptContainer(s, rec, machine.State{Uses: allContainerSteps}), nil
+}
+
+// adoptContainer makes the object for a record.
+func (e *Engine) adoptContainer(s *sandbox, rec containerRecord, state machine.State) *container {
+	c := &container{engine: e, sandbox: s, rec: rec, exited: make(chan struct{})}
+	if rec.Exit != nil {
+		close(c.exited)
+	}
+	c.object = object{kind: containerKind, what: c, owner: &e.drivers, state: state, log: s.log.With(
+		slog.String("container", rec.Config.M.GetMetadata().GetName()), slog.String("container_id", rec.ID))}
+	return c
+}
+
+// StartContainer starts the process of a created container. A container that
+// could not start is EXITED with reason StartError.
+func (e *Engine) StartContainer(ctx context.Context, id string) error {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return fmt.Errorf("start container: %w", err)
+	}
+	c.mu.Lock()
+	state, fresh := c.stateLocked(), c.rec.Exit == nil && c.rec.StartedAt.IsZero()
+	c.mu.Unlock()
+	if !fresh {
+		return fmt.Errorf("start %s: it is %s, only a created container can be started: %w", c, stateName(state), errdefs.ErrFailedPrecondition)
+	}
+	if v := c.sandbox.view.Load(); v == nil || v.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return fmt.Errorf("start %s: its sandbox is not ready: %w", c, errdefs.ErrFailedPrecondition)
+	}
+	if err := c.await(ctx, c.request(machine.Event{Kind: machine.Raise, Level: containerRunning})); err != nil {
+		return fmt.Errorf("start container: %w", err)
+	}
+	return nil
+}
+
+// RemoveContainer makes the container gone, whatever its state; its log file
+// stays. A container that does not exist is gone.
+func (e *Engine) RemoveContainer(ctx context.Context, id string) error {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	if err := c.await(ctx, c.request(machine.Event{Kind: machine.Lower, Level: 0})); err != nil {
+		return fmt.Errorf("remove container: %w", err)
+	}
+	return nil
+}
+
+// stateLocked is what CRI calls the container's state.
+func (c *container) stateLocked() runtimeapi.ContainerState {
+	switch {
+	case c.rec.Exit != nil:
+		return runtimeapi.ContainerState_CONTAINER_EXITED
+	case !c.rec.StartedAt.IsZero():
+		return runtimeapi.ContainerState_CONTAINER_RUNNING
+	case c.rec.Problem != "":
+		return runtimeapi.ContainerState_CONTAINER_UNKNOWN
+	}
+	return runtimeapi.ContainerState_CONTAINER_CREATED
+}
+
+func stateName(s runtimeapi.ContainerState) string {
+	return map[runtimeapi.ContainerState]string{
+		runtimeapi.ContainerState_CONTAINER_CREATED: "created",
+		runtimeapi.ContainerState_CONTAINER_RUNNING: "running",
+		runtimeapi.ContainerState_CONTAINER_EXITED:  "exited",
+		runtimeapi.ContainerState_CONTAINER_UNKNOWN: "in an unknown state",
+	}[s]
+}
+
+// changed publishes the view. object.mu is held.
+func (c *container) changed() {
+	if c.gone || !c.rec.Listed && c.lastErr == nil {
+		c.view.Store(nil)
+		return
+	}
+	v := &Container{
+		ID: c.rec.ID, SandboxID: c.rec.SandboxID, Config: c.rec.Config.M, ImageID: c.rec.ImageID, ImageRef: c.rec.ImageRef,
+		State: c.stateLocked(), CreatedAt: c.rec.CreatedAt, StartedAt: c.rec.StartedAt, FinishedAt: c.rec.FinishedAt,
+		LogPath: c.rec.LogPath, User: c.rec.User.M, Resources: c.rec.Resources.M, CgroupPath: c.rec.CgroupPath,
+		SnapshotKey: c.rec.ID, Handler: c.sandbox.rec.Handler, Stage: c.stage, StageSince: c.since,
+		StopSignal: spec.SignalEnum(c.rec.StopSignal), Message: c.rec.Problem,
+	}
+	if exit := c.rec.Exit; exit != nil {
+		v.ExitCode, v.Reason, v.Message = exit.Code, exit.Reason, exit.Message
+	} else if !c.rec.StartedAt.IsZero() {
+		v.PID = c.rec.PID
+	}
+	if c.lastErr != nil {
+		v.Message = c.lastErr.Error()
+	}
+	c.view.Store(v)
+}

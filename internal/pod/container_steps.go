@@ -1,0 +1,264 @@
+package pod
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/pod/machine"
+	"github.com/berth-runtime/berth/internal/shim"
+	"github.com/berth-runtime/berth/internal/spec"
+)
+
+// The steps of a container, in the order of doing.
+const (
+	stepSnapshot = iota
+	stepRootfs
+	stepBundle
+	stepProcess
+)
+
+// The levels of a container. One that has exited is at the level created
+// again; that it ran is in its record.
+const (
+	containerGone = iota
+	containerCreated
+	containerRunning
+)
+
+var allContainerSteps = machine.Steps(stepSnapshot, stepRootfs, stepBundle, stepProcess)
+
+var containerKind = &machine.Kind{
+	Name:  "container",
+	Steps: []string{"snapshot", "rootfs", "bundle", "process"},
+	Adopt: machine.Steps(stepProcess),
+	Levels: []machine.LevelSpec{
+		{Name: "gone"},
+		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepBundle), Fallback: containerGone},
+		{Name: "running", Steps: allContainerSteps, Fallback: containerCreated},
+	},
+}
+
+// stepDeadline bounds every step that does not say otherwise.
+const stepDeadline = 2 * time.Minute
+
+func (c *container) deadline(int) time.Duration { return stepDeadline }
+
+func (e *Engine) bundleDir(id string) string { return filepath.Join(e.opts.State, "containers", id) }
+
+func (e *Engine) rootfsDir(id string) string { return filepath.Join(e.bundleDir(id), "rootfs") }
+
+func (c *container) do(ctx context.Context, step int) error {
+	e, id := c.engine, c.rec.ID
+	switch step {
+	case stepSnapshot:
+		return e.opts.Images.PrepareRootfs(ctx, id, c.rec.ImageID)
+	case stepRootfs:
+		if err := os.MkdirAll(e.rootfsDir(id), 0o711); err != nil {
+			return err
+		}
+		return e.opts.Images.MountRootfs(ctx, id, e.rootfsDir(id), false)
+	case stepBundle:
+		return c.writeBundle(c.rec.Config.M)
+	case stepProcess:
+		return c.startProcess(ctx)
+	}
+	return fmt.Errorf("container has no step %d", step)
+}
+
+func (c *container) undo(ctx context.Context, step int) error {
+	e, id := c.engine, c.rec.ID
+	switch step {
+	case stepSnapshot:
+		return e.opts.Images.RemoveRootfs(ctx, id)
+	case stepRootfs:
+		if err := e.opts.Images.UnmountRootfs(ctx, e.rootfsDir(id)); err != nil {
+			return err
+		}
+		return removeEmpty(e.rootfsDir(id), e.bundleDir(id))
+	case stepBundle:
+		return removeEmpty(filepath.Join(e.bundleDir(id), "config.json"), filepath.Join(e.bundleDir(id), "process.json"))
+	case stepProcess:
+		return c.endProcess(ctx)
+	}
+	return fmt.Errorf("container has no step %d", step)
+}
+
+// probe looks whether a step survived what stopped the daemon.
+func (c *container) probe(_ context.Context, step int) error {
+	e, id := c.engine, c.rec.ID
+	switch step {
+	case stepRootfs:
+		if _, err := os.Stat(e.rootfsDir(id)); err != nil {
+			return errors.New("its root file system is not mounted any more, as after a reboot of the node")
+		}
+	case stepBundle:
+		_, err := os.Stat(filepath.Join(e.bundleDir(id), "config.json"))
+		return err
+	case stepProcess:
+		return c.adoptProcess()
+	}
+	return nil
+}
+
+// writeBundle turns the request into an OCI bundle. The request is refused
+// here if it cannot be given.
+func (c *container) writeBundle(cfg *runtimeapi.ContainerConfig) error {
+	out, err := c.buildSpec(cfg)
+	if err != nil {
+		return err
+	}
+	for _, w := range out.Warnings {
+		c.log.Warn(w)
+	}
+	dir := c.engine.bundleDir(c.rec.ID)
+	for name, value := range map[string]any{"config.json": out.Spec, "process.json": out.Spec.Process} {
+		data, err := json.Marshal(value)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rec.User.M, c.rec.StopSignal = out.User, out.StopSignal
+	return nil
+}
+
+func (c *container) buildSpec(cfg *runtimeapi.ContainerConfig) (*spec.Output, error) {
+	e, s := c.engine, c.sandbox
+	img, err := e.opts.Images.Resolve(c.rec.ImageID)
+	if err != nil {
+		return nil, err
+	}
+	cgroups, _, err := cgroup.ContainerPath(e.opts.CgroupDriver, s.rec.CgroupParent, c.rec.ID)
+	if err != nil {
+		return nil, err
+	}
+	h, err := e.handler(s.rec.Handler)
+	if err != nil {
+		return nil, err
+	}
+	paths, err := c.namespaces()
+	if err != nil {
+		return nil, err
+	}
+	files := e.store.filesDir(s.rec.ID)
+	return spec.Build(spec.Input{
+		Config: cfg, Pod: s.rec.Config.M, ContainerID: c.rec.ID, SandboxID: s.rec.ID,
+		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), Namespaces: paths, Shm: e.shmDir(s.rec.ID),
+		ResolvConf: filepath.Join(files, "resolv.conf"), Hostname: filepath.Join(files, "hostname"), Hosts: filepath.Join(files, "hosts"),
+		CgroupsPath: cgroups, Host: e.opts.Host, OCIVersion: h.Features.OCIVersion,
+	})
+}
+
+// namespaces are those of the pod, and the PID namespace of the target
+// container if the request names one.
+func (c *container) namespaces() (spec.Paths, error) {
+	c.sandbox.mu.Lock()
+	ns := c.sandbox.rec.Namespaces
+	c.sandbox.mu.Unlock()
+	paths := spec.Paths{Net: ns.Net, IPC: ns.IPC, UTS: ns.UTS, PID: ns.PID}
+	o := c.rec.Config.M.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if o.GetPid() != runtimeapi.NamespaceMode_TARGET {
+		return paths, nil
+	}
+	target, err := c.engine.findContainer(o.GetTargetId())
+	if err != nil {
+		return paths, fmt.Errorf("namespace_options.target_id: %w", err)
+	}
+	v := target.view.Load()
+	if target.sandbox != c.sandbox {
+		return paths, fmt.Errorf("namespace_options.target_id %q is not in the same pod: %w", o.GetTargetId(), errdefs.ErrInvalidArgument)
+	}
+	if v == nil || v.PID == 0 {
+		return paths, fmt.Errorf("namespace_options.target_id %q does not run: %w", o.GetTargetId(), errdefs.ErrFailedPrecondition)
+	}
+	paths.PID = fmt.Sprintf("/proc/%d/ns/pid", v.PID)
+	return paths, nil
+}
+
+// startProcess has the supervisor run the container. A failure is an exit too:
+// the container will not be started again.
+func (c *container) startProcess(ctx context.Context) error {
+	h, err := c.engine.handler(c.sandbox.rec.Handler)
+	if err != nil {
+		return err
+	}
+	cfg := c.rec.Config.M
+	started, err := c.engine.opts.Shim.Start(ctx, shim.StartRequest{
+		ID: c.rec.ID, SandboxID: c.rec.SandboxID, Bundle: c.engine.bundleDir(c.rec.ID), Handler: h.Handler,
+		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
+		LogPath: c.rec.LogPath, CgroupPath: c.rec.CgroupPath, Deadline: c.engine.opts.RuntimeDeadline,
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		c.noteExitLocked(exitRecord{Code: codeStartError, Reason: reasonStartError, Message: err.Error()}, time.Now())
+		return err
+	}
+	c.rec.StartedAt, c.rec.PID = started.At, started.PID
+	if c.pending != nil {
+		c.noteExitLocked(exitOf(*c.pending), c.pending.At)
+	}
+	return nil
+}
+
+// endProcess kills whatever of the container lives, waits for its exit code
+// and has the OCI runtime clean up.
+func (c *container) endProcess(ctx context.Context) error {
+	e, id := c.engine, c.rec.ID
+	if !c.hasExited() {
+		if err := c.kill(ctx); err != nil {
+			return err
+		}
+	}
+	if err := e.opts.Cgroups.KillAll(ctx, c.rec.CgroupPath); err != nil {
+		return err
+	}
+	if err := e.opts.Shim.Delete(ctx, id); err != nil {
+		return err
+	}
+	return e.opts.Cgroups.Remove(c.rec.CgroupPath)
+}
+
+// kill ends every process of the container and waits for its exit code. One
+// that the supervisor does not know was never started, or was lost with it.
+func (c *container) kill(ctx context.Context) error {
+	e, id := c.engine, c.rec.ID
+	err := e.opts.Shim.KillAll(ctx, id)
+	if err == nil {
+		err = e.opts.Shim.Kill(ctx, id, unix.SIGKILL)
+	}
+	switch {
+	case errdefs.IsNotFound(err):
+		c.lose("the supervisor does not know it")
+		return nil
+	case err != nil && !errdefs.IsFailedPrecondition(err):
+		return err
+	}
+	select {
+	case <-c.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("killed, but its exit was not reported: %w", ctx.Err())
+	}
+}
+
+// runtimeOf is the handler with what was learned of it.
+type runtimeOf struct {
+	Handler  ociruntime.Handler
+	Features ociruntime.Features
+}

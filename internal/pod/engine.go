@@ -1,0 +1,275 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/image"
+	"github.com/berth-runtime/berth/internal/network"
+	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/shim"
+	"github.com/berth-runtime/berth/internal/spec"
+)
+
+// Images is what the engine needs of the image store.
+type Images interface {
+	// Resolve finds an image in memory; ErrNotFound if it is not here.
+	Resolve(ref string) (*image.Image, error)
+	// PrepareRootfs makes a writable layer; again for the same key is no error.
+	PrepareRootfs(ctx context.Context, key, imageID string) error
+	MountRootfs(ctx context.Context, key, target string, readonly bool) error
+	// UnmountRootfs and RemoveRootfs succeed if there is nothing to do.
+	UnmountRootfs(ctx context.Context, target string) error
+	RemoveRootfs(ctx context.Context, key string) error
+	RootfsKeys(ctx context.Context) ([]string, error)
+	RootfsUsage(ctx context.Context, key string) (bytes, inodes uint64, err error)
+}
+
+// Network is what the engine needs of the network manager.
+type Network interface {
+	// Plan decides; what it decides is written down before Attach.
+	Plan(pod network.Pod) (network.Plan, error)
+	Attach(ctx context.Context, pod network.Pod, plan network.Plan) (network.Result, error)
+	// Detach may be repeated, and works when the namespace is gone.
+	Detach(ctx context.Context, pod network.Pod, plan network.Plan) error
+	Ready() error
+	Collect(ctx context.Context, live map[string]bool) error
+}
+
+// Supervisor is what the engine needs of berth-shim's client.
+type Supervisor interface {
+	Start(ctx context.Context, req shim.StartRequest) (shim.Started, error)
+	StartInfra(ctx context.Context, req shim.InfraRequest) (pid int, err error)
+	Kill(ctx context.Context, id string, sig syscall.Signal) error
+	KillAll(ctx context.Context, id string) error
+	// Delete succeeds for an ID that is not known.
+	Delete(ctx context.Context, id string) error
+	List(ctx context.Context) ([]shim.Container, error)
+	// Exits delivers every exit at least once.
+	Exits() <-chan shim.Exit
+	Update(ctx context.Context, id string, r *specs.LinuxResources) error
+	ReopenLog(ctx context.Context, id string) error
+	Exec(ctx context.Context, req shim.ExecRequest) (*shim.Exec, error)
+	Attach(ctx context.Context, id string, stdin bool) (*shim.Attachment, error)
+	Resize(ctx context.Context, id string, cols, rows uint16) error
+}
+
+// HandlerInfo is a runtime handler with what probing it showed.
+type HandlerInfo struct {
+	Handler  ociruntime.Handler
+	Features ociruntime.Features
+	// Problem says why the handler cannot be used; "" if it can.
+	Problem string
+}
+
+// Options are the parts that the engine is made of.
+type Options struct {
+	// Root and State are the directories of the daemon.
+	Root, State string
+	// Instance tells daemons on one host apart: "" or a short hash of Root.
+	Instance string
+
+	Images  Images
+	Network Network
+	Shim    Supervisor
+
+	Cgroups      *cgroup.Host
+	CgroupDriver cgroup.Driver
+	// Host is what this host can give to containers.
+	Host spec.Host
+
+	// Handlers are the runtime handlers by name.
+	Handlers       map[string]HandlerInfo
+	DefaultHandler string
+
+	// NetworkDeadline bounds attaching and detaching one pod, RuntimeDeadline
+	// one call of the OCI runtime; zero means two minutes.
+	NetworkDeadline, RuntimeDeadline time.Duration
+
+	Log *slog.Logger
+
+	// fault lets tests fail or hold an effect, named like "do network".
+	fault func(effect string) error
+}
+
+// Engine owns the sandboxes and containers of one root directory.
+type Engine struct {
+	opts    Options
+	store   store
+	drivers drivers
+	stop    context.CancelFunc
+	events  hub
+	usage   usageCache
+
+	// supervised is what the supervisor knew when the engine was opened.
+	supervised map[string]shim.Container
+
+	// mu guards the indexes and sandbox.containers.
+	mu         sync.RWMutex
+	sandboxes  index[*sandbox]
+	containers index[*container]
+	names      map[string]any // *sandbox or *container by what may exist once
+}
+
+// closeGrace is how long Close waits for what is in flight to end by itself.
+const closeGrace = 10 * time.Second
+
+// Open reads what earlier engines wrote down, takes up what they left, and
+// returns as soon as every object is listed again. Undoing what is not wanted
+// any more goes on in the background.
+func Open(ctx context.Context, opts Options) (*Engine, error) {
+	if opts.NetworkDeadline == 0 {
+		opts.NetworkDeadline = stepDeadline
+	}
+	base, stop := context.WithCancel(context.WithoutCancel(ctx))
+	e := &Engine{
+		opts: opts, stop: stop, store: store{root: opts.Root},
+		sandboxes: newIndex[*sandbox](), containers: newIndex[*container](), names: map[string]any{},
+	}
+	e.drivers.ctx, e.drivers.fault = base, opts.fault
+	e.events.log = opts.Log
+	if err := e.recover(ctx); err != nil {
+		return nil, errors.Join(err, e.Close(ctx))
+	}
+	e.drivers.start(e.watchExits)
+	return e, nil
+}
+
+// Close ends the engine, not its containers. What is in flight gets a grace to
+// end; what does not is taken up by the next engine.
+func (e *Engine) Close(ctx context.Context) error {
+	e.drivers.mu.Lock()
+	e.drivers.closed = true
+	e.drivers.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, closeGrace)
+	defer cancel()
+	e.waitIdle(ctx)
+	e.stop()
+	for _, o := range e.objects() {
+		o.stopRetry()
+	}
+	e.drivers.wg.Wait()
+	e.events.close()
+	e.mu.RLock()
+	empty := len(e.names) == 0
+	e.mu.RUnlock()
+	if empty {
+		return e.opts.Cgroups.Remove(e.baseCgroup())
+	}
+	return nil
+}
+
+// waitIdle waits until nothing is in flight, or ctx ends.
+func (e *Engine) waitIdle(ctx context.Context) {
+	for _, o := range e.objects() {
+		idle := o.idle()
+		select {
+		case <-idle:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// objects are all sandboxes and containers, whatever their state.
+func (e *Engine) objects() []*object {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	all := make([]*object, 0, len(e.sandboxes.byID)+len(e.containers.byID))
+	for _, s := range e.sandboxes.byID {
+		all = append(all, &s.object)
+	}
+	for _, c := range e.containers.byID {
+		all = append(all, &c.object)
+	}
+	return all
+}
+
+// Sandbox returns the view of a sandbox by ID or unambiguous prefix.
+func (e *Engine) Sandbox(id string) (*Sandbox, error) {
+	s, err := e.findSandbox(id)
+	if err != nil {
+		return nil, err
+	}
+	if v := s.view.Load(); v != nil {
+		return v, nil
+	}
+	return nil, notFound("sandbox", id)
+}
+
+// Container returns the view of a container by ID or unambiguous prefix.
+func (e *Engine) Container(id string) (*Container, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return nil, err
+	}
+	if v := c.view.Load(); v != nil {
+		return v, nil
+	}
+	return nil, notFound("container", id)
+}
+
+// Sandboxes returns the sandboxes that match, the newest first.
+func (e *Engine) Sandboxes(f Filter) []*Sandbox {
+	e.mu.RLock()
+	candidates := e.sandboxes.all(f.Labels)
+	e.mu.RUnlock()
+	var found []*Sandbox
+	for _, s := range candidates {
+		v := s.view.Load()
+		if v == nil || !strings.HasPrefix(v.ID, f.ID) || f.SandboxState != nil && v.State != *f.SandboxState ||
+			!matchLabels(v.Config.GetLabels(), f.Labels) {
+			continue
+		}
+		found = append(found, v)
+	}
+	slices.SortFunc(found, func(a, b *Sandbox) int { return b.CreatedAt.Compare(a.CreatedAt) })
+	return found
+}
+
+// Containers returns the containers that match, the newest first.
+func (e *Engine) Containers(f Filter) []*Container {
+	e.mu.RLock()
+	candidates := e.containers.all(f.Labels)
+	e.mu.RUnlock()
+	var found []*Container
+	for _, c := range candidates {
+		v := c.view.Load()
+		if v == nil || !strings.HasPrefix(v.ID, f.ID) || !strings.HasPrefix(v.SandboxID, f.SandboxID) ||
+			f.ContainerState != nil && v.State != *f.ContainerState || !matchLabels(v.Config.GetLabels(), f.Labels) {
+			continue
+		}
+		found = append(found, v)
+	}
+	slices.SortFunc(found, func(a, b *Container) int { return b.CreatedAt.Compare(a.CreatedAt) })
+	return found
+}
+
+// Handlers returns the runtime handlers by name.
+func (e *Engine) Handlers() map[string]HandlerInfo { return maps.Clone(e.opts.Handlers) }
+
+// DefaultHandler is the name of the handler that "" stands for.
+func (e *Engine) DefaultHandler() string { return e.opts.DefaultHandler }
+
+// NetworkReady is nil, or says why pods cannot get a network now.
+func (e *Engine) NetworkReady() error { return e.opts.Network.Ready() }
+
+func notFound(what, id string) error {
+	return fmt.Errorf("%s %q: %w", what, id, errdefs.ErrNotFound)
+}
+
+func handlerNames(handlers map[string]HandlerInfo) string {
+	return strings.Join(slices.Sorted(maps.Keys(handlers)), ", ")
+}

@@ -1,0 +1,215 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/pod/machine"
+	"github.com/berth-runtime/berth/internal/shim"
+)
+
+// errExited is why a container that ended by itself is lowered.
+var errExited = errors.New("its process ended")
+
+// watchExits takes the exits that the supervisor reports, until it is closed.
+func (e *Engine) watchExits() {
+	for {
+		select {
+		case exit, ok := <-e.opts.Shim.Exits():
+			if !ok {
+				return
+			}
+			e.exitSeen(exit)
+		case <-e.drivers.ctx.Done():
+			return
+		}
+	}
+}
+
+// exitSeen notes an exit. The supervisor may report one more than once.
+func (e *Engine) exitSeen(exit shim.Exit) {
+	e.mu.RLock()
+	c, isContainer := e.containers.byID[exit.ID]
+	s, isSandbox := e.sandboxes.byID[exit.ID]
+	e.mu.RUnlock()
+	switch {
+	case isContainer:
+		c.exitReported(exit)
+	case isSandbox:
+		s.infraEnded(exit)
+	default: // an orphan that was killed, or one that was removed before its exit arrived
+		ctx, cancel := context.WithTimeout(e.drivers.ctx, stepDeadline)
+		defer cancel()
+		if err := e.opts.Shim.Delete(ctx, exit.ID); err != nil {
+			e.opts.Log.Warn("remove process that no record tells of", "id", exit.ID, "error", err)
+		}
+	}
+}
+
+func (c *container) exitReported(exit shim.Exit) {
+	c.mu.Lock()
+	if c.rec.StartedAt.IsZero() && c.state.Rising() {
+		c.pending = &exit
+	} else {
+		c.noteExitLocked(exitOf(exit), exit.At)
+	}
+	c.mu.Unlock()
+	c.send(machine.Event{Kind: machine.Fall, Level: containerCreated, Err: errExited})
+}
+
+// noteExitLocked records how the container ended; the first report counts.
+func (c *container) noteExitLocked(exit exitRecord, at time.Time) {
+	if c.rec.Exit != nil {
+		return
+	}
+	c.rec.Exit, c.rec.FinishedAt = &exit, at
+	close(c.exited)
+	c.changed()
+	c.log.Info("container ended", "code", exit.Code, "reason", exit.Reason)
+}
+
+// lose records that the exit of a container that was started can not be
+// learned.
+func (c *container) lose(why string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rec.StartedAt.IsZero() && c.rec.Problem == "" {
+		return
+	}
+	c.noteExitLocked(exitRecord{Code: codeUnknown, Reason: reasonUnknown, Message: "exit code unknown: " + why}, time.Now())
+}
+
+func (c *container) hasExited() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec.Exit != nil
+}
+
+// exitOf says in kubelet's words how a process ended. Want of memory comes
+// first: kubelet fails an init container for it even if it exited with 0.
+func exitOf(exit shim.Exit) exitRecord {
+	r := exitRecord{Code: int32(exit.Code), Reason: reasonError} //nolint:gosec // an exit code fits
+	switch {
+	case !exit.Known:
+		r.Code, r.Reason, r.Message = codeUnknown, reasonUnknown, "exit code unknown: "+exit.Reason
+	case exit.OOM:
+		r.Reason, r.Message = reasonOOMKilled, "the kernel killed a process of the container for want of memory"
+	case exit.Code == 0:
+		r.Reason = reasonCompleted
+	}
+	return r
+}
+
+// infraEnded notes the end of the process that holds the pod's PID namespace:
+// with it the kernel killed every process in there.
+func (s *sandbox) infraEnded(exit shim.Exit) {
+	s.send(machine.Event{Kind: machine.Fall, Level: sandboxStopped, Err: fmt.Errorf(
+		"the process that held the pod's PID namespace ended (code %d), and with it every process in the namespace", exit.Code)})
+}
+
+// adoptProcess looks for the process after a restart of the daemon. One that
+// was being started then has started; one that ended is reported as an exit.
+func (c *container) adoptProcess() error {
+	known, ok := c.engine.supervised[c.rec.ID]
+	if !ok {
+		return errors.New("the supervisor does not know its process, as after a reboot of the node")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rec.StartedAt.IsZero() {
+		c.rec.StartedAt, c.rec.PID = known.Started, known.PID
+	}
+	return nil
+}
+
+func (e *Engine) infraRuns(_ context.Context, id string) error {
+	if c, ok := e.supervised[id]; !ok || !c.Running {
+		return errors.New("the process that held the pod's PID namespace is gone")
+	}
+	return nil
+}
+
+// settled notes that the container has reached a level, and tells who listens.
+func (c *container) settled(e machine.Effect) {
+	c.mu.Lock()
+	if e.Level == containerCreated && e.Err != nil && c.rec.Exit == nil && !c.rec.StartedAt.IsZero() {
+		c.noteExitLocked(exitRecord{Code: codeUnknown, Reason: reasonUnknown, Message: "exit code unknown: " + e.Err.Error()}, time.Now())
+	}
+	exited := c.rec.Exit != nil
+	c.changed()
+	c.mu.Unlock()
+	switch {
+	case e.Level == containerRunning:
+		c.publish(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	case e.Level == containerCreated && exited:
+		c.publish(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	case e.Level == containerCreated:
+		c.publish(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	case e.Level == containerGone && c.rec.Listed:
+		c.publish(runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	}
+}
+
+// save writes the record down. The first save with every step done is what
+// makes the container one that is listed.
+func (c *container) save(state machine.State) error {
+	c.mu.Lock()
+	rec := c.rec
+	rec.Listed = rec.Listed || state.Goal == containerCreated && containerKind.Complete(state)
+	rec.Machine = containerKind.Save(state)
+	c.mu.Unlock()
+	if err := c.engine.store.write(c.engine.store.containerFile(rec.SandboxID, rec.ID), rec); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rec.Listed = rec.Listed
+	return nil
+}
+
+// forget removes what is written down; nothing of the container is left.
+func (c *container) forget(machine.State) error {
+	e := c.engine
+	err := e.store.removeContainer(c.rec.SandboxID, c.rec.ID)
+	e.usage.drop(c.rec.ID)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.containers.remove(c)
+	delete(c.sandbox.containers, c.rec.ID)
+	delete(e.names, containerName(c.rec.SandboxID, c.rec.Config.M.GetMetadata()))
+	return err
+}
+
+// findContainer resolves an ID or an unambiguous prefix.
+func (e *Engine) findContainer(id string) (*container, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.containers.find("container", id)
+}
+
+// findSandbox resolves an ID or an unambiguous prefix.
+func (e *Engine) findSandbox(id string) (*sandbox, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.sandboxes.find("sandbox", id)
+}
+
+// handler returns the runtime for a handler name; "" is the default.
+func (e *Engine) handler(name string) (runtimeOf, error) {
+	if name == "" {
+		name = e.opts.DefaultHandler
+	}
+	h, ok := e.opts.Handlers[name]
+	if !ok {
+		return runtimeOf{}, fmt.Errorf("runtime_handler %q is not configured, there are %s: %w", name, handlerNames(e.opts.Handlers), errdefs.ErrInvalidArgument)
+	}
+	if h.Problem != "" {
+		return runtimeOf{}, fmt.Errorf("runtime_handler %q cannot be used: %s: %w", name, h.Problem, errdefs.ErrFailedPrecondition)
+	}
+	return runtimeOf{Handler: h.Handler, Features: h.Features}, nil
+}

@@ -1,0 +1,222 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-runtime/berth/internal/image"
+	"github.com/berth-runtime/berth/internal/network"
+	"github.com/berth-runtime/berth/internal/shim"
+)
+
+// books note what exists outside of the engine.
+type books struct {
+	kind string
+	mu   sync.Mutex
+	ids  map[string]bool
+}
+
+func newBooks(kind string) *books { return &books{kind: kind, ids: map[string]bool{}} }
+
+func (b *books) set(id string, there bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if there {
+		b.ids[id] = true
+	} else {
+		delete(b.ids, id)
+	}
+}
+
+func (b *books) list() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var all []string
+	for range b.ids {
+		all = append(all, b.kind)
+	}
+	return all
+}
+
+type fakeNetwork struct{ *books }
+
+func (f fakeNetwork) Plan(network.Pod) (network.Plan, error) { return network.Plan{}, nil }
+
+func (f fakeNetwork) Attach(ctx context.Context, pod network.Pod, _ network.Plan) (network.Result, error) {
+	f.set(pod.ID, true)
+	return network.Result{IPs: []netip.Addr{netip.MustParseAddr("10.1.2.3")}}, ctx.Err()
+}
+
+func (f fakeNetwork) Detach(_ context.Context, pod network.Pod, _ network.Plan) error {
+	f.set(pod.ID, false)
+	return nil
+}
+
+func (f fakeNetwork) Ready() error { return nil }
+
+func (f fakeNetwork) Collect(_ context.Context, live map[string]bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id := range f.ids {
+		if !live[id] {
+			delete(f.ids, id)
+		}
+	}
+	return nil
+}
+
+type fakeImages struct{ *books }
+
+func (f fakeImages) Resolve(string) (*image.Image, error) { return &image.Image{ID: "sha256:0"}, nil }
+
+func (f fakeImages) PrepareRootfs(_ context.Context, key, _ string) error {
+	f.set(key, true)
+	return nil
+}
+
+func (f fakeImages) MountRootfs(_ context.Context, _, target string, _ bool) error {
+	return os.MkdirAll(target, 0o700)
+}
+
+func (f fakeImages) UnmountRootfs(context.Context, string) error { return nil }
+
+func (f fakeImages) RemoveRootfs(_ context.Context, key string) error {
+	f.set(key, false)
+	return nil
+}
+
+func (f fakeImages) RootfsKeys(context.Context) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var keys []string
+	for key := range f.ids {
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+func (f fakeImages) RootfsUsage(context.Context, string) (bytes, inodes uint64, err error) {
+	return 1, 1, nil
+}
+
+// fakeShim is a supervisor without processes. Like the real one it survives
+// the daemon and reports an exit until its container is deleted.
+type fakeShim struct {
+	*books
+	exits chan shim.Exit
+	known map[string]shim.Container
+}
+
+func newFakeShim() *fakeShim {
+	return &fakeShim{books: newBooks("process"), known: map[string]shim.Container{}}
+}
+
+// connect begins the life of a new client.
+func (f *fakeShim) connect() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.exits = make(chan shim.Exit, 100)
+	for _, c := range f.known {
+		if c.Exit != nil {
+			f.exits <- *c.Exit
+		}
+	}
+}
+
+func (f *fakeShim) Start(_ context.Context, req shim.StartRequest) (shim.Started, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ids[req.ID] = true
+	f.known[req.ID] = shim.Container{ID: req.ID, PID: 1, Running: true, Started: time.Now()}
+	return shim.Started{PID: 1, At: time.Now()}, nil
+}
+
+func (f *fakeShim) StartInfra(context.Context, shim.InfraRequest) (int, error) {
+	return 0, fmt.Errorf("no infra here: %w", errdefs.ErrNotImplemented)
+}
+
+func (f *fakeShim) Kill(_ context.Context, id string, sig syscall.Signal) error {
+	return f.finish(id, 128+int(sig))
+}
+
+func (f *fakeShim) KillAll(_ context.Context, id string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.known[id]; !ok {
+		return fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+	}
+	return nil
+}
+
+// end ends a process by itself.
+func (f *fakeShim) end(id, code string) {
+	n, err := strconv.Atoi(code)
+	if err != nil {
+		panic(err)
+	}
+	if err := f.finish(id, n); err != nil {
+		panic(err)
+	}
+}
+
+func (f *fakeShim) finish(id string, code int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c, ok := f.known[id]
+	if !ok {
+		return fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+	}
+	if c.Exit == nil {
+		c.Exit, c.Running = &shim.Exit{ID: id, Code: code, Known: true, At: time.Now()}, false
+		f.known[id] = c
+		f.exits <- *c.Exit
+	}
+	return nil
+}
+
+func (f *fakeShim) Delete(_ context.Context, id string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.known, id)
+	delete(f.ids, id)
+	return nil
+}
+
+func (f *fakeShim) List(context.Context) ([]shim.Container, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []shim.Container
+	for _, c := range f.known {
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+func (f *fakeShim) Exits() <-chan shim.Exit {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.exits
+}
+
+func (f *fakeShim) Update(context.Context, string, *specs.LinuxResources) error { return nil }
+
+func (f *fakeShim) ReopenLog(context.Context, string) error { return nil }
+
+func (f *fakeShim) Exec(context.Context, shim.ExecRequest) (*shim.Exec, error) {
+	return nil, errdefs.ErrNotImplemented
+}
+
+func (f *fakeShim) Attach(context.Context, string, bool) (*shim.Attachment, error) {
+	return nil, errdefs.ErrNotImplemented
+}
+
+func (f *fakeShim) Resize(context.Context, string, uint16, uint16) error { return nil }

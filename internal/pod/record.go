@@ -1,0 +1,103 @@
+package pod
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/namespace"
+	"github.com/berth-runtime/berth/internal/network"
+	"github.com/berth-runtime/berth/internal/pod/machine"
+)
+
+// message is a protobuf message inside a JSON record. Fields that this version
+// does not know are dropped on reading, so that a downgrade can read it.
+type message[M proto.Message] struct{ M M }
+
+// MarshalJSON writes the message in protobuf's JSON form.
+func (m message[M]) MarshalJSON() ([]byte, error) {
+	return protojson.Marshal(m.M)
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (m *message[M]) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		return nil
+	}
+	m.M = m.M.ProtoReflect().New().Interface().(M)
+	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, m.M)
+}
+
+// sandboxRecord is what is written down of a sandbox. It holds all that an
+// undo needs before anything is done.
+type sandboxRecord struct {
+	ID        string                                `json:"id"`
+	Config    message[*runtimeapi.PodSandboxConfig] `json:"config"`
+	Handler   string                                `json:"handler"`
+	CreatedAt time.Time                             `json:"createdAt"`
+	Machine   machine.Record                        `json:"machine"`
+	// Listed is false until the sandbox was ready once: a half-made one is
+	// nobody's but ours.
+	Listed bool `json:"listed"`
+	// Network is decided before the network is touched.
+	Network *network.Plan `json:"network,omitempty"`
+	// IPs are known once the network is up.
+	IPs []string `json:"ips,omitempty"`
+	// Namespaces are the pinned ones.
+	Namespaces namespace.Paths `json:"namespaces"`
+	// CgroupParent holds the cgroups of the containers.
+	CgroupParent string `json:"cgroupParent"`
+	// OwnsParent tells that the parent was not there before: we remove it.
+	OwnsParent bool `json:"ownsParent"`
+	// PID is the process which holds a shared PID namespace.
+	PID int `json:"pid,omitempty"`
+	// Problem says why the sandbox is not ready although nobody stopped it.
+	Problem string `json:"problem,omitempty"`
+}
+
+// containerRecord is what is written down of a container.
+type containerRecord struct {
+	ID         string                                       `json:"id"`
+	SandboxID  string                                       `json:"sandboxID"`
+	Config     message[*runtimeapi.ContainerConfig]         `json:"config"`
+	CreatedAt  time.Time                                    `json:"createdAt"`
+	StartedAt  time.Time                                    `json:"startedAt,omitzero"`
+	FinishedAt time.Time                                    `json:"finishedAt,omitzero"`
+	Machine    machine.Record                               `json:"machine"`
+	Listed     bool                                         `json:"listed"`
+	ImageID    string                                       `json:"imageID"`
+	ImageRef   string                                       `json:"imageRef"`
+	LogPath    string                                       `json:"logPath,omitempty"`
+	User       message[*runtimeapi.ContainerUser]           `json:"user,omitzero"`
+	StopSignal string                                       `json:"stopSignal,omitempty"`
+	Resources  message[*runtimeapi.LinuxContainerResources] `json:"resources,omitzero"`
+	PID        int                                          `json:"pid,omitempty"`
+	CgroupPath string                                       `json:"cgroupPath"`
+	Exit       *exitRecord                                  `json:"exit,omitempty"`
+	Problem    string                                       `json:"problem,omitempty"`
+}
+
+// exitRecord is how a container ended, or why it could not start.
+type exitRecord struct {
+	Code    int32  `json:"code"`
+	Reason  string `json:"reason"`
+	Message string `json:"message,omitempty"`
+}
+
+// The reasons of an exit, in the words that kubelet and its users know.
+const (
+	reasonCompleted  = "Completed"
+	reasonError      = "Error"
+	reasonOOMKilled  = "OOMKilled"
+	reasonStartError = "StartError"
+	reasonUnknown    = "ContainerStatusUnknown"
+)
+
+// Exit codes of containers that did not end by themselves; kubelet's users
+// know both from other runtimes.
+const (
+	codeStartError = 128
+	codeUnknown    = 255
+)

@@ -1,0 +1,261 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/namespace"
+	"github.com/berth-runtime/berth/internal/pod/machine"
+	"github.com/berth-runtime/berth/internal/shim"
+)
+
+// recoverReaders bounds how many records are read at a time.
+const recoverReaders = 8
+
+// recover lists every object that earlier engines wrote down, then has each
+// take up its work. A record that cannot be read is set aside: its object is
+// shown as not ready or unknown and goes by normal removal. It never keeps the
+// engine from opening and never affects another pod.
+func (e *Engine) recover(ctx context.Context) error {
+	known, err := e.opts.Shim.List(ctx)
+	if err != nil {
+		return fmt.Errorf("ask the supervisor for its containers: %w", err)
+	}
+	e.supervised = make(map[string]shim.Container, len(known))
+	for _, c := range known {
+		e.supervised[c.ID] = c
+	}
+	ids, err := e.store.sandboxIDs()
+	if err != nil {
+		return fmt.Errorf("list the records of sandboxes: %w", err)
+	}
+	var group errgroup.Group
+	group.SetLimit(recoverReaders)
+	var mu sync.Mutex
+	var intact []*object
+	for _, id := range ids {
+		group.Go(func() error {
+			objects := e.recoverSandbox(id)
+			mu.Lock()
+			defer mu.Unlock()
+			intact = append(intact, objects...)
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	orphans, err := e.findOrphans(ctx)
+	if err != nil {
+		return err
+	}
+	for _, o := range intact {
+		o.send(machine.Event{Kind: machine.Recover})
+	}
+	e.drivers.start(func() { e.removeOrphans(orphans) })
+	return nil
+}
+
+// recoverSandbox lists a sandbox and its containers again and returns those
+// whose records are intact.
+func (e *Engine) recoverSandbox(id string) []*object {
+	var rec sandboxRecord
+	var state machine.State
+	err := e.store.read(e.store.sandboxFile(id), &rec)
+	if err == nil {
+		state, err = sandboxKind.Load(rec.Machine)
+	}
+	if err == nil && rec.ID != id {
+		err = fmt.Errorf("%w: it is of sandbox %q", errDamaged, rec.ID)
+	}
+	var intact []*object
+	if err != nil {
+		rec, state = e.damagedSandbox(id, err)
+	}
+	s := e.adoptSandbox(rec, state)
+	s.claimed, s.stopping = true, err != nil
+	e.mu.Lock()
+	e.sandboxes.add(s)
+	e.names[sandboxName(rec.Config.M.GetMetadata())] = s
+	e.mu.Unlock()
+	if err == nil {
+		intact = append(intact, &s.object)
+	}
+	ids, listErr := e.store.containerIDs(id)
+	if listErr != nil {
+		s.log.Error("list the records of the sandbox's containers", "error", listErr)
+	}
+	for _, cid := range ids {
+		if c, ok := e.recoverContainer(s, cid); ok {
+			intact = append(intact, &c.object)
+		}
+	}
+	s.mu.Lock()
+	s.changed()
+	s.mu.Unlock()
+	return intact
+}
+
+// damagedSandbox sets a record aside and makes up one by which everything that
+// may be there of the sandbox can be found and removed.
+func (e *Engine) damagedSandbox(id string, why error) (sandboxRecord, machine.State) {
+	file := e.store.sandboxFile(id)
+	e.opts.Log.Error("record of a sandbox is unreadable; it is shown as not ready until it is removed",
+		"sandbox", id, "file", file, "error", why)
+	if err := e.store.quarantine(file); err != nil {
+		e.opts.Log.Error("set unreadable record aside", "file", file, "error", err)
+	}
+	rec := sandboxRecord{ID: id, Listed: true, Problem: fmt.Sprintf("its record cannot be read: %v", why)}
+	rec.Config.M = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "unreadable-" + id[:shortID], Uid: id}}
+	rec.CgroupParent, rec.OwnsParent = filepath.Join(e.baseCgroup(), id), true
+	if info, err := os.Stat(e.store.sandboxDir(id)); err == nil {
+		rec.CreatedAt = info.ModTime()
+	}
+	if paths, ok := namespace.Probe(e.namespaceDir(id)); ok {
+		rec.Namespaces = paths
+	}
+	uses := machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork)
+	return rec, sandboxKind.Whole(uses)
+}
+
+func (e *Engine) recoverContainer(s *sandbox, id string) (*container, bool) {
+	var rec containerRecord
+	var state machine.State
+	file := e.store.containerFile(s.rec.ID, id)
+	err := e.store.read(file, &rec)
+	if err == nil {
+		state, err = containerKind.Load(rec.Machine)
+	}
+	if err == nil && (rec.ID != id || rec.SandboxID != s.rec.ID) {
+		err = fmt.Errorf("%w: it is of container %q in sandbox %q", errDamaged, rec.ID, rec.SandboxID)
+	}
+	if err != nil {
+		rec, state = e.damagedContainer(s, id, err)
+	}
+	c := e.adoptContainer(s, rec, state)
+	c.claimed = true
+	e.mu.Lock()
+	e.containers.add(c)
+	e.names[containerName(s.rec.ID, rec.Config.M.GetMetadata())] = c
+	s.containers[id] = c
+	e.mu.Unlock()
+	c.mu.Lock()
+	c.changed()
+	c.mu.Unlock()
+	return c, err == nil
+}
+
+// damagedContainer is for containers what damagedSandbox is for sandboxes. Its
+// process, if there is one, runs on until somebody stops or removes it.
+func (e *Engine) damagedContainer(s *sandbox, id string, why error) (containerRecord, machine.State) {
+	file := e.store.containerFile(s.rec.ID, id)
+	s.log.Error("record of a container is unreadable; its state is shown as unknown until it is removed",
+		"container_id", id, "file", file, "error", why)
+	if err := e.store.quarantine(file); err != nil {
+		s.log.Error("set unreadable record aside", "file", file, "error", err)
+	}
+	rec := containerRecord{ID: id, SandboxID: s.rec.ID, Listed: true, Problem: fmt.Sprintf("its record cannot be read: %v", why)}
+	rec.Config.M = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "unreadable-" + id[:shortID]}}
+	rec.CgroupPath = filepath.Join(s.rec.CgroupParent, id)
+	rec.CreatedAt = s.rec.CreatedAt
+	return rec, containerKind.Whole(allContainerSteps)
+}
+
+// orphans are things on this host that no record tells of.
+type orphans struct {
+	bundles, namespaces, snapshots, processes []string
+}
+
+// findOrphans looks for what a lost record may have left. It runs before any
+// request, so nothing that is being made is mistaken for an orphan.
+func (e *Engine) findOrphans(ctx context.Context) (orphans, error) {
+	var o orphans
+	var err error
+	if o.snapshots, err = e.opts.Images.RootfsKeys(ctx); err != nil {
+		return o, fmt.Errorf("list writable layers: %w", err)
+	}
+	o.snapshots = e.unknown(o.snapshots)
+	for id := range e.supervised {
+		o.processes = append(o.processes, id)
+	}
+	o.processes = e.unknown(o.processes)
+	for _, d := range []struct {
+		dir string
+		ids *[]string
+	}{{"containers", &o.bundles}, {"ns", &o.namespaces}, {"pods", &o.namespaces}} {
+		entries, err := os.ReadDir(filepath.Join(e.opts.State, d.dir))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return o, err
+		}
+		var ids []string
+		for _, entry := range entries {
+			ids = append(ids, entry.Name())
+		}
+		*d.ids = append(*d.ids, e.unknown(ids)...)
+	}
+	return o, nil
+}
+
+// unknown are the IDs of which there is no object.
+func (e *Engine) unknown(ids []string) []string {
+	var unknown []string
+	for _, id := range ids {
+		if _, ok := e.sandboxes.byID[id]; ok {
+			continue
+		}
+		if _, ok := e.containers.byID[id]; !ok && validID(id) {
+			unknown = append(unknown, id)
+		}
+	}
+	return unknown
+}
+
+// removeOrphans removes what no record tells of, and what networks still hold
+// for pods that are gone.
+func (e *Engine) removeOrphans(o orphans) {
+	ctx, cancel := context.WithTimeout(e.drivers.ctx, stepDeadline)
+	defer cancel()
+	try := func(what, id string, err error) {
+		if err != nil && e.drivers.ctx.Err() == nil {
+			e.opts.Log.Warn("remove orphan", "kind", what, "id", id, "error", err)
+		}
+	}
+	for _, id := range o.processes {
+		if e.supervised[id].Running {
+			try("process", id, e.opts.Shim.KillAll(ctx, id)) // exitSeen deletes it
+		} else {
+			try("process", id, e.opts.Shim.Delete(ctx, id))
+		}
+	}
+	for _, id := range o.bundles {
+		try("mount", id, e.opts.Images.UnmountRootfs(ctx, e.rootfsDir(id)))
+		try("bundle", id, removeEmpty(e.rootfsDir(id), filepath.Join(e.bundleDir(id), "config.json"),
+			filepath.Join(e.bundleDir(id), "process.json"), e.bundleDir(id)))
+	}
+	for _, id := range o.snapshots {
+		try("snapshot", id, e.opts.Images.RemoveRootfs(ctx, id))
+	}
+	for _, id := range o.namespaces {
+		try("namespace", id, namespace.Remove(ctx, e.namespaceDir(id)))
+		try("shm", id, unmountShm(e.shmDir(id)))
+	}
+	try("network", "all", e.collectNetwork(ctx, ""))
+}
+
+// collectNetwork frees the addresses of pods that are gone, or that go.
+func (e *Engine) collectNetwork(ctx context.Context, going string) error {
+	live := map[string]bool{}
+	e.mu.RLock()
+	for id := range e.sandboxes.byID {
+		live[id] = id != going
+	}
+	e.mu.RUnlock()
+	return e.opts.Network.Collect(ctx, live)
+}

@@ -1,0 +1,268 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/pod/machine"
+	"github.com/berth-runtime/berth/internal/spec"
+)
+
+// sandbox is one pod sandbox. What has no comment is guarded by object.mu.
+type sandbox struct {
+	object
+	engine *Engine
+	rec    sandboxRecord
+	// stopping is set when a stop begins: no container may join any more.
+	stopping bool
+	// claimed tells that a caller has received the sandbox's ID.
+	claimed bool
+	// containers is guarded by Engine.mu.
+	containers map[string]*container
+	// view is what readers get; nil while the sandbox is not to be seen.
+	view atomic.Pointer[Sandbox]
+}
+
+func (s *sandbox) objectID() string { return s.rec.ID }
+
+func (s *sandbox) objectLabels() map[string]string { return s.rec.Config.M.GetLabels() }
+
+// String names the sandbox in errors and logs.
+func (s *sandbox) String() string {
+	m := s.rec.Config.M.GetMetadata()
+	return fmt.Sprintf("pod %s/%s (uid %s, sandbox %.13s)", m.GetNamespace(), m.GetName(), m.GetUid(), s.rec.ID)
+}
+
+// sandboxName is what may exist once: kubelet counts attempts up for each new
+// sandbox of a pod.
+func sandboxName(m *runtimeapi.PodSandboxMetadata) string {
+	return fmt.Sprintf("sandbox %s/%s/%s/%d", m.GetNamespace(), m.GetName(), m.GetUid(), m.GetAttempt())
+}
+
+// RunSandbox makes a sandbox and returns its ID once it is ready. A nil error
+// means that its namespaces exist and its network is up. After an error
+// nothing of it is listed, and the same request may be made again. While a
+// request is in flight, the same request joins it.
+func (e *Engine) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if err := spec.ValidateSandbox(cfg); err != nil {
+		return "", fmt.Errorf("run sandbox: %w", err)
+	}
+	if _, err := e.handler(handler); err != nil {
+		return "", fmt.Errorf("run sandbox: %w", err)
+	}
+	for {
+		s, created, err := e.reserveSandbox(cfg, handler)
+		if err != nil {
+			return "", fmt.Errorf("run sandbox: %w", err)
+		}
+		if !created {
+			again, err := s.mayJoin(ctx, cfg, handler)
+			if err != nil {
+				return "", fmt.Errorf("run sandbox: %w", err)
+			}
+			if again {
+				continue
+			}
+		}
+		outcome := s.request(machine.Event{Kind: machine.Raise, Level: sandboxReady})
+		if err := s.await(ctx, outcome); err != nil {
+			return "", fmt.Errorf("run sandbox: %w", err)
+		}
+		s.mu.Lock()
+		s.claimed = true
+		s.mu.Unlock()
+		return s.rec.ID, nil
+	}
+}
+
+// mayJoin decides what a second request with a name in use gets: the sandbox
+// that its own earlier call is making or has made without anybody learning its
+// ID, a wait until a failed one is gone (again is true then), or a refusal.
+func (s *sandbox) mayJoin(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (again bool, err error) {
+	same := proto.Equal(s.rec.Config.M, cfg) && s.rec.Handler == handler
+	s.mu.Lock()
+	rising, listed, claimed := s.state.Rising(), s.rec.Listed, s.claimed
+	s.mu.Unlock()
+	switch {
+	case same && rising, same && listed && !claimed && !s.isStopping():
+		s.log.Info("request joins the one in flight")
+		return false, nil
+	case !rising && !listed:
+		return true, s.await(ctx, s.request(machine.Event{Kind: machine.Lower}))
+	}
+	return false, fmt.Errorf("name %s/%s, uid %s, attempt %d is in use by sandbox %s: %w",
+		cfg.Metadata.Namespace, cfg.Metadata.Name, cfg.Metadata.Uid, cfg.Metadata.Attempt, s.rec.ID, errdefs.ErrAlreadyExists)
+}
+
+func (s *sandbox) isStopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
+}
+
+// reserveSandbox returns the sandbox that has the name, or makes one.
+func (e *Engine) reserveSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (*sandbox, bool, error) {
+	name := sandboxName(cfg.Metadata)
+	e.mu.Lock()
+	if old, ok := e.names[name].(*sandbox); ok {
+		e.mu.Unlock()
+		return old, false, nil
+	}
+	e.mu.Unlock()
+	s, err := e.newSandbox(cfg, handler)
+	if err != nil {
+		return nil, false, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if old, ok := e.names[name].(*sandbox); ok {
+		return old, false, nil
+	}
+	e.names[name] = s
+	e.sandboxes.add(s)
+	return s, true, nil
+}
+
+// newSandbox decides everything that must be written down before it is done.
+func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (*sandbox, error) {
+	rec := sandboxRecord{ID: newID(), Handler: handler, CreatedAt: time.Now()}
+	rec.Config.M = proto.CloneOf(cfg)
+	uses := sandboxUses(cfg)
+	if err := e.placeCgroup(&rec); err != nil {
+		return nil, err
+	}
+	if uses.Has(stepNetwork) {
+		plan, err := e.opts.Network.Plan(e.networkPod(&rec))
+		if err != nil {
+			return nil, fmt.Errorf("choose network for pod %s/%s: %w", cfg.Metadata.Namespace, cfg.Metadata.Name, err)
+		}
+		rec.Network = &plan
+	}
+	return e.adoptSandbox(rec, machine.State{Uses: uses}), nil
+}
+
+// adoptSandbox makes the object for a record.
+func (e *Engine) adoptSandbox(rec sandboxRecord, state machine.State) *sandbox {
+	s := &sandbox{engine: e, rec: rec, containers: map[string]*container{}}
+	m := rec.Config.M.GetMetadata()
+	s.object = object{kind: sandboxKind, what: s, owner: &e.drivers, state: state, log: e.opts.Log.With(
+		slog.String("pod", m.GetNamespace()+"/"+m.GetName()), slog.String("uid", m.GetUid()), slog.String("sandbox", rec.ID))}
+	return s
+}
+
+// StopSandbox ends every container of the sandbox and takes its network down.
+// Nil means that no process of the pod lives and its address is free, whoever
+// did it; a sandbox that does not exist is stopped.
+func (e *Engine) StopSandbox(ctx context.Context, id string) error {
+	s, err := e.findSandbox(id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	if err := s.stop(ctx); err != nil {
+		return fmt.Errorf("stop sandbox: %w", err)
+	}
+	return nil
+}
+
+func (s *sandbox) stop(ctx context.Context) error {
+	s.mu.Lock()
+	s.stopping = true
+	s.changed()
+	s.mu.Unlock()
+	var errs []error
+	outcomes := map[*container]<-chan error{}
+	for _, c := range s.members() {
+		outcomes[c] = c.request(machine.Event{Kind: machine.Lower, Level: containerCreated})
+	}
+	for c, outcome := range outcomes {
+		errs = append(errs, c.await(ctx, outcome))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return s.await(ctx, s.request(machine.Event{Kind: machine.Lower, Level: sandboxStopped}))
+}
+
+// RemoveSandbox makes the sandbox and its containers gone, whatever their
+// state. Nil means that nothing of it is left; one that does not exist is gone.
+func (e *Engine) RemoveSandbox(ctx context.Context, id string) error {
+	s, err := e.findSandbox(id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	if err := s.remove(ctx); err != nil {
+		return fmt.Errorf("remove sandbox: %w", err)
+	}
+	return nil
+}
+
+func (s *sandbox) remove(ctx context.Context) error {
+	if err := s.stop(ctx); err != nil {
+		return err
+	}
+	var errs []error
+	for _, c := range s.members() {
+		errs = append(errs, c.await(ctx, c.request(machine.Event{Kind: machine.Lower, Level: 0})))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return s.await(ctx, s.request(machine.Event{Kind: machine.Lower, Level: 0}))
+}
+
+// members are the containers of the sandbox.
+func (s *sandbox) members() []*container {
+	s.engine.mu.RLock()
+	defer s.engine.mu.RUnlock()
+	return slices.Collect(maps.Values(s.containers))
+}
+
+// changed publishes the view. object.mu is held.
+func (s *sandbox) changed() {
+	if s.gone || !s.rec.Listed && s.lastErr == nil {
+		s.view.Store(nil)
+		return
+	}
+	v := &Sandbox{
+		ID: s.rec.ID, Config: s.rec.Config.M, Handler: s.rec.Handler, CreatedAt: s.rec.CreatedAt,
+		State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY, IPs: s.rec.IPs, NetNS: s.rec.Namespaces.Net,
+		CgroupParent: s.rec.CgroupParent, PID: s.rec.PID, Problem: s.rec.Problem, Stage: s.stage, StageSince: s.since,
+	}
+	if s.state.Goal == sandboxReady && !s.stopping {
+		v.State = runtimeapi.PodSandboxState_SANDBOX_READY
+	}
+	if s.lastErr != nil {
+		v.Problem = s.lastErr.Error()
+	}
+	s.view.Store(v)
+}
+
+// settled notes that the sandbox has reached a level.
+func (s *sandbox) settled(e machine.Effect) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.Level == sandboxReady {
+		s.changed()
+	}
+	if e.Err != nil && s.rec.Listed {
+		s.rec.Problem = e.Err.Error()
+		s.changed()
+	}
+}
+
+func ignoreNotFound(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,148 @@
+package pod
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/pod/machine"
+)
+
+// hostResolvConf is what a pod without DNS configuration gets.
+const hostResolvConf = "/etc/resolv.conf"
+
+// writeFiles writes the files which the containers of a pod share: resolv.conf,
+// hostname and hosts. Kubelet mounts its own hosts file over ours.
+func (e *Engine) writeFiles(rec *sandboxRecord) error {
+	dir := e.store.filesDir(rec.ID)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	resolv, err := resolvConf(rec.Config.M.GetDnsConfig())
+	if err != nil {
+		return err
+	}
+	name, err := hostname(rec.Config.M)
+	if err != nil {
+		return err
+	}
+	files := map[string]string{
+		"resolv.conf": resolv,
+		"hostname":    name + "\n",
+		"hosts":       "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t" + name + "\n",
+	}
+	for base, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, base), []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func hostname(cfg *runtimeapi.PodSandboxConfig) (string, error) {
+	if cfg.GetHostname() != "" {
+		return cfg.GetHostname(), nil
+	}
+	return os.Hostname()
+}
+
+// resolvConf renders a DNS configuration; none means that of the host.
+func resolvConf(dns *runtimeapi.DNSConfig) (string, error) {
+	if dns == nil {
+		data, err := os.ReadFile(hostResolvConf)
+		if errors.Is(err, os.ErrNotExist) {
+			return "", nil
+		}
+		return string(data), err
+	}
+	var b strings.Builder
+	if len(dns.GetSearches()) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(dns.GetSearches(), " "))
+	}
+	for _, server := range dns.GetServers() {
+		fmt.Fprintf(&b, "nameserver %s\n", server)
+	}
+	if len(dns.GetOptions()) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(dns.GetOptions(), " "))
+	}
+	return b.String(), nil
+}
+
+// placeCgroup decides where the cgroups of the pod's containers are. Kubelet
+// makes the parent before it asks for the pod; for others we make it, and
+// remove it when the pod goes.
+func (e *Engine) placeCgroup(rec *sandboxRecord) error {
+	parent := rec.Config.M.GetLinux().GetCgroupParent()
+	if parent == "" {
+		parent = filepath.Join(e.baseCgroup(), rec.ID)
+		if e.opts.CgroupDriver == cgroup.Systemd {
+			parent = strings.TrimPrefix(e.baseCgroup(), "/") + "-" + rec.ID[:shortID] + ".slice"
+		}
+	}
+	path, err := cgroup.ParentPath(e.opts.CgroupDriver, parent)
+	if err != nil {
+		return fmt.Errorf("linux.cgroup_parent: %w", err)
+	}
+	rec.CgroupParent = path
+	rec.OwnsParent = !e.opts.Cgroups.Exists(path)
+	return nil
+}
+
+// shortID is the length of the IDs that people read.
+const shortID = 13
+
+// baseCgroup is the parent of pods that name none.
+func (e *Engine) baseCgroup() string {
+	if e.opts.Instance == "" {
+		return "/berth"
+	}
+	return "/berth-" + e.opts.Instance
+}
+
+// removeCgroups removes the pod's cgroup if it was not there before the pod.
+// Another pod may have come to share it: then the last one removes it.
+func (s *sandbox) removeCgroups() error {
+	if !s.rec.OwnsParent {
+		return nil
+	}
+	err := s.engine.opts.Cgroups.Remove(s.rec.CgroupParent)
+	if errdefs.IsFailedPrecondition(err) && s.rec.Config.M.GetLinux().GetCgroupParent() != "" {
+		return nil
+	}
+	return err
+}
+
+// save writes the record down. The first save with every step done is what
+// makes the sandbox one that is listed.
+func (s *sandbox) save(state machine.State) error {
+	s.mu.Lock()
+	rec := s.rec
+	ready := state.Goal == sandboxReady && sandboxKind.Complete(state)
+	rec.Listed = rec.Listed || ready
+	rec.Machine = sandboxKind.Save(state)
+	s.mu.Unlock()
+	if err := s.engine.store.write(s.engine.store.sandboxFile(rec.ID), rec); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rec.Listed = rec.Listed
+	return nil
+}
+
+// forget removes what is written down; nothing of the sandbox is left.
+func (s *sandbox) forget(machine.State) error {
+	e := s.engine
+	err := e.store.removeSandbox(s.rec.ID)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.sandboxes.remove(s)
+	delete(e.names, sandboxName(s.rec.Config.M.GetMetadata()))
+	return err
+}

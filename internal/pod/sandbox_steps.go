@@ -1,0 +1,311 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/namespace"
+	"github.com/berth-runtime/berth/internal/network"
+	"github.com/berth-runtime/berth/internal/pod/machine"
+	"github.com/berth-runtime/berth/internal/shim"
+)
+
+// The steps of a sandbox, in the order of doing.
+const (
+	stepFiles = iota
+	stepCgroup
+	stepNamespaces
+	stepShm
+	stepInfra
+	stepNetwork
+)
+
+// The levels of a sandbox.
+const (
+	sandboxGone = iota
+	sandboxStopped
+	sandboxReady
+)
+
+var sandboxKind = &machine.Kind{
+	Name:  "sandbox",
+	Steps: []string{"files", "cgroup", "namespaces", "shm", "infra", "network"},
+	Levels: []machine.LevelSpec{
+		{Name: "gone"},
+		{Name: "stopped", Steps: machine.Steps(stepFiles), Fallback: sandboxGone},
+		{Name: "ready", Steps: machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork), Fallback: sandboxGone},
+	},
+}
+
+// shmBytes is the size of a pod's /dev/shm, which other runtimes give too.
+const shmBytes = 64 << 20
+
+// namespaceOptions returns the options of a sandbox; nil means all defaults.
+func namespaceOptions(cfg *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOption {
+	return cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
+}
+
+// sandboxUses tells which steps a sandbox has at all. After a level was lost
+// to a probe, sandboxStopped is where it stays.
+func sandboxUses(cfg *runtimeapi.PodSandboxConfig) machine.Set {
+	o := namespaceOptions(cfg)
+	uses := machine.Steps(stepFiles, stepCgroup)
+	if o.GetNetwork() == runtimeapi.NamespaceMode_POD {
+		uses |= machine.Steps(stepNamespaces, stepNetwork)
+	}
+	if o.GetIpc() == runtimeapi.NamespaceMode_POD {
+		uses |= machine.Steps(stepNamespaces, stepShm)
+	}
+	if o.GetPid() == runtimeapi.NamespaceMode_POD {
+		uses |= machine.Steps(stepInfra)
+	}
+	return uses
+}
+
+func (s *sandbox) deadline(step int) time.Duration {
+	if step == stepNetwork {
+		return s.engine.opts.NetworkDeadline
+	}
+	return stepDeadline
+}
+
+func (s *sandbox) do(ctx context.Context, step int) error {
+	switch step {
+	case stepFiles:
+		return s.engine.writeFiles(&s.rec)
+	case stepCgroup:
+		return s.engine.opts.Cgroups.Create(s.rec.CgroupParent)
+	case stepNamespaces:
+		return s.makeNamespaces(ctx)
+	case stepShm:
+		return mountShm(s.engine.shmDir(s.rec.ID))
+	case stepInfra:
+		return s.startInfra(ctx)
+	case stepNetwork:
+		return s.attachNetwork(ctx)
+	}
+	return fmt.Errorf("sandbox has no step %d", step)
+}
+
+func (s *sandbox) undo(ctx context.Context, step int) error {
+	e := s.engine
+	switch step {
+	case stepFiles:
+		return os.RemoveAll(e.store.filesDir(s.rec.ID))
+	case stepCgroup:
+		return s.removeCgroups()
+	case stepNamespaces:
+		return namespace.Remove(ctx, e.namespaceDir(s.rec.ID))
+	case stepShm:
+		return unmountShm(e.shmDir(s.rec.ID))
+	case stepInfra:
+		return s.endInfra(ctx)
+	case stepNetwork:
+		if s.rec.Network == nil { // its record was lost, and the plan with it
+			return e.collectNetwork(ctx, s.rec.ID)
+		}
+		return e.opts.Network.Detach(ctx, e.networkPod(&s.rec), *s.rec.Network)
+	}
+	return fmt.Errorf("sandbox has no step %d", step)
+}
+
+// probe looks whether a step survived what stopped the daemon: a reboot takes
+// everything but files on disk with it.
+func (s *sandbox) probe(ctx context.Context, step int) error {
+	e := s.engine
+	switch step {
+	case stepFiles:
+		_, err := os.Stat(e.store.filesDir(s.rec.ID))
+		return err
+	case stepCgroup:
+		return e.opts.Cgroups.Create(s.rec.CgroupParent)
+	case stepNamespaces:
+		if _, ok := namespace.Probe(e.namespaceDir(s.rec.ID)); !ok {
+			return errors.New("the namespaces are gone, as after a reboot of the node")
+		}
+	case stepShm:
+		if !isShm(e.shmDir(s.rec.ID)) {
+			return errors.New("/dev/shm of the pod is gone, as after a reboot of the node")
+		}
+	case stepInfra:
+		return e.infraRuns(ctx, s.rec.ID)
+	case stepNetwork:
+		// It lives in the network namespace, which stepNamespaces probes.
+	}
+	return nil
+}
+
+func (s *sandbox) makeNamespaces(ctx context.Context) error {
+	cfg := s.rec.Config.M
+	o := namespaceOptions(cfg)
+	podNet := o.GetNetwork() == runtimeapi.NamespaceMode_POD
+	paths, err := namespace.Create(ctx, namespace.Request{
+		Dir: s.engine.namespaceDir(s.rec.ID),
+		Net: podNet, UTS: podNet, IPC: o.GetIpc() == runtimeapi.NamespaceMode_POD,
+		Hostname: cfg.GetHostname(), Sysctls: cfg.GetLinux().GetSysctls(),
+	})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rec.Namespaces = paths
+	return nil
+}
+
+func (s *sandbox) startInfra(ctx context.Context) error {
+	e := s.engine
+	s.mu.Lock()
+	ns := s.rec.Namespaces
+	s.mu.Unlock()
+	if err := e.opts.Cgroups.Create(s.infraCgroup()); err != nil {
+		return err
+	}
+	pid, err := e.opts.Shim.StartInfra(ctx, shim.InfraRequest{
+		ID: s.rec.ID, NetNS: ns.Net, IPC: ns.IPC, UTS: ns.UTS, CgroupPath: s.infraCgroup(),
+	})
+	if err != nil {
+		return err
+	}
+	path, err := namespace.PinPID(e.namespaceDir(s.rec.ID), pid)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rec.PID, s.rec.Namespaces.PID = pid, path
+	return nil
+}
+
+func (s *sandbox) infraCgroup() string {
+	return filepath.Join(s.rec.CgroupParent, "infra-"+s.rec.ID)
+}
+
+// endInfra ends the process that holds the shared PID namespace, and with it
+// whatever still runs in there.
+func (s *sandbox) endInfra(ctx context.Context) error {
+	e := s.engine
+	if err := e.opts.Shim.Kill(ctx, s.rec.ID, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+		return err
+	}
+	if err := e.opts.Cgroups.KillAll(ctx, s.infraCgroup()); err != nil {
+		return err
+	}
+	if err := e.opts.Shim.Delete(ctx, s.rec.ID); err != nil {
+		return err
+	}
+	if err := e.opts.Cgroups.Remove(s.infraCgroup()); err != nil {
+		return err
+	}
+	if s.rec.Namespaces.Net == "" && s.rec.Namespaces.IPC == "" {
+		return namespace.Remove(ctx, e.namespaceDir(s.rec.ID))
+	}
+	return nil
+}
+
+func (s *sandbox) attachNetwork(ctx context.Context) error {
+	e := s.engine
+	result, err := e.opts.Network.Attach(ctx, e.networkPod(&s.rec), *s.rec.Network)
+	if err != nil {
+		return err
+	}
+	if len(result.IPs) == 0 {
+		return fmt.Errorf("the network gave the pod no address: %w", errdefs.ErrUnavailable)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rec.IPs = addressTexts(result.IPs)
+	return nil
+}
+
+func addressTexts(ips []netip.Addr) []string {
+	texts := make([]string, len(ips))
+	for i, ip := range ips {
+		texts[i] = ip.String()
+	}
+	return texts
+}
+
+// networkPod is what the network manager needs to know of a sandbox.
+func (e *Engine) networkPod(rec *sandboxRecord) network.Pod {
+	cfg := rec.Config.M
+	m := cfg.GetMetadata()
+	pod := network.Pod{
+		ID: rec.ID, Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(),
+		NetNS: e.netns(rec.ID), Annotations: cfg.GetAnnotations(), Hostname: cfg.GetHostname(),
+		Sysctls: cfg.GetLinux().GetSysctls(),
+		DNS: network.DNS{
+			Servers: cfg.GetDnsConfig().GetServers(), Searches: cfg.GetDnsConfig().GetSearches(), Options: cfg.GetDnsConfig().GetOptions(),
+		},
+	}
+	for _, p := range cfg.GetPortMappings() {
+		if p.GetHostPort() <= 0 {
+			continue // CRI: no host port is asked for
+		}
+		pod.PortMappings = append(pod.PortMappings, network.PortMapping{
+			Protocol: p.GetProtocol().String(), ContainerPort: p.GetContainerPort(),
+			HostPort: p.GetHostPort(), HostIP: p.GetHostIp(),
+		})
+	}
+	return pod
+}
+
+func (e *Engine) namespaceDir(id string) string { return filepath.Join(e.opts.State, "ns", id) }
+
+func (e *Engine) netns(id string) string { return filepath.Join(e.namespaceDir(id), "net") }
+
+func (e *Engine) shmDir(id string) string { return filepath.Join(e.opts.State, "pods", id, "shm") }
+
+// mountShm mounts the memory that the containers of a pod share.
+func mountShm(dir string) error {
+	if isShm(dir) {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	opts := fmt.Sprintf("mode=1777,size=%d", shmBytes)
+	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
+		return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
+	}
+	return nil
+}
+
+func isShm(dir string) bool {
+	var st, parent unix.Stat_t
+	return unix.Stat(dir, &st) == nil && unix.Stat(filepath.Dir(dir), &parent) == nil && st.Dev != parent.Dev
+}
+
+// unmountShm undoes mountShm, however often it was mounted.
+func unmountShm(dir string) error {
+	for {
+		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
+	return removeEmpty(dir, filepath.Dir(dir))
+}
+
+// removeEmpty removes directories that may be gone already. It never removes
+// what is in them: should an unmount have been incomplete, nothing is lost.
+func removeEmpty(dirs ...string) error {
+	for _, dir := range dirs {
+		if err := removeFile(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
