@@ -33,6 +33,9 @@ type container struct {
 	signalled bool
 	// updating is held while limits are changed, which are one at a time.
 	updating sync.Mutex
+	// saving is held while the record is written: an update of limits saves
+	// beside the driver.
+	saving sync.Mutex
 	// claimed tells that a caller has received the container's ID.
 	claimed bool
 	// view is what readers get; nil while the container is not to be seen.

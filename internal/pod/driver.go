@@ -32,8 +32,9 @@ type performer interface {
 	do(ctx context.Context, step int) error
 	undo(ctx context.Context, step int) error
 	probe(ctx context.Context, step int) error
-	save(s machine.State) error
-	forget(s machine.State) error
+	// save writes the record down as it is now; forget removes it.
+	save() error
+	forget() error
 	deadline(step int) time.Duration
 	// settled notes what reaching a level means, before anyone is told.
 	settled(e machine.Effect)
@@ -228,11 +229,8 @@ func (o *object) carryOut(ctx context.Context, e machine.Effect) machine.Event {
 	}
 	switch {
 	case e.Kind == machine.Save:
-		o.mu.Lock()
-		s := o.state
-		o.mu.Unlock()
 		if err == nil {
-			err = o.what.save(s)
+			err = o.what.save()
 		}
 		return machine.Event{Kind: machine.Saved, Err: o.wrap(e, err)}
 	case e.Kind == machine.Do:

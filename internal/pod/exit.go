@@ -157,11 +157,13 @@ func (c *container) settled(e machine.Effect) {
 
 // save writes the record down. The first save with every step done is what
 // makes the container one that is listed.
-func (c *container) save(state machine.State) error {
+func (c *container) save() error {
+	c.saving.Lock()
+	defer c.saving.Unlock()
 	c.mu.Lock()
 	rec := c.rec
-	rec.Listed = rec.Listed || state.Goal == containerCreated && containerKind.Complete(state)
-	rec.Machine = containerKind.Save(state)
+	rec.Listed = rec.Listed || c.state.Goal == containerCreated && containerKind.Complete(c.state)
+	rec.Machine = containerKind.Save(c.state)
 	c.mu.Unlock()
 	if err := c.engine.store.write(c.engine.store.containerFile(rec.SandboxID, rec.ID), rec); err != nil {
 		return err
@@ -173,7 +175,7 @@ func (c *container) save(state machine.State) error {
 }
 
 // forget removes what is written down; nothing of the container is left.
-func (c *container) forget(machine.State) error {
+func (c *container) forget() error {
 	e := c.engine
 	err := e.store.removeContainer(c.rec.SandboxID, c.rec.ID)
 	e.usage.drop(c.rec.ID)

@@ -11,7 +11,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
-	"github.com/berth-runtime/berth/internal/pod/machine"
 )
 
 // hostResolvConf is what a pod without DNS configuration gets.
@@ -120,12 +119,11 @@ func (s *sandbox) removeCgroups() error {
 
 // save writes the record down. The first save with every step done is what
 // makes the sandbox one that is listed.
-func (s *sandbox) save(state machine.State) error {
+func (s *sandbox) save() error {
 	s.mu.Lock()
 	rec := s.rec
-	ready := state.Goal == sandboxReady && sandboxKind.Complete(state)
-	rec.Listed = rec.Listed || ready
-	rec.Machine = sandboxKind.Save(state)
+	rec.Listed = rec.Listed || s.state.Goal == sandboxReady && sandboxKind.Complete(s.state)
+	rec.Machine = sandboxKind.Save(s.state)
 	s.mu.Unlock()
 	if err := s.engine.store.write(s.engine.store.sandboxFile(rec.ID), rec); err != nil {
 		return err
@@ -137,7 +135,7 @@ func (s *sandbox) save(state machine.State) error {
 }
 
 // forget removes what is written down; nothing of the sandbox is left.
-func (s *sandbox) forget(machine.State) error {
+func (s *sandbox) forget() error {
 	e := s.engine
 	err := e.store.removeSandbox(s.rec.ID)
 	e.mu.Lock()

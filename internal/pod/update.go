@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -29,30 +30,44 @@ func (c *container) update(ctx context.Context, r *runtimeapi.LinuxContainerReso
 	c.updating.Lock()
 	defer c.updating.Unlock()
 	c.mu.Lock()
-	state, before, machineState := c.stateLocked(), c.rec.Resources.M, c.state
+	before := c.rec.Resources.M
 	c.mu.Unlock()
 	merged := spec.MergeResources(before, r)
-	limits, err := spec.Resources(merged, c.engine.opts.Host)
+	if err := c.apply(ctx, merged); err != nil {
+		return err
+	}
+	if err := c.save(); err != nil {
+		return errors.Join(err, c.apply(context.WithoutCancel(ctx), before))
+	}
+	return nil
+}
+
+// apply puts limits in force: in the kernel for a running container, in the
+// bundle for one that is to be started.
+func (c *container) apply(ctx context.Context, r *runtimeapi.LinuxContainerResources) error {
+	limits, err := spec.Resources(r, c.engine.opts.Host)
 	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	state := c.stateLocked()
+	c.mu.Unlock()
 	switch state {
 	case runtimeapi.ContainerState_CONTAINER_RUNNING:
-		if err := c.engine.opts.Shim.Update(ctx, c.rec.ID, limits); err != nil {
-			return err
-		}
+		err = c.engine.opts.Shim.Update(ctx, c.rec.ID, limits)
 	case runtimeapi.ContainerState_CONTAINER_CREATED:
-		if err := c.rewriteResources(merged); err != nil {
-			return err
-		}
+		err = c.rewriteResources(r)
 	default:
-		return fmt.Errorf("it is %s: %w", stateName(state), errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("it is %s: %w", stateName(state), errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return err
 	}
 	c.mu.Lock()
-	c.rec.Resources.M = merged
+	defer c.mu.Unlock()
+	c.rec.Resources.M = r
 	c.changed()
-	c.mu.Unlock()
-	return c.save(machineState)
+	return nil
 }
 
 // rewriteResources makes the bundle of a created container anew.

@@ -49,10 +49,7 @@ func (o *object) postpone(err error) {
 }
 
 func (o *object) forget() {
-	o.mu.Lock()
-	s := o.state
-	o.mu.Unlock()
-	if err := o.what.forget(s); err != nil {
+	if err := o.what.forget(); err != nil {
 		o.log.Warn("remove record", "error", err)
 	}
 	o.mu.Lock()
