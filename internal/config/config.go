@@ -4,7 +4,10 @@
 // starts on a configuration that was only partly understood.
 package config
 
-import "maps"
+import (
+	"maps"
+	"strconv"
+)
 
 // DefaultFile is where the configuration is read from unless told otherwise.
 const DefaultFile = "/etc/berth/config.toml"
@@ -81,6 +84,19 @@ type Handler struct {
 	Path    string            `json:"path"    toml:"path"`
 	Root    string            `json:"root"    toml:"root"`
 	Options map[string]string `json:"options" toml:"options"`
+}
+
+// SystemdCgroup says whether systemd makes the cgroups of this handler.
+func (h Handler) SystemdCgroup() bool {
+	on, err := strconv.ParseBool(h.Options[OptionSystemdCgroup])
+	return err == nil && on // Validate has refused what is neither
+}
+
+// Flags returns the options that are global flags of the OCI runtime.
+func (h Handler) Flags() map[string]string {
+	flags := maps.Clone(h.Options)
+	delete(flags, OptionSystemdCgroup)
+	return flags
 }
 
 // Stream is where exec, attach and port-forward are served.

@@ -94,3 +94,13 @@ func TestTOMLReadsBack(t *testing.T) {
 		t.Errorf("read back\n%+v, want\n%+v", got, c)
 	}
 }
+
+func TestHandlerOptions(t *testing.T) {
+	h := Handler{Options: map[string]string{OptionSystemdCgroup: "true", "debug": "1"}}
+	if !h.SystemdCgroup() || (Handler{}).SystemdCgroup() {
+		t.Error("SystemdCgroup does not follow its option")
+	}
+	if got, want := h.Flags(), map[string]string{"debug": "1"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("Flags() = %v, want %v", got, want)
+	}
+}

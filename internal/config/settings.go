@@ -121,8 +121,8 @@ func handlerSection(name string, h *Handler) section {
 			doc:   "Directory in which the runtime keeps its own state. Empty means runtime/NAME under state.",
 			check: func() string { return checkOptionalDir(h.Root) }},
 		{key: "options", value: &h.Options, example: `{ systemd_cgroup = "true" }`,
-			doc: "Further options. systemd_cgroup = \"true\" lets systemd make the cgroups; it must agree with kubelet's\n" +
-				"cgroup driver.",
+			doc: "systemd_cgroup = \"true\" lets systemd make the cgroups; it must agree with kubelet's cgroup driver. Any\n" +
+				"other option is a global flag of the runtime: debug = \"true\" is given as --debug=true.",
 			check: func() string { return checkOptions(h.Options) }},
 	}}
 }

@@ -31,8 +31,12 @@ const OptionSystemdCgroup = "systemd_cgroup"
 
 var (
 	handlerName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
+	flagName    = regexp.MustCompile(`^[a-z][a-z0-9-]*$`)
 	bareKey     = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 )
+
+// ownFlags are those global flags of an OCI runtime that are not free to choose.
+var ownFlags = []string{"root", "log", "log-format", "systemd-cgroup"}
 
 // Validate returns everything that is wrong in c, nil if a daemon can start
 // with it. It looks at values only, never at the host.
@@ -210,12 +214,17 @@ func checkProgram(path string) string {
 
 func checkOptions(options map[string]string) string {
 	for _, name := range sortedKeys(options) {
-		if name != OptionSystemdCgroup {
-			return fmt.Sprintf("%q is no option%s; the options are: %s", name,
-				suggest(name, []string{OptionSystemdCgroup}), OptionSystemdCgroup)
-		}
-		if _, err := strconv.ParseBool(options[name]); err != nil {
+		_, err := strconv.ParseBool(options[name])
+		switch {
+		case name == OptionSystemdCgroup && err != nil:
 			return fmt.Sprintf("%s is %q; want \"true\" or \"false\"", name, options[name])
+		case name == OptionSystemdCgroup:
+		case slices.Contains(ownFlags, name):
+			return fmt.Sprintf("%q is set by berth itself; leave it out", name)
+		case !flagName.MatchString(name):
+			return fmt.Sprintf("%q is no flag; want its name without dashes in front, such as debug", name)
+		case strings.ContainsRune(options[name], 0):
+			return fmt.Sprintf("%s contains a zero byte; no flag can", name)
 		}
 	}
 	return ""
