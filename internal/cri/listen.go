@@ -1,0 +1,126 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	// socketMode lets root and the socket's group call the daemon: who may,
+	// owns the node.
+	socketMode = 0o660
+	// socketDirMode lets others reach the socket and not list what is there.
+	socketDirMode = 0o711
+	// probeTimeout bounds the question whether somebody answers already.
+	probeTimeout = time.Second
+)
+
+// Listen opens the unix socket of a unix:// endpoint. A socket that nobody
+// answers any more is replaced; if somebody does, the error is an
+// [errdefs.ErrAlreadyExists]. The socket appears with its final mode.
+func Listen(ctx context.Context, endpoint string) (net.Listener, error) {
+	path, err := socketPath(endpoint)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), socketDirMode); err != nil {
+		return nil, fmt.Errorf("make the directory of socket %s: %w", path, err)
+	}
+	if err := refuseLive(ctx, path); err != nil {
+		return nil, err
+	}
+	// The name is given last, so nobody meets a socket of another mode or
+	// one that does not answer.
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove a left-over socket: %w", err)
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", fresh)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", endpoint, err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := publish(fresh, path); err != nil {
+		return nil, errors.Join(err, l.Close(), os.Remove(fresh))
+	}
+	made, err := os.Stat(path)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen on %s: %w", endpoint, err), l.Close())
+	}
+	return &socket{Listener: l, path: path, made: made}, nil
+}
+
+// socketPath answers the path of a unix:// endpoint.
+func socketPath(endpoint string) (string, error) {
+	u, err := url.Parse(endpoint)
+	if err != nil || u.Scheme != "unix" || u.Host != "" || !filepath.IsAbs(u.Path) {
+		return "", fmt.Errorf("listen %q: want unix:// and an absolute path, such as unix:///run/berth/berth.sock: %w",
+			endpoint, errdefs.ErrInvalidArgument)
+	}
+	return filepath.Clean(u.Path), nil
+}
+
+// refuseLive is an error if somebody answers at path, or if what is there is
+// no socket.
+func refuseLive(ctx context.Context, path string) error {
+	there, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at socket %s: %w", path, err)
+	}
+	if there.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("listen on %s: there is something that is no socket: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err == nil {
+		return errors.Join(
+			fmt.Errorf("listen on %s: another daemon answers there: %w", path, errdefs.ErrAlreadyExists), conn.Close())
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("find out whether somebody answers on %s: %w", path, err)
+	}
+	return nil
+}
+
+func publish(fresh, path string) error {
+	if err := os.Chmod(fresh, socketMode); err != nil {
+		return fmt.Errorf("set the mode of socket %s: %w", path, err)
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return fmt.Errorf("name socket %s: %w", path, err)
+	}
+	return nil
+}
+
+// socket removes its file when it is closed, unless a successor has replaced it.
+type socket struct {
+	net.Listener
+	path string
+	made os.FileInfo
+	once sync.Once
+}
+
+// Close implements [net.Listener].
+func (s *socket) Close() error {
+	var err error
+	s.once.Do(func() {
+		if now, statErr := os.Stat(s.path); statErr == nil && os.SameFile(now, s.made) {
+			err = os.Remove(s.path)
+		}
+	})
+	return errors.Join(err, s.Listener.Close())
+}

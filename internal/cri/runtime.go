@@ -1,0 +1,126 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/pod"
+)
+
+const (
+	// runtimeName begins the container IDs that Kubernetes shows.
+	runtimeName = "berth"
+	// runtimeAPIVersion is the version of the CRI that is served.
+	runtimeAPIVersion = "v1"
+	// kubeletAPIVersion is what every runtime answers; kubelet wants something here.
+	kubeletAPIVersion = "0.1.0"
+)
+
+// Version answers who serves. Kubelet asks first of all and wants every field.
+func (s *runtimeService) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	return &runtimeapi.VersionResponse{
+		Version:           kubeletAPIVersion,
+		RuntimeName:       runtimeName,
+		RuntimeVersion:    s.Server.Version,
+		RuntimeApiVersion: runtimeAPIVersion,
+	}, nil
+}
+
+// Status answers from memory whether pods can run now and what they may ask for.
+func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	handlers := s.Engine.Handlers()
+	fallback := s.Engine.DefaultHandler()
+	resp := &runtimeapi.StatusResponse{
+		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
+			runtimeReady(fallback, handlers), s.networkReady(),
+		}},
+		// Kubelet looks up the default handler by the empty name.
+		RuntimeHandlers: []*runtimeapi.RuntimeHandler{handlerFeatures("", handlers[fallback])},
+		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+	}
+	for _, name := range slices.Sorted(maps.Keys(handlers)) {
+		resp.RuntimeHandlers = append(resp.RuntimeHandlers, handlerFeatures(name, handlers[name]))
+	}
+	if !req.GetVerbose() {
+		return resp, nil
+	}
+	info, err := verbose(map[string]any{"config": s.Config, "handlers": handlers, "defaultHandler": fallback})
+	if err != nil {
+		return nil, err
+	}
+	resp.Info = info
+	return resp, nil
+}
+
+func runtimeReady(fallback string, handlers map[string]pod.HandlerInfo) *runtimeapi.RuntimeCondition {
+	condition := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
+	info, ok := handlers[fallback]
+	switch {
+	case !ok:
+		condition.Status, condition.Reason = false, "NoDefaultHandler"
+		condition.Message = fmt.Sprintf("the default runtime handler %q is not configured", fallback)
+	case info.Problem != "":
+		condition.Status, condition.Reason = false, "HandlerNotUsable"
+		condition.Message = fmt.Sprintf("runtime handler %q: %s", fallback, info.Problem)
+	}
+	return condition
+}
+
+func (s *runtimeService) networkReady() *runtimeapi.RuntimeCondition {
+	condition := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
+	if err := s.Engine.NetworkReady(); err != nil {
+		condition.Status, condition.Reason, condition.Message = false, "NetworkNotReady", err.Error()
+	}
+	return condition
+}
+
+// handlerFeatures says what pods of a handler may ask for; one that does not
+// work offers nothing.
+func handlerFeatures(name string, info pod.HandlerInfo) *runtimeapi.RuntimeHandler {
+	usable := info.Problem == ""
+	return &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
+		RecursiveReadOnlyMounts: usable && info.Features.RecursiveReadOnly,
+	}}
+}
+
+// RuntimeConfig tells kubelet the cgroup driver. It does not change while the
+// daemon runs.
+func (s *runtimeService) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	return &runtimeapi.RuntimeConfigResponse{
+		Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: s.CgroupDriver},
+	}, nil
+}
+
+// UpdateRuntimeConfig takes note of the pod range that kubelet announces. The
+// network's own configuration decides which addresses pods get.
+func (s *runtimeService) UpdateRuntimeConfig(ctx context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+	if cidr := req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
+		s.Log.InfoContext(ctx, "kubelet announces a pod range; the network's own configuration decides", "cidr", cidr)
+	}
+	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
+}
+
+// StreamPodSandboxMetrics ends at once: no metric is described, so there is
+// none to send. It must not answer Unimplemented: kubelet takes that as a word
+// about streaming as such and gives up all the other Stream calls as well.
+func (s *runtimeService) StreamPodSandboxMetrics(*runtimeapi.StreamPodSandboxMetricsRequest, runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
+	return nil
+}
+
+// verbose makes the info of a response: each value as JSON.
+func verbose(values map[string]any) (map[string]string, error) {
+	info := make(map[string]string, len(values))
+	for name, value := range values {
+		text, err := json.Marshal(value)
+		if err != nil {
+			return nil, fmt.Errorf("show %s: %w", name, err)
+		}
+		info[name] = string(text)
+	}
+	return info, nil
+}
