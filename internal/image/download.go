@@ -33,7 +33,7 @@ func (t *transfer) download(ctx context.Context, desc ocispec.Descriptor) (*down
 		return nil, fmt.Errorf("open blob %s: %w", desc.Digest, err)
 	}
 	if d.body, err = t.fetcher.Fetch(ctx, desc); err != nil {
-		return nil, errors.Join(fmt.Errorf("fetch %s: %w", desc.Digest, err), d.abort(ctx))
+		return nil, errors.Join(fmt.Errorf("fetch %s: %w", desc.Digest, remoteError{err}), d.abort(ctx))
 	}
 	t.progress.setLayer(desc.Digest.String(), LayerDownloading, 0)
 	return d, nil
@@ -57,7 +57,7 @@ func (d *download) Read(p []byte) (int, error) {
 		err = fmt.Errorf("more than the promised %d bytes came: %w", d.desc.Size, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		d.err = fmt.Errorf("fetch %s: %w", d.desc.Digest, err)
+		d.err = fmt.Errorf("fetch %s: %w", d.desc.Digest, remoteError{err})
 		return n, d.err
 	}
 	return n, err

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"syscall"
 
@@ -34,7 +33,7 @@ func describe(ref string, err error) error {
 }
 
 func withKind(err, kind error) error {
-	if kind == nil || errors.Is(err, kind) {
+	if kind == nil || kind == errdefs.ErrUnknown || errors.Is(err, kind) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", err, kind)
@@ -85,11 +84,21 @@ func kindOfStatus(code int) error {
 // isFull says whether the disk, or our share of it, is full.
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
+// remoteError is one that occurred while a registry was spoken to. Without it
+// a connection that broke off could not be told from an archive that is cut,
+// nor an address from a file that cannot be reached.
+type remoteError struct{ error }
+
+// Unwrap returns the cause.
+func (e remoteError) Unwrap() error { return e.error }
+
 // isUnreachable says whether a registry could not be spoken to, or broke off.
 func isUnreachable(err error) bool {
+	var remote remoteError
+	if !errors.As(err, &remote) {
+		return false
+	}
 	var silence *silenceError
 	var network net.Error
-	var request *url.Error
-	return errors.As(err, &silence) || errors.As(err, &network) || errors.As(err, &request) ||
-		errors.Is(err, io.ErrUnexpectedEOF)
+	return errors.As(remote, &silence) || errors.As(remote, &network) || errors.Is(remote, io.ErrUnexpectedEOF)
 }

@@ -197,6 +197,14 @@ func (s layerStore) Commit(ctx context.Context, name, key string, opts ...snapsh
 	return err
 }
 
+// Remove forgets a layer that was not committed. The unpacker may do so twice.
+func (s layerStore) Remove(ctx context.Context, key string) error {
+	if err := s.Snapshotter.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
+}
+
 func syncFilesystem(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {

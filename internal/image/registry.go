@@ -56,7 +56,7 @@ func (r *registry) resolve(ctx context.Context, ref string) (ocispec.Descriptor,
 	})
 	name, target, err := resolver.Resolve(ctx, ref)
 	if err != nil {
-		return target, nil, fmt.Errorf("resolve: %w", err)
+		return target, nil, fmt.Errorf("resolve: %w", remoteError{err})
 	}
 	fetcher, err := resolver.Fetcher(ctx, name)
 	if err != nil {

@@ -159,7 +159,13 @@ func (c Compression) pack(raw []byte) ([]byte, error) {
 func archive(files []File) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
+	named := map[string]File{}
 	for _, f := range files {
+		// Every name of a file says the same about it: the last one is believed.
+		if target, ok := named[f.Target]; ok && f.Kind == tar.TypeLink {
+			f.Mode, f.UID, f.GID, f.Xattrs, f.ModTime = target.Mode, target.UID, target.GID, target.Xattrs, target.ModTime
+		}
+		named[f.Path] = f
 		h := f.header()
 		if err := w.WriteHeader(h); err != nil {
 			return nil, fmt.Errorf("describe %s: %w", f.Path, err)

@@ -246,6 +246,9 @@ func (l *logTail) follow(from io.Reader, address chan<- string) {
 			announced = true
 			address <- m[1]
 		}
+		if strings.Contains(line, `msg="response completed"`) {
+			continue // one line per request that went well
+		}
 		l.mu.Lock()
 		l.lines = append(l.lines, line)
 		if len(l.lines) > logTailLines {
