@@ -160,7 +160,7 @@ func (c *container) buildSpec(cfg *runtimeapi.ContainerConfig) (*spec.Output, er
 		Config: cfg, Pod: s.rec.Config.M, ContainerID: c.rec.ID, SandboxID: s.rec.ID,
 		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), Namespaces: paths, Shm: e.shmDir(s.rec.ID),
 		ResolvConf: filepath.Join(files, "resolv.conf"), Hostname: filepath.Join(files, "hostname"), Hosts: filepath.Join(files, "hosts"),
-		CgroupsPath: cgroups, Host: e.opts.Host, OCIVersion: h.Features.OCIVersion,
+		CgroupsPath: cgroups, Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion,
 	})
 }
 
@@ -171,20 +171,20 @@ func (c *container) namespaces() (spec.Paths, error) {
 	ns := c.sandbox.rec.Namespaces
 	c.sandbox.mu.Unlock()
 	paths := spec.Paths{Net: ns.Net, IPC: ns.IPC, UTS: ns.UTS, PID: ns.PID}
-	o := c.rec.Config.M.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	if o.GetPid() != runtimeapi.NamespaceMode_TARGET {
+	modes := spec.ModesOf(c.rec.Config.M, c.sandbox.rec.Config.M)
+	if modes.PID != runtimeapi.NamespaceMode_TARGET {
 		return paths, nil
 	}
-	target, err := c.engine.findContainer(o.GetTargetId())
+	target, err := c.engine.findContainer(modes.TargetID)
 	if err != nil {
 		return paths, fmt.Errorf("namespace_options.target_id: %w", err)
 	}
 	v := target.view.Load()
 	if target.sandbox != c.sandbox {
-		return paths, fmt.Errorf("namespace_options.target_id %q is not in the same pod: %w", o.GetTargetId(), errdefs.ErrInvalidArgument)
+		return paths, fmt.Errorf("namespace_options.target_id %q is not in the same pod: %w", modes.TargetID, errdefs.ErrInvalidArgument)
 	}
 	if v == nil || v.PID == 0 {
-		return paths, fmt.Errorf("namespace_options.target_id %q does not run: %w", o.GetTargetId(), errdefs.ErrFailedPrecondition)
+		return paths, fmt.Errorf("namespace_options.target_id %q does not run: %w", modes.TargetID, errdefs.ErrFailedPrecondition)
 	}
 	paths.PID = fmt.Sprintf("/proc/%d/ns/pid", v.PID)
 	return paths, nil
@@ -255,6 +255,14 @@ func (c *container) kill(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("killed, but its exit was not reported: %w", ctx.Err())
 	}
+}
+
+// hostFor is what containers of a handler can have on this host.
+func (e *Engine) hostFor(h runtimeOf) spec.Host {
+	host := e.opts.Host
+	host.RecursiveReadOnly = host.RecursiveReadOnly && h.Features.RecursiveReadOnly
+	host.IDMap = host.IDMap && h.Features.IDMap
+	return host
 }
 
 // runtimeOf is the handler with what was learned of it.

@@ -57,7 +57,11 @@ func (e *Engine) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfi
 	if err := spec.ValidateSandbox(cfg); err != nil {
 		return "", fmt.Errorf("run sandbox: %w", err)
 	}
-	if _, err := e.handler(handler); err != nil {
+	h, err := e.handler(handler)
+	if err == nil {
+		err = spec.CheckSandbox(cfg, e.hostFor(h))
+	}
+	if err != nil {
 		return "", fmt.Errorf("run sandbox: %w", err)
 	}
 	for {

@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/spec"
 )
 
 // hostResolvConf is what a pod without DNS configuration gets.
@@ -27,10 +28,7 @@ func (e *Engine) writeFiles(rec *sandboxRecord) error {
 	if err != nil {
 		return err
 	}
-	name, err := hostname(rec.Config.M)
-	if err != nil {
-		return err
-	}
+	name := spec.Hostname(rec.Config.M, e.opts.Host)
 	files := map[string]string{
 		"resolv.conf": resolv,
 		"hostname":    name + "\n",
@@ -42,13 +40,6 @@ func (e *Engine) writeFiles(rec *sandboxRecord) error {
 		}
 	}
 	return nil
-}
-
-func hostname(cfg *runtimeapi.PodSandboxConfig) (string, error) {
-	if cfg.GetHostname() != "" {
-		return cfg.GetHostname(), nil
-	}
-	return os.Hostname()
 }
 
 // resolvConf renders a DNS configuration; none means that of the host.

@@ -17,6 +17,7 @@ import (
 	"github.com/berth-runtime/berth/internal/network"
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/shim"
+	"github.com/berth-runtime/berth/internal/spec"
 )
 
 // The steps of a sandbox, in the order of doing.
@@ -151,7 +152,7 @@ func (s *sandbox) makeNamespaces(ctx context.Context) error {
 	paths, err := namespace.Create(ctx, namespace.Request{
 		Dir: s.engine.namespaceDir(s.rec.ID),
 		Net: podNet, UTS: podNet, IPC: o.GetIpc() == runtimeapi.NamespaceMode_POD,
-		Hostname: cfg.GetHostname(), Sysctls: cfg.GetLinux().GetSysctls(),
+		Hostname: spec.Hostname(cfg, s.engine.opts.Host), Sysctls: cfg.GetLinux().GetSysctls(),
 	})
 	if err != nil {
 		return err
