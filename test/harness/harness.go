@@ -39,8 +39,8 @@ const (
 type Options struct {
 	// Handler is the default OCI runtime: "runc" or "crun". Empty leaves the choice to Berth.
 	Handler string
-	// Conflist, if not empty, is a CNI configuration; the network is built in otherwise.
-	Conflist string
+	// Conflist, if not nil, gives a CNI configuration; the network is built in otherwise.
+	Conflist func(testing.TB) string
 	// Registry chooses how the registry authenticates.
 	Registry registry.Options
 	// Configure changes the configuration further.
@@ -72,8 +72,8 @@ func Start(t testing.TB, opts Options) *Node {
 	inner, err := node.Start(t.Context(), node.Options{Bin: bin, Dir: dir, Configure: func(c *config.Config) {
 		c.Runtime.DefaultHandler = opts.Handler
 		c.Network.BuiltinSubnet = freeSubnets()
-		if opts.Conflist != "" {
-			writeFile(t, filepath.Join(c.Network.CNIConfDir, "10-test.conflist"), opts.Conflist)
+		if opts.Conflist != nil {
+			writeFile(t, filepath.Join(c.Network.CNIConfDir, "10-test.conflist"), opts.Conflist(t))
 		}
 		trust(t, c.Image.RegistryConfigDir, n.Registry.Host)
 		if opts.Configure != nil {
