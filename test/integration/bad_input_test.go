@@ -167,52 +167,6 @@ func TestWrongOrder(t *testing.T) {
 	wantError(t, err, codes.FailedPrecondition)
 }
 
-// TestBadRuntime: an OCI runtime that is missing, fails or hangs gives a clear error within its deadline, and the host is
-// clean afterwards.
-func TestBadRuntime(t *testing.T) {
-	scripts := t.TempDir()
-	script := func(name, text string) string {
-		path := filepath.Join(scripts, name)
-		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	failing := script("failing", `case "$*" in *run*) echo "no luck today" >&2; exit 1;; esac; exec runc "$@"`)
-	n := harness.Start(t, harness.Options{Handler: "runc", Configure: func(c *config.Config) {
-		c.Runtime.Handlers["missing"] = config.Handler{Type: config.HandlerOCI, Path: "/no/such/runtime"}
-		c.Runtime.Handlers["failing"] = config.Handler{Type: config.HandlerOCI, Path: failing}
-	}})
-	for _, handler := range []string{"missing", "failing"} {
-		t.Run(handler, func(t *testing.T) {
-			_, err := n.Runtime.RunPodSandbox(n.Context(), &runtimeapi.RunPodSandboxRequest{Config: n.PodConfig(), RuntimeHandler: handler})
-			wantError(t, err, codes.FailedPrecondition, handler)
-		})
-	}
-}
-
-// TestProgramIsMissing: a command that is not in the image is an error of Start, and the container says so in its status.
-func TestProgramIsMissing(t *testing.T) {
-	eachHandler(t, func(t *testing.T, n *harness.Node) {
-		p := n.RunPod()
-		n.Pull()
-		c, err := p.Create(n.ContainerConfig([]string{"/no/such/program"}))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.Start(); err == nil {
-			t.Error("starting a program that is not there succeeds, want an error")
-		}
-		s := c.Status()
-		equal(t, "state", s.GetState(), runtimeapi.ContainerState_CONTAINER_EXITED)
-		equal(t, "exit code", s.GetExitCode(), 128)
-		equal(t, "reason", s.GetReason(), "StartError")
-		if s.GetMessage() == "" {
-			t.Error("status has no message, want the runtime's error")
-		}
-	})
-}
-
 // TestBadNetwork: a CNI plugin that is missing or fails gives a clear error; the node says that it is not ready where that
 // can be known, and when the configuration is mended pods run without a restart.
 func TestBadNetwork(t *testing.T) {
@@ -286,13 +240,7 @@ func TestBadRegistry(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	proxy := registry.RunProxy(t, n.Registry.Host)
 	ref := proxy.Host + "/busybox:1"
-	trusted := filepath.Join(n.Config.Image.RegistryConfigDir, proxy.Host)
-	if err := os.MkdirAll(trusted, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(trusted, "hosts.toml"), []byte("server = \"http://"+proxy.Host+"\"\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	trust(t, n, proxy.Host)
 	pull := func(ref string) error {
 		_, err := n.Images.PullImage(n.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 		return err

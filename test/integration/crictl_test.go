@@ -32,7 +32,7 @@ var crictlProgram = sync.OnceValues(func() (string, error) {
 	return strings.TrimSpace(string(out)), nil
 })
 
-func crictl(t *testing.T, ctx context.Context, n *harness.Node, args ...string) *exec.Cmd {
+func crictl(ctx context.Context, t *testing.T, n *harness.Node, args ...string) *exec.Cmd {
 	t.Helper()
 	program, err := crictlProgram()
 	if err != nil {
@@ -49,7 +49,7 @@ func TestCrictl(t *testing.T) {
 	defer cancel()
 	run := func(stdin string, args ...string) string {
 		t.Helper()
-		cmd := crictl(t, ctx, n, args...)
+		cmd := crictl(ctx, t, n, args...)
 		cmd.Stdin = strings.NewReader(stdin)
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -84,7 +84,7 @@ func TestCrictl(t *testing.T) {
 	n.Eventually("the log has what was said", func() error { return logHas(c, "stdout F attached") })
 	has(run("", "logs", c.ID), "attached")
 
-	forward := crictl(t, ctx, n, "port-forward", p.ID, ":8080")
+	forward := crictl(ctx, t, n, "port-forward", p.ID, ":8080")
 	out, err := forward.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

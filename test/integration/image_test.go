@@ -1,11 +1,14 @@
 package integration
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -147,18 +150,53 @@ func TestPinned(t *testing.T) {
 	}
 }
 
+// TestCancelledPull: when nobody waits for a pull any more it ends, leaves nothing, and can be repeated.
+func TestCancelledPull(t *testing.T) {
+	n := harness.Start(t, harness.Options{})
+	proxy := registry.RunProxy(t, n.Registry.Host)
+	proxy.Inject(registry.Fault{Method: "GET", Path: "/blobs/", Stall: 1000})
+	trust(t, n, proxy.Host)
+	ctx, cancel := context.WithTimeout(n.Context(), time.Second)
+	defer cancel()
+	_, err := n.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: proxy.Host + "/busybox:1"}})
+	wantError(t, err, codes.DeadlineExceeded)
+	if image := imageStatus(t, n, proxy.Host+"/busybox:1"); image != nil {
+		t.Errorf("image after the cancelled pull is %v, want none", image)
+	}
+	n.Eventually("the space is free again", func() error {
+		usage, err := n.Images.ImageFsInfo(n.Context(), &runtimeapi.ImageFsInfoRequest{})
+		if err != nil {
+			return err
+		}
+		if used := usage.GetImageFilesystems()[0].GetUsedBytes().GetValue(); used > 1<<19 {
+			return fmt.Errorf("%d bytes are used", used)
+		}
+		return nil
+	})
+	proxy.Inject()
+	if _, err := pull(n, proxy.Host+"/busybox:1"); err != nil {
+		t.Errorf("pull again: %v", err)
+	}
+}
+
+// trust lets the node speak plain HTTP to a registry.
+func trust(t *testing.T, n *harness.Node, host string) {
+	t.Helper()
+	dir := filepath.Join(n.Config.Image.RegistryConfigDir, host)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte("server = \"http://"+host+"\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestKilledPull: the daemon is killed in the middle of a pull. Nothing of it is listed then, and the same pull succeeds.
 func TestKilledPull(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	proxy := registry.RunProxy(t, n.Registry.Host)
 	proxy.Inject(registry.Fault{Method: "GET", Path: "/blobs/", Stall: 1000})
-	dir := filepath.Join(n.Config.Image.RegistryConfigDir, proxy.Host)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte("server = \"http://"+proxy.Host+"\"\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	trust(t, n, proxy.Host)
 	failed := make(chan error, 1)
 	go func() {
 		_, err := pull(n, proxy.Host+"/busybox:1")
