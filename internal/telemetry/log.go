@@ -3,6 +3,7 @@
 package telemetry
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -27,3 +28,30 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 		return nil, fmt.Errorf("log format %q: want text or json: %w", format, errdefs.ErrInvalidArgument)
 	}
 }
+
+// ForLibraries returns a logger for libraries that log by themselves: what
+// they call an error is one that their caller gets as well, so all of it is
+// written for debugging only.
+func ForLibraries(log *slog.Logger) *slog.Logger {
+	return slog.New(demoted{log.Handler()})
+}
+
+// demoted writes everything at the debug level.
+type demoted struct{ to slog.Handler }
+
+// Enabled implements [slog.Handler].
+func (d demoted) Enabled(ctx context.Context, _ slog.Level) bool {
+	return d.to.Enabled(ctx, slog.LevelDebug)
+}
+
+// Handle implements [slog.Handler].
+func (d demoted) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return d.to.Handle(ctx, r)
+}
+
+// WithAttrs implements [slog.Handler].
+func (d demoted) WithAttrs(attrs []slog.Attr) slog.Handler { return demoted{d.to.WithAttrs(attrs)} }
+
+// WithGroup implements [slog.Handler].
+func (d demoted) WithGroup(name string) slog.Handler { return demoted{d.to.WithGroup(name)} }

@@ -32,6 +32,21 @@ func TestLoggerHonoursLevelAndFormat(t *testing.T) {
 	}
 }
 
+// What libraries call errors does not alarm anybody.
+func TestLibrariesLogForDebuggingOnly(t *testing.T) {
+	for level, want := range map[string]string{"info": "", "debug": "level=DEBUG msg=oh part=lib g.k=v"} {
+		var out bytes.Buffer
+		log, err := NewLogger(&out, level, "text")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ForLibraries(log).With("part", "lib").WithGroup("g").Error("oh", "k", "v")
+		if got := out.String(); got != "" && want == "" || !strings.Contains(got, want) {
+			t.Errorf("at level %s: %q, want %q", level, got, want)
+		}
+	}
+}
+
 func TestLoggerRefusesUnknownSettings(t *testing.T) {
 	for _, c := range []struct{ level, format, names string }{
 		{"loud", "text", `"loud"`},

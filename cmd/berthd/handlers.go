@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/berth-runtime/berth/internal/config"
+	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/pod"
+)
+
+// preferred are the handlers that become the default if they work, in order.
+var preferred = []string{"crun", "runc"}
+
+// probeHandlers tries every configured OCI runtime on this host, all at once.
+// One that does not work is kept with its problem: pods that ask for it and
+// people who look at the status get to know it.
+func probeHandlers(ctx context.Context, cfg *config.Config, log *slog.Logger) map[string]pod.HandlerInfo {
+	var mu sync.Mutex
+	var probing sync.WaitGroup
+	probed := make(map[string]pod.HandlerInfo, len(cfg.Runtime.Handlers))
+	for name, settings := range cfg.Runtime.Handlers {
+		probing.Go(func() {
+			info := pod.HandlerInfo{Handler: handlerOf(cfg, name, settings)}
+			var err error
+			if info.Features, err = ociruntime.Probe(ctx, info.Handler); err != nil {
+				info.Problem = err.Error()
+				log.Warn("a runtime handler does not work on this host", "handler", name, "problem", err)
+			} else {
+				log.Info("runtime handler", "handler", name, "version", info.Features.Version, "spec", info.Features.OCIVersion)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			probed[name] = info
+		})
+	}
+	probing.Wait()
+	return probed
+}
+
+func handlerOf(cfg *config.Config, name string, settings config.Handler) ociruntime.Handler {
+	root := settings.Root
+	if root == "" {
+		root = filepath.Join(cfg.State, "runtime", name)
+	}
+	return ociruntime.Handler{
+		Name: name, Type: settings.Type, Path: settings.Path, Root: root,
+		SystemdCgroup: settings.SystemdCgroup(), Options: settings.Flags(),
+	}
+}
+
+// defaultHandler is the configured one, or else the first of preferred that
+// works, or else any that does. With none the first of preferred stands for
+// the problem to show.
+func defaultHandler(configured string, probed map[string]pod.HandlerInfo) string {
+	if configured != "" {
+		return configured
+	}
+	for _, name := range append(slices.Clone(preferred), slices.Sorted(maps.Keys(probed))...) {
+		if info, ok := probed[name]; ok && info.Problem == "" {
+			return name
+		}
+	}
+	return preferred[0]
+}
