@@ -1,0 +1,127 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/config"
+	"github.com/berth-runtime/berth/internal/pod"
+	"github.com/berth-runtime/berth/test/census"
+)
+
+// What cannot be started with ends with the usage code and says what to change.
+func TestBadSettingsAreRefused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(file, []byte("[log]\nlevel = \"info\"\ncolour = true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args []string
+		want []string
+	}{
+		"unknown_key":    {[]string{"--config", file}, []string{file + ":3", "colour"}},
+		"missing_file":   {[]string{"--config", file + ".no"}, []string{file + ".no"}},
+		"unknown_flag":   {[]string{"--colour"}, []string{"--colour"}},
+		"argument":       {[]string{"start"}, []string{`"start"`}},
+		"relative_root":  {[]string{"--root", "var"}, []string{"root", "var"}},
+		"wrong_listener": {[]string{"--listen", "tcp://127.0.0.1:1"}, []string{"listen", "unix://"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out, errs bytes.Buffer
+			if code := run(c.args, &out, &errs); code != exitUsage {
+				t.Errorf("exit code %d, want %d", code, exitUsage)
+			}
+			for _, want := range c.want {
+				if !strings.Contains(errs.String(), want) {
+					t.Errorf("stderr %q lacks %q", errs.String(), want)
+				}
+			}
+		})
+	}
+}
+
+func TestFlagsWinOverTheFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.toml")
+	text := "root = \"/file/root\"\nstate = \"/file/state\"\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cfg, err := configure([]string{"--config", file, "--state", "/flag/state"}, &out, &out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Root != "/file/root" || cfg.State != "/flag/state" || cfg.Listen != config.DefaultListen {
+		t.Errorf("root %s, state %s, listen %s", cfg.Root, cfg.State, cfg.Listen)
+	}
+}
+
+func TestHelpAndVersionEndWell(t *testing.T) {
+	for _, flag := range []string{"--help", "--version"} {
+		var out, errs bytes.Buffer
+		if code := run([]string{flag}, &out, &errs); code != 0 || out.Len() == 0 || errs.Len() != 0 {
+			t.Errorf("%s: code %d, stdout %q, stderr %q", flag, code, out.String(), errs.String())
+		}
+	}
+}
+
+// A directory has one daemon; the second learns which. A lock ends with its
+// holder.
+func TestLockDirKeepsOthersOut(t *testing.T) {
+	census.Check(t)
+	dir := filepath.Join(t.TempDir(), "state")
+	first, err := lockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := lockDir(dir)
+	if !errors.Is(err, errdefs.ErrAlreadyExists) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
+		t.Errorf("second lock: %v, %v; want it refused with the process ID", second, err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	third, err := lockDir(dir)
+	if err != nil {
+		t.Fatalf("after the first ended: %v", err)
+	}
+	if err := third.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDefaultHandlerIsTheFirstThatWorks(t *testing.T) {
+	works, broken := pod.HandlerInfo{}, pod.HandlerInfo{Problem: "broken"}
+	for name, c := range map[string]struct {
+		configured string
+		probed     map[string]pod.HandlerInfo
+		want       string
+	}{
+		"configured":      {"runc", map[string]pod.HandlerInfo{"crun": works, "runc": broken}, "runc"},
+		"crun_first":      {"", map[string]pod.HandlerInfo{"crun": works, "runc": works}, "crun"},
+		"runc_instead":    {"", map[string]pod.HandlerInfo{"crun": broken, "runc": works}, "runc"},
+		"any_other":       {"", map[string]pod.HandlerInfo{"crun": broken, "runc": broken, "youki": works}, "youki"},
+		"none_that_works": {"", map[string]pod.HandlerInfo{"crun": broken, "runc": broken}, "crun"},
+	} {
+		if got := defaultHandler(c.configured, c.probed); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestInstancesDiffer(t *testing.T) {
+	if got := instanceOf(config.DefaultRoot + "/"); got != "" {
+		t.Errorf("the default root is instance %q, want none", got)
+	}
+	a, b := instanceOf("/srv/a"), instanceOf("/srv/b")
+	if a == b || len(a) != instanceLength {
+		t.Errorf("instances %q and %q", a, b)
+	}
+}
