@@ -158,9 +158,14 @@ func TestStreamingSessionsAreGrantedForWhatRuns(t *testing.T) {
 	if !slices.Equal(e.sessions.granted, want) {
 		t.Errorf("granted\n%q, want\n%q", e.sessions.granted, want)
 	}
-	_, err = e.runtime.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: "container1", Stdout: true, Tty: true})
-	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "tty") {
-		t.Errorf("attach with a terminal where there is none: %v, want InvalidArgument", err)
+	for field, req := range map[string]*runtimeapi.AttachRequest{
+		"tty":   {ContainerId: "container1", Stdout: true, Tty: true},
+		"stdin": {ContainerId: "container1", Stdout: true, Stdin: true},
+	} {
+		_, err = e.runtime.Attach(ctx, req)
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field+": ") {
+			t.Errorf("attach with what the container does not have: %v, want InvalidArgument about %s", err, field)
+		}
 	}
 	view.State, sandbox.State = runtimeapi.ContainerState_CONTAINER_EXITED, runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 	for name, err := range map[string]error{

@@ -57,6 +57,9 @@ func (s *runtimeService) Attach(_ context.Context, req *runtimeapi.AttachRequest
 	if terminal := view.Config.GetTty(); req.GetTty() != terminal {
 		return nil, invalid("tty", fmt.Sprintf("%t, but the container was made with tty %t", req.GetTty(), terminal))
 	}
+	if req.GetStdin() && !view.Config.GetStdin() {
+		return nil, invalid("stdin", "true, but the container was made without")
+	}
 	url, err := s.Sessions.Attach(view.ID, stream.Pipes{
 		Stdin: req.GetStdin(), Stdout: req.GetStdout(), Stderr: req.GetStderr(), Terminal: req.GetTty(),
 	})
