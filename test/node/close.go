@@ -15,9 +15,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Close removes every pod through the API, ends both programs, and takes away what a node keeps for good as long as it
-// is a node. What it finds beside that is an error: a leak of Berth's. The context must not be that of the work which may
-// have been cancelled.
+// Close removes every pod through the API and ends both programs. What it finds left of pods is an error: a leak of
+// Berth's. The context must not be that of work which may have been cancelled.
 func (n *Node) Close(ctx context.Context) error {
 	select {
 	case <-n.ended: // a test killed it: only a running daemon can remove pods
@@ -30,7 +29,15 @@ func (n *Node) Close(ctx context.Context) error {
 	if err == nil {
 		err = n.leftovers()
 	}
-	return errors.Join(err, n.StopDaemon(), n.EndShim(unix.SIGTERM), n.conn.Close())
+	err = errors.Join(err, n.StopDaemon())
+	if err == nil {
+		// Without a container and a daemon it has no reason to stay.
+		err = n.EndShim(0)
+	}
+	if err != nil {
+		err = errors.Join(err, n.EndShim(unix.SIGKILL))
+	}
+	return errors.Join(err, n.conn.Close())
 }
 
 // RemovePods stops and removes every pod.
@@ -94,7 +101,7 @@ func (n *Node) ShimPID() (int, error) {
 	return 0, nil
 }
 
-// EndShim sends a signal to berth-shim and waits for its end. It is no error if there is none.
+// EndShim sends a signal to berth-shim and waits for its end; signal 0 only waits. It is no error if there is none.
 func (n *Node) EndShim(sig unix.Signal) (err error) {
 	pid, err := n.ShimPID()
 	if err != nil || pid == 0 {
@@ -109,7 +116,7 @@ func (n *Node) EndShim(sig unix.Signal) (err error) {
 	}
 	defer func() { err = errors.Join(err, unix.Close(fd)) }()
 	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("send %v to berth-shim: %w", sig, err)
+		return fmt.Errorf("send signal %d to berth-shim: %w", sig, err)
 	}
 	for end := time.Now().Add(stopDeadline); ; {
 		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(time.Until(end).Milliseconds()))
@@ -120,7 +127,7 @@ func (n *Node) EndShim(sig unix.Signal) (err error) {
 			return fmt.Errorf("wait for the end of berth-shim: %w", err)
 		}
 		if ready == 0 {
-			return fmt.Errorf("berth-shim (process %d) is still running %v after %v", pid, stopDeadline, sig)
+			return fmt.Errorf("berth-shim (process %d) is still running after %v", pid, stopDeadline)
 		}
 		return nil
 	}
