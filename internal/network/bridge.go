@@ -36,8 +36,9 @@ type bridge struct {
 	ledger     *ledger
 	firewall   *firewall
 
-	mu   sync.Mutex
-	nets subnets // in use, nil until the first pod
+	mu     sync.Mutex
+	nets   subnets         // in use, nil until the first pod
+	handle *netlink.Handle // one socket for what does not wait; requests on it are one after the other, as in the kernel
 }
 
 // attach connects a pod and returns its result.
@@ -70,17 +71,23 @@ func (b *bridge) attach(pod Pod, ports []port, device netlink.Link, nets subnets
 	return describe(pod, host, addresses)
 }
 
-// detach takes a pod's device away; the other end in the pod goes with it. None is no error.
-func (b *bridge) detach(id string) error {
+// device returns the host's device of a pod, nil if there is none.
+func (b *bridge) device(id string) (netlink.Link, error) {
 	link, err := netlink.LinkByName(vethName(id))
-	if err == nil {
-		err = netlink.LinkDel(link)
-	}
-	if errors.As(err, new(netlink.LinkNotFoundError)) || errors.Is(err, unix.ENODEV) {
-		return nil
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("delete device %s: %w", vethName(id), err)
+		return nil, fmt.Errorf("look up device %s: %w", vethName(id), err)
+	}
+	return link, nil
+}
+
+// unplug takes a device away; the other end in the pod goes with it. It takes the kernel tens of milliseconds, nearly all of
+// them waiting. A device that is gone is no error.
+func unplug(link netlink.Link) error {
+	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete device %s: %w", link.Attrs().Name, err)
 	}
 	return nil
 }
@@ -89,7 +96,14 @@ func (b *bridge) detach(id string) error {
 func (b *bridge) prepare() (netlink.Link, subnets, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	link, err := netlink.LinkByName(b.name)
+	if b.handle == nil {
+		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return nil, nil, fmt.Errorf("connect to rtnetlink: %w", err)
+		}
+		b.handle = handle
+	}
+	link, err := b.handle.LinkByName(b.name)
 	if err != nil && !errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil, nil, fmt.Errorf("look up bridge %s: %w", b.name, err)
 	}
@@ -139,7 +153,7 @@ func (b *bridge) createLocked() (netlink.Link, error) {
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("make bridge %s: a device of type %s has this name", b.name, link.Type())
 	}
-	if err := errors.Join(makeRouter(b.name, nets), quietIPv6(b.name, nets)); err != nil {
+	if err := quietIPv6(b.name, nets); err != nil {
 		return nil, err
 	}
 	for _, gateway := range nets.gateways() {
@@ -149,6 +163,9 @@ func (b *bridge) createLocked() (netlink.Link, error) {
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return nil, fmt.Errorf("bring bridge %s up: %w", b.name, err)
+	}
+	if err := makeRouter(link, nets); err != nil {
+		return nil, err
 	}
 	b.nets = nets
 	return link, nil
@@ -186,6 +203,17 @@ func (b *bridge) remove() error {
 	return nil
 }
 
+// close gives the socket back.
+func (b *bridge) close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.handle != nil {
+		b.handle.Close()
+		b.handle = nil
+	}
+	return nil
+}
+
 // devices lists the host's ends of veth pairs on the bridge.
 func (b *bridge) devices() ([]netlink.Link, error) {
 	device, err := netlink.LinkByName(b.name)
@@ -215,12 +243,8 @@ func (b *bridge) removeStrays(devices []netlink.Link, live map[string]bool) erro
 	}
 	var errs []error
 	for _, link := range devices {
-		name := link.Attrs().Name
-		if owned[name] {
-			continue
-		}
-		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
-			errs = append(errs, fmt.Errorf("delete stray device %s: %w", name, err))
+		if !owned[link.Attrs().Name] {
+			errs = append(errs, unplug(link))
 		}
 	}
 	return errors.Join(errs...)
@@ -240,18 +264,25 @@ func (b *bridge) plug(pod Pod, held *lease, device netlink.Link) (netlink.Link, 
 		LinkAttrs: attributes, PeerName: podDevice,
 		PeerNamespace: netlink.NsFd(ns.Fd()), PeerHardwareAddr: hardwareAddress(held.Addresses[0].Addr()),
 	}
-	err = netlink.LinkAdd(host)
+	err = b.handle.LinkAdd(host)
 	if errors.Is(err, unix.EEXIST) {
 		// An interrupted call for this pod was here before.
-		if err = b.detach(pod.ID); err == nil {
-			err = netlink.LinkAdd(host)
+		var old netlink.Link
+		if old, err = b.device(pod.ID); err == nil && old != nil {
+			err = unplug(old)
+		}
+		if err == nil {
+			err = b.handle.LinkAdd(host)
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("make device %s: %w", attributes.Name, err)
 	}
-	if err := netlink.LinkSetHairpin(host, true); err != nil {
-		return nil, fmt.Errorf("let pod reach its own host ports by %s: %w", attributes.Name, err)
+	if len(held.Ports) > 0 {
+		// With br_netfilter, what the pod sends to its own host port is turned around on the bridge.
+		if err := b.handle.LinkSetHairpin(host, true); err != nil {
+			return nil, fmt.Errorf("let pod reach its own host ports by %s: %w", attributes.Name, err)
+		}
 	}
 	return host, nil
 }

@@ -1,54 +1,410 @@
 package network
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
+
+	"github.com/berth-runtime/berth/internal/namespace"
 )
 
-// Pods reach each other, the host and the outside, and the host reaches them, by IPv4 and IPv6.
+func at(address any, port int) string {
+	return net.JoinHostPort(fmt.Sprint(address), fmt.Sprint(port))
+}
+
+// Pods reach each other, the host and the outside, and the host reaches them, by IPv4 and IPv6. The outside sees the host.
 func TestBuiltinReachability(t *testing.T) {
 	r := newRig(t, nil)
 	a, b := r.connect("a"), r.connect("b")
-	if len(a.Result.IPs) != 2 || !a.Result.IPs[0].Is4() || !a.Result.IPs[1].Is6() {
-		t.Fatalf("addresses %v, want IPv4 and IPv6", a.Result.IPs)
+	if ips := a.Result.IPs; len(ips) != 2 || !ips[0].Is4() || !ips[1].Is6() {
+		t.Fatalf("addresses %v, want IPv4 and IPv6", ips)
 	}
+	outside := Pod{NetNS: outsideNetNS, Name: "outside"}
 	serve(t, a.Pod, "tcp", 80)
-	for _, ip := range a.Result.IPs {
-		address := net.JoinHostPort(ip.String(), "80")
-		expect(t, "", "tcp", address, "a")
-		if client := expect(t, b.NetNS, "tcp", address, "a"); client != b.Result.IPs[0].String() && client != b.Result.IPs[1].String() {
-			t.Errorf("pod b is seen as %s", client)
+	serve(t, outside, "tcp", 81)
+	serve(t, Pod{NetNS: "/proc/self/ns/net", Name: "host"}, "tcp", 82)
+	for i, ip := range a.Result.IPs {
+		expect(t, "", "tcp", at(ip, 80), "a")
+		if client := expect(t, b.NetNS, "tcp", at(ip, 80), "a"); client != b.Result.IPs[i].String() {
+			t.Errorf("pod a sees pod b as %s, want %s", client, b.Result.IPs[i])
+		}
+		if client := expect(t, a.NetNS, "tcp", at(outsideAddresses[i].Addr(), 81), "outside"); client != hostAddresses[i].Addr().String() {
+			t.Errorf("outside sees %s, want the host's %s", client, hostAddresses[i].Addr())
+		}
+		if client := expect(t, a.NetNS, "tcp", at(hostAddresses[i].Addr(), 82), "host"); client != ip.String() {
+			t.Errorf("the host sees %s, want the pod's %s", client, ip)
 		}
 	}
-	serve(t, Pod{NetNS: outsideNetNS, Name: "outside"}, "tcp", 81)
-	for i, outside := range outsideAddresses {
-		client := expect(t, a.NetNS, "tcp", net.JoinHostPort(outside.Addr().String(), "81"), "outside")
-		if want := hostAddresses[i].Addr().String(); client != want {
-			t.Errorf("outside sees %s, want the host's %s", client, want)
-		}
+	if !strings.Contains(string(a.Result.Raw), a.Result.IPs[0].String()) {
+		t.Errorf("raw result %s lacks the address", a.Result.Raw)
 	}
-	fmt.Println(ruleset(t))
-	_ = b
 }
 
+// Host ports answer to the host, the outside, a neighbour and the pod itself, at every address and at loopback, whether
+// bridged frames go through the packet filter or not. With br_netfilter the kernel allows no answer to [::1], and the
+// connection is refused at once.
 func TestBuiltinHostPorts(t *testing.T) {
+	for _, filter := range []string{"0", "1"} {
+		t.Run("BridgeFilter"+filter, func(t *testing.T) {
+			filterBridges(t, filter)
+			r := newRig(t, nil)
+			a := r.connect("a", PortMapping{ContainerPort: 80, HostPort: 8080}, PortMapping{Protocol: "UDP", ContainerPort: 53, HostPort: 5353})
+			b := r.connect("b")
+			serve(t, a.Pod, "tcp", 80)
+			serve(t, a.Pod, "udp", 53)
+			for _, netns := range []string{"", outsideNetNS, b.NetNS, a.NetNS} {
+				for _, address := range hostAddresses {
+					expect(t, netns, "tcp", at(address.Addr(), 8080), "a")
+					expect(t, netns, "udp", at(address.Addr(), 5353), "a")
+				}
+			}
+			client := expect(t, outsideNetNS, "tcp", at(hostAddresses[0].Addr(), 8080), "a")
+			if client != outsideAddresses[0].Addr().String() {
+				t.Errorf("the pod sees the outside as %s", client)
+			}
+			expect(t, "", "tcp", "127.0.0.1:8080", "a")
+			expect(t, "", "udp", "127.0.0.1:5353", "a")
+			if filter == "1" {
+				if _, _, err := ask("", "tcp", "[::1]:8080"); err == nil || !strings.Contains(err.Error(), "refused") {
+					t.Errorf("[::1] with br_netfilter: %v, want refused", err)
+				}
+				return
+			}
+			expect(t, "", "tcp", "[::1]:8080", "a")
+			expect(t, "", "udp", "[::1]:5353", "a")
+		})
+	}
+}
+
+// A host port with a host IP answers there only.
+func TestBuiltinHostIP(t *testing.T) {
+	filterBridges(t, "0")
 	r := newRig(t, nil)
-	a := r.connect("a", PortMapping{ContainerPort: 80, HostPort: 8080}, PortMapping{Protocol: "UDP", ContainerPort: 53, HostPort: 5353})
-	b := r.connect("b")
+	a := r.connect("a",
+		PortMapping{ContainerPort: 80, HostPort: 8001, HostIP: "127.0.0.1"},
+		PortMapping{ContainerPort: 80, HostPort: 8002, HostIP: hostAddresses[0].Addr().String()},
+		PortMapping{ContainerPort: 80, HostPort: 8003, HostIP: "0.0.0.0"},
+		PortMapping{ContainerPort: 80, HostPort: 8004, HostIP: "::"},
+		PortMapping{ContainerPort: 80, HostPort: 8005, HostIP: "::1"})
 	serve(t, a.Pod, "tcp", 80)
-	serve(t, a.Pod, "udp", 53)
-	fmt.Println(ruleset(t))
-	for name, netns := range map[string]string{"host": "", "outside": outsideNetNS, "neighbour": b.NetNS, "itself": a.NetNS} {
-		for _, address := range hostAddresses {
-			t.Log(name, address)
-			expect(t, netns, "tcp", net.JoinHostPort(address.Addr().String(), "8080"), "a")
-			expect(t, netns, "udp", net.JoinHostPort(address.Addr().String(), "5353"), "a")
+	four, six := hostAddresses[0].Addr().String(), hostAddresses[1].Addr().String()
+	answering := map[int][]string{8001: {"127.0.0.1"}, 8002: {four}, 8003: {"127.0.0.1", four}, 8004: {"::1", six}, 8005: {"::1"}}
+	for port, addresses := range answering {
+		for _, address := range []string{"127.0.0.1", "::1", four, six} {
+			_, server, err := ask("", "tcp", at(address, port))
+			want := false
+			for _, a := range addresses {
+				want = want || a == address
+			}
+			if (server == "a") != want {
+				t.Errorf("%s answers: %t (%v), want %t", at(address, port), server == "a", err, want)
+			}
 		}
 	}
-	for _, address := range []string{"127.0.0.1", "::1"} {
-		t.Log(address)
-		expect(t, "", "tcp", net.JoinHostPort(address, "8080"), "a")
-		expect(t, "", "udp", net.JoinHostPort(address, "5353"), "a")
+	if _, _, err := ask(outsideNetNS, "tcp", at(four, 8001)); err == nil {
+		t.Error("a port of 127.0.0.1 answers to the outside")
+	}
+}
+
+// Pods must not reach what listens at the host's loopback address only, although the bridge routes it (CVE-2020-8558).
+func TestPodsCannotReachHostLoopback(t *testing.T) {
+	r := newRig(t, nil)
+	a := r.connect("a", PortMapping{ContainerPort: 80, HostPort: 8080})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer listener.Close()
+	port := listener.Addr().(*net.TCPAddr).Port
+	gateway := netip.MustParseAddr("10.85.0.1")
+	inside(t, a.NetNS, func() error {
+		lo, err := netlink.LinkByName("lo")
+		must(t, err)
+		must(t, netlink.LinkSetDown(lo))
+		eth0, err := netlink.LinkByName(podDevice)
+		must(t, err)
+		must(t, writeFile("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1"))
+		must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: ipNet(loopback4), Gw: gateway.AsSlice()}))
+		return nil
+	})
+	connected := make(chan struct{})
+	go func() {
+		if conn, err := listener.Accept(); err == nil {
+			close(connected)
+			_ = conn.Close()
+		}
+	}()
+	_, _, err = ask(a.NetNS, "tcp", at("127.0.0.1", port))
+	select {
+	case <-connected:
+		t.Error("the pod reached the host's loopback address")
+	default:
+	}
+	if err == nil {
+		t.Error("no error")
+	}
+}
+
+func writeFile(name, value string) error {
+	return os.WriteFile(name, []byte(value), 0)
+}
+
+// A host port that somebody has is refused, the error names the pod, and nothing is left of the one that came second. Ports
+// of other addresses, protocols and families are no conflict.
+func TestHostPortConflicts(t *testing.T) {
+	r := newRig(t, nil)
+	r.connect("first", PortMapping{ContainerPort: 80, HostPort: 8080}, PortMapping{ContainerPort: 80, HostPort: 8081, HostIP: "127.0.0.1"})
+	for _, mapping := range []PortMapping{
+		{ContainerPort: 1, HostPort: 8080}, {ContainerPort: 1, HostPort: 8080, HostIP: "192.0.2.2"}, {ContainerPort: 1, HostPort: 8080, HostIP: "::"},
+		{ContainerPort: 1, HostPort: 8081}, {ContainerPort: 1, HostPort: 8081, HostIP: "0.0.0.0"}, {ContainerPort: 1, HostPort: 8081, HostIP: "127.0.0.1"},
+	} {
+		before := hostState(t)
+		pod := r.pod("second", mapping)
+		plan, err := r.Plan(pod)
+		must(t, err)
+		_, err = r.Attach(t.Context(), pod, plan)
+		if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "test/first") || !strings.Contains(err.Error(), fmt.Sprint(mapping.HostPort)) {
+			t.Errorf("%+v: got %v", mapping, err)
+		}
+		r.settle()
+		if after := hostState(t); after != before {
+			t.Errorf("%+v: left on the host:\n%s", mapping, after)
+		}
+		must(t, namespace.Remove(t.Context(), filepath.Dir(pod.NetNS)))
+	}
+	for i, mapping := range []PortMapping{
+		{ContainerPort: 1, HostPort: 8080, Protocol: "udp"}, {ContainerPort: 1, HostPort: 8080, Protocol: "SCTP"},
+		{ContainerPort: 1, HostPort: 8081, HostIP: "192.0.2.2"}, {ContainerPort: 1, HostPort: 8081, HostIP: "::"},
+	} {
+		r.connect(fmt.Sprint("other", i), mapping)
+	}
+}
+
+func TestPodsAreValidated(t *testing.T) {
+	r := newRig(t, nil)
+	good := r.pod("good")
+	cases := map[string]struct {
+		change func(*Pod)
+		names  string
+	}{
+		"NoID":          {func(p *Pod) { p.ID = "" }, "pod ID"},
+		"PathID":        {func(p *Pod) { p.ID = "../x" }, "../x"},
+		"LongID":        {func(p *Pod) { p.ID = strings.Repeat("x", 200) }, "xxx"},
+		"RelativeNetNS": {func(p *Pod) { p.NetNS = "net" }, "net"},
+		"Protocol":      {func(p *Pod) { p.PortMappings[0].Protocol = "icmp" }, "icmp"},
+		"HostPort":      {func(p *Pod) { p.PortMappings[0].HostPort = 65536 }, "65536"},
+		"NegativePort":  {func(p *Pod) { p.PortMappings[0].HostPort = -1 }, "-1"},
+		"ContainerPort": {func(p *Pod) { p.PortMappings[0].ContainerPort = 0 }, "container_port"},
+		"HostIP":        {func(p *Pod) { p.PortMappings[0].HostIP = "host" }, "host_ip host"},
+		"Zone":          {func(p *Pod) { p.PortMappings[0].HostIP = "fe80::1%lo" }, "fe80::1%lo"},
+		"Twice": {func(p *Pod) {
+			p.PortMappings = append(p.PortMappings, PortMapping{ContainerPort: 81, HostPort: 8080, HostIP: "127.0.0.1"})
+		}, "port_mappings[1]"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			pod := good
+			pod.PortMappings = []PortMapping{{ContainerPort: 80, HostPort: 8080}}
+			c.change(&pod)
+			for what, err := range map[string]error{"Plan": second(r.Plan(pod)), "Attach": second(r.Attach(t.Context(), pod, Plan{Kind: Builtin}))} {
+				if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.names) {
+					t.Errorf("%s = %v, want invalid argument that names %s", what, err, c.names)
+				}
+			}
+		})
+	}
+	pod := good
+	pod.PortMappings = []PortMapping{{ContainerPort: 80}, {HostPort: 8080, ContainerPort: 80}, {HostPort: 8080, ContainerPort: 80, Protocol: "TCP"}}
+	if _, err := r.Plan(pod); err != nil {
+		t.Errorf("no host port, and one twice with the same meaning: %v", err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// A pod without its namespace is refused, and so is a port for a family that the pod has no address of.
+func TestAttachFailuresLeaveNothing(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.BuiltinSubnet = []string{"10.99.0.0/24"} })
+	keep := r.connect("keep") // so that the bridge is there before
+	before := hostState(t)
+	pod := r.pod("six", PortMapping{ContainerPort: 80, HostPort: 8080, HostIP: "::1"})
+	_, err := r.Attach(t.Context(), pod, keep.Plan)
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "[::1]:8080/tcp") {
+		t.Errorf("IPv6 port of an IPv4 pod: %v", err)
+	}
+	must(t, namespace.Remove(t.Context(), filepath.Dir(pod.NetNS)))
+	if _, err := r.Attach(t.Context(), pod, keep.Plan); !errdefs.IsNotFound(err) {
+		t.Errorf("namespace gone: %v", err)
+	}
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.Attach(canceled, r.pod("late"), keep.Plan); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+	r.settle()
+	if after := hostState(t); after != before {
+		t.Errorf("left on the host:\n%s", after)
+	}
+	if held := r.ledger.all(); len(held) != 1 {
+		t.Errorf("%d leases, want that of the first pod", len(held))
+	}
+}
+
+// Addresses are never given twice, also by many at once, and come back when all are used.
+func TestAddressesAreExhaustedAndReturned(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.BuiltinSubnet = []string{"10.98.0.0/28", "fd98::/64"} })
+	const hosts = 13 // 16 less network, bridge and broadcast
+	var wait sync.WaitGroup
+	var mu sync.Mutex
+	given := map[netip.Addr]string{}
+	pods := make([]Pod, hosts)
+	for i := range pods {
+		pods[i] = r.pod(fmt.Sprint("pod", i))
+		wait.Go(func() {
+			result, err := r.Attach(t.Context(), pods[i], Plan{Kind: Builtin})
+			if err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, ip := range result.IPs {
+				if given[ip] != "" {
+					t.Errorf("%s has the address %s of %s", pods[i], ip, given[ip])
+				}
+				given[ip] = pods[i].Name
+			}
+		})
+	}
+	wait.Wait()
+	if len(given) != 2*hosts {
+		t.Errorf("%d addresses, want %d", len(given), 2*hosts)
+	}
+	extra := r.pod("extra")
+	if _, err := r.Attach(t.Context(), extra, Plan{Kind: Builtin}); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "10.98.0.0/28") {
+		t.Errorf("one too many: %v", err)
+	}
+	if err := r.Ready(); err != nil {
+		t.Errorf("one pod too many makes the node not ready: %v", err)
+	}
+	must(t, r.Detach(t.Context(), pods[3], Plan{Kind: Builtin}))
+	result, err := r.Attach(t.Context(), extra, Plan{Kind: Builtin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if was := given[result.IPs[0]]; was != pods[3].Name {
+		t.Errorf("got %s of %q, want that of %s", result.IPs[0], was, pods[3])
+	}
+	for _, pod := range append(pods, extra) {
+		must(t, r.Detach(t.Context(), pod, Plan{Kind: Builtin}))
+	}
+	r.settle()
+	if held := r.ledger.all(); len(held) != 0 || len(r.ledger.owners) != 0 {
+		t.Errorf("%d leases and %d addresses are left", len(held), len(r.ledger.owners))
+	}
+}
+
+// Detach works again and again, without the namespace, and of a pod that was never attached or only planned.
+func TestDetachIsIdempotent(t *testing.T) {
+	r := newRig(t, nil)
+	a := r.connect("a", PortMapping{ContainerPort: 80, HostPort: 8080})
+	must(t, namespace.Remove(t.Context(), filepath.Dir(a.NetNS)))
+	for range 3 {
+		r.detach(a)
+	}
+	if strings.Contains(ruleset(t), "8080") {
+		t.Error("the host port is still open")
+	}
+	must(t, r.Detach(t.Context(), r.pod("planned"), a.Plan))
+	must(t, r.Detach(t.Context(), r.pod("unplanned"), Plan{}))
+}
+
+// Attach after an interrupted Attach gives the same addresses and works.
+func TestAttachAgain(t *testing.T) {
+	r := newRig(t, nil)
+	a := r.connect("a", PortMapping{ContainerPort: 80, HostPort: 8080})
+	r.connect("b")
+	again, err := r.Attach(t.Context(), a.Pod, a.Plan)
+	must(t, err)
+	if fmt.Sprint(again.IPs) != fmt.Sprint(a.Result.IPs) {
+		t.Errorf("addresses %v, want %v as before", again.IPs, a.Result.IPs)
+	}
+	serve(t, a.Pod, "tcp", 80)
+	expect(t, "", "tcp", "127.0.0.1:8080", "a")
+}
+
+// A pod that switches IPv6 off has no IPv6 address.
+func TestPodWithoutIPv6(t *testing.T) {
+	r := newRig(t, nil)
+	pod := r.pod("four", PortMapping{ContainerPort: 80, HostPort: 8080})
+	inside(t, pod.NetNS, func() error { return writeFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1") })
+	result, err := r.Attach(t.Context(), pod, Plan{Kind: Builtin})
+	must(t, err)
+	if len(result.IPs) != 1 || !result.IPs[0].Is4() {
+		t.Errorf("addresses %v", result.IPs)
+	}
+	serve(t, pod, "tcp", 80)
+	expect(t, "", "tcp", "127.0.0.1:8080", "four")
+	if _, _, err := ask("", "tcp", at(hostAddresses[1].Addr(), 8080)); err == nil {
+		t.Error("the host port answers by IPv6")
+	}
+	must(t, r.Detach(t.Context(), pod, Plan{Kind: Builtin}))
+	r.settle()
+	if len(r.ledger.owners) != 0 {
+		t.Errorf("addresses left: %v", r.ledger.owners)
+	}
+}
+
+// Sysctls of the pod's device are set once it is there; one that is refused fails the Attach and leaves nothing.
+func TestDeviceSysctls(t *testing.T) {
+	r := newRig(t, nil)
+	pod := r.pod("a")
+	pod.Sysctls = map[string]string{"net.ipv4.conf.eth0.forwarding": "0", "net.ipv4.ip_unprivileged_port_start": "0"}
+	_, err := r.Attach(t.Context(), pod, Plan{Kind: Builtin})
+	must(t, err)
+	must(t, r.Detach(t.Context(), pod, Plan{Kind: Builtin}))
+	pod.Sysctls = map[string]string{"net.ipv4.conf.eth1.forwarding": "0"}
+	if _, err := r.Attach(t.Context(), pod, Plan{Kind: Builtin}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "eth1") {
+		t.Errorf("got %v", err)
+	}
+	r.settle()
+	if len(r.ledger.all()) != 0 {
+		t.Error("lease is left")
+	}
+}
+
+// A UDP client that spoke to a pod goes on with its successor on the same host port.
+func TestUDPFollowsThePort(t *testing.T) {
+	r := newRig(t, nil)
+	mapping := PortMapping{Protocol: "udp", ContainerPort: 53, HostPort: 5353}
+	a := r.connect("a", mapping)
+	serve(t, a.Pod, "udp", 53)
+	conn, err := net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 50505}, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 5353})
+	must(t, err)
+	defer conn.Close()
+	say := func() string {
+		must(t, conn.SetDeadline(deadline()))
+		_, err := conn.Write([]byte("who"))
+		must(t, err)
+		answer := make([]byte, 100)
+		n, err := conn.Read(answer)
+		must(t, err)
+		return strings.TrimSpace(string(answer[:n]))
+	}
+	if got := say(); !strings.HasSuffix(got, " a") {
+		t.Errorf("answer %q", got)
+	}
+	r.detach(a)
+	b := r.connect("b", mapping)
+	serve(t, b.Pod, "udp", 53)
+	if got := say(); !strings.HasSuffix(got, " b") {
+		t.Errorf("answer %q", got)
 	}
 }

@@ -63,7 +63,7 @@ func (m *Manager) Collect(ctx context.Context, live map[string]bool) error {
 		if held.Network == Builtin {
 			errs = append(errs, m.Detach(ctx, Pod{ID: held.ID, Name: held.Pod}, Plan{Kind: Builtin}))
 		} else if !m.cni.knows(held.ID) {
-			errs = append(errs, m.giveBack(held.ID, true))
+			errs = append(errs, m.giveBack(held.ID))
 		}
 	}
 	errs = append(errs, m.bridge.removeStrays(devices, live), m.collectPlugins(ctx, live))

@@ -33,6 +33,11 @@ type firewall struct {
 	mu    sync.Mutex
 	built bool    // this process has made the table, so it is of this version
 	nets  subnets // of the built-in network, nil while it is not in use
+
+	// The connection is kept: closing a netfilter socket waits until the kernel has destroyed what the last transaction
+	// took away, which is a grace period of RCU (nft_rcv_nl_event).
+	conn   *nftables.Conn
+	socket *mdnetlink.Conn
 }
 
 // serve makes the subnets of the built-in network reach the outside, and the table exist.
@@ -96,30 +101,58 @@ func (f *firewall) remove() error {
 	if err != nil || !there {
 		return err
 	}
-	conn, err := connect()
-	if err != nil {
-		return err
-	}
-	conn.DelTable(&nftables.Table{Name: f.table, Family: nftables.TableFamilyINet})
-	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+	err = f.transact(func(conn *nftables.Conn) error {
+		conn.DelTable(&nftables.Table{Name: f.table, Family: nftables.TableFamilyINet})
+		return conn.Flush()
+	})
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("delete nftables table %s: %w", f.table, err)
 	}
 	return nil
 }
 
-// connect opens a connection for one transaction.
-func connect() (*nftables.Conn, error) {
-	return nftables.New(nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-		return c.SetDeadline(time.Now().Add(nftTimeout))
-	}))
+// transact runs fn on the connection, which fn leaves without anything that is not flushed. Preconditions: f.mu is held.
+func (f *firewall) transact(fn func(*nftables.Conn) error) error {
+	if f.conn == nil {
+		conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
+			f.socket = c
+			return nil
+		}))
+		if err != nil {
+			return fmt.Errorf("connect to nftables: %w", err)
+		}
+		f.conn = conn
+	}
+	err := f.socket.SetDeadline(time.Now().Add(nftTimeout))
+	if err == nil {
+		err = fn(f.conn)
+	}
+	if err != nil {
+		// What was queued and answers that were not read would be taken for those of the next transaction.
+		return errors.Join(err, f.disconnect())
+	}
+	return nil
 }
 
-func (f *firewall) exists() (bool, error) {
-	conn, err := connect()
-	if err != nil {
-		return false, err
+// disconnect closes the connection. Preconditions: f.mu is held.
+func (f *firewall) disconnect() error {
+	if f.conn == nil {
+		return nil
 	}
-	_, err = conn.ListTableOfFamily(f.table, nftables.TableFamilyINet)
+	conn := f.conn
+	f.conn, f.socket = nil, nil
+	if err := conn.CloseLasting(); err != nil {
+		return fmt.Errorf("disconnect from nftables: %w", err)
+	}
+	return nil
+}
+
+// exists reports whether the table is there. Preconditions: f.mu is held.
+func (f *firewall) exists() (bool, error) {
+	err := f.transact(func(conn *nftables.Conn) error {
+		_, err := conn.ListTableOfFamily(f.table, nftables.TableFamilyINet)
+		return err
+	})
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
@@ -143,26 +176,25 @@ func (f *firewall) ensure() error {
 // rebuild replaces the table by one that holds every published lease but one. Connections that are established keep their
 // translation, and there is no moment without rules. Preconditions: f.mu is held.
 func (f *firewall) rebuild(without string) error {
-	conn, err := connect()
-	if err != nil {
-		return err
-	}
 	leases := slices.DeleteFunc(f.ledger.all(), func(l *lease) bool { return l.ID == without })
 	table := &nftables.Table{Name: f.table, Family: nftables.TableFamilyINet}
-	conn.AddTable(table) // so that there is one to delete
-	conn.DelTable(table)
-	conn.AddTable(table)
 	sets := newPortSets(table)
-	if err := sets.create(conn); err != nil {
-		return fmt.Errorf("make nftables table %s: %w", f.table, err)
-	}
-	addRules(conn, table, sets, f.bridge, f.masqueraded(leases))
-	for _, l := range leases {
-		if err := sets.each(l, conn.SetAddElements); err != nil {
-			return fmt.Errorf("make nftables table %s: %w", f.table, err)
+	err := f.transact(func(conn *nftables.Conn) error {
+		conn.AddTable(table) // so that there is one to delete
+		conn.DelTable(table)
+		conn.AddTable(table)
+		if err := sets.create(conn); err != nil {
+			return err
 		}
-	}
-	if err := conn.Flush(); err != nil {
+		addRules(conn, table, sets, f.bridge, f.masqueraded(leases))
+		for _, l := range leases {
+			if err := sets.each(l, conn.SetAddElements); err != nil {
+				return err
+			}
+		}
+		return conn.Flush()
+	})
+	if err != nil {
 		return fmt.Errorf("make nftables table %s: %w", f.table, err)
 	}
 	f.built = true
@@ -185,13 +217,18 @@ func (f *firewall) masqueraded(leases []*lease) []netip.Prefix {
 
 // change applies one transaction to the elements of a lease. Preconditions: f.mu is held.
 func (f *firewall) change(apply func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error, l *lease) error {
-	conn, err := connect()
-	if err != nil {
-		return err
-	}
 	sets := newPortSets(&nftables.Table{Name: f.table, Family: nftables.TableFamilyINet})
-	if err := sets.each(l, func(s *nftables.Set, e []nftables.SetElement) error { return apply(conn, s, e) }); err != nil {
-		return err
-	}
-	return conn.Flush()
+	return f.transact(func(conn *nftables.Conn) error {
+		if err := sets.each(l, func(s *nftables.Set, e []nftables.SetElement) error { return apply(conn, s, e) }); err != nil {
+			return err
+		}
+		return conn.Flush()
+	})
+}
+
+// close gives the connection back.
+func (f *firewall) close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.disconnect()
 }

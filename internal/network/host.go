@@ -13,7 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const sysctlNet = "/proc/sys/net"
+const (
+	sysctlNet = "/proc/sys/net"
+	// loopbackMetric keeps ::1 of other devices behind that of lo.
+	loopbackMetric = 1024
+)
+
+// The addresses by which a host reaches itself.
+var (
+	loopback4 = netip.MustParsePrefix("127.0.0.0/8")
+	loopback6 = netip.MustParsePrefix("::1/128")
+)
 
 // lockHost keeps other daemons in this network namespace out until the returned function is called. The lock is on the
 // namespace itself, so there is no file to leave behind.
@@ -34,12 +44,12 @@ func lockHost() (unlock func() error, err error) {
 	return f.Close, nil
 }
 
-// makeRouter lets the host forward to the addresses, and ports of its loopback address be translated towards a device.
-func makeRouter(device string, addresses []netip.Prefix) error {
+// makeRouter lets the host forward to the addresses, and ports of its loopback addresses be translated towards a device.
+func makeRouter(device netlink.Link, addresses []netip.Prefix) error {
 	for _, address := range addresses {
-		settings := [][2]string{{"ipv4/conf/" + device + "/route_localnet", "1"}, {"ipv4/ip_forward", "1"}}
+		settings := [][2]string{{"ipv4/conf/" + device.Attrs().Name + "/route_localnet", "1"}, {"ipv4/ip_forward", "1"}}
 		if address.Addr().Is6() {
-			if err := keepAdvertisedRoutes(); err != nil {
+			if err := errors.Join(keepAdvertisedRoutes(), routeLoopback6(device)); err != nil {
 				return err
 			}
 			settings = [][2]string{{"ipv6/conf/all/forwarding", "1"}}
@@ -51,6 +61,30 @@ func makeRouter(device string, addresses []netip.Prefix) error {
 		}
 	}
 	return nil
+}
+
+// routeLoopback6 lets answers to [::1] come in by a device. IPv6 has no route_localnet; but the kernel refuses ::1 only in
+// what is on the wire (ip6_rcv_core), and looks the translated address up as a local one of the device that the packet came
+// in by (rt6_need_strict), so it needs to be one. Pods cannot reach services on ::1 by it, theirs is the address on the wire.
+func routeLoopback6(device netlink.Link) error {
+	if bridgeFilters6() {
+		return nil
+	}
+	err := netlink.RouteReplace(&netlink.Route{
+		LinkIndex: device.Attrs().Index, Dst: ipNet(loopback6), Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL,
+		Scope: netlink.SCOPE_HOST, Priority: loopbackMetric,
+	})
+	if err != nil {
+		return fmt.Errorf("route %s by %s: %w", loopback6, device.Attrs().Name, err)
+	}
+	return nil
+}
+
+// bridgeFilters6 reports whether br_netfilter sends IPv6 frames through the packet filter before the bridge hands them
+// over. Then they are translated back too early: with ::1 on them the kernel takes them for forged.
+func bridgeFilters6() bool {
+	raw, err := os.ReadFile(filepath.Join(sysctlNet, "bridge/bridge-nf-call-ip6tables"))
+	return err == nil && strings.TrimSpace(string(raw)) != "0"
 }
 
 // quietIPv6 keeps a bridge of ours from configuring itself, and from waiting whether somebody has its address.
@@ -156,7 +190,7 @@ func routeTo(addresses []netip.Prefix) error {
 		if err != nil {
 			return fmt.Errorf("find the way to %s: %w", address.Addr(), err)
 		}
-		if err := makeRouter(link.Attrs().Name, []netip.Prefix{address}); err != nil {
+		if err := makeRouter(link, []netip.Prefix{address}); err != nil {
 			return err
 		}
 	}

@@ -188,6 +188,24 @@ func (l *ledger) address(id string, addresses []netip.Prefix) (*lease, error) {
 	return &changed, nil
 }
 
+// vacate takes the host ports out of the lease of a pod.
+func (l *ledger) vacate(id string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	held := l.leases[id]
+	if held == nil {
+		return nil
+	}
+	changed := *held
+	changed.Ports = nil
+	if err := l.write(&changed); err != nil {
+		return err
+	}
+	l.forget(held)
+	l.remember(&changed)
+	return nil
+}
+
 // release gives up the lease of a pod. No lease is no error.
 func (l *ledger) release(id string) error {
 	l.mu.Lock()
@@ -243,21 +261,25 @@ func (l *ledger) forget(held *lease) {
 	}
 }
 
-// write replaces the file of a lease in one step.
+// write makes the file of a lease, or replaces it in one step. Preconditions: l.mu is held.
 func (l *ledger) write(held *lease) error {
 	raw, err := json.Marshal(held)
 	if err != nil {
 		return fmt.Errorf("write network lease: %w", err)
 	}
-	temporary := l.path(held.ID) + ".new"
-	err = os.WriteFile(temporary, raw, 0o600)
-	if err == nil {
-		err = os.Rename(temporary, l.path(held.ID))
+	// What was not there before need not be replaced: written in part it is as good as not there.
+	file, replace := l.path(held.ID), l.leases[held.ID] != nil
+	if replace {
+		file += ".new"
+	}
+	err = os.WriteFile(file, raw, 0o600)
+	if err == nil && replace {
+		err = os.Rename(file, l.path(held.ID))
 	}
 	if err == nil {
 		return nil
 	}
-	if gone := os.Remove(temporary); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+	if gone := os.Remove(file); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
 		err = errors.Join(err, gone)
 	}
 	if errors.Is(err, unix.ENOSPC) {

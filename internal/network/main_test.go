@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/test/census"
@@ -107,7 +106,24 @@ func makeHost(outside string) error {
 	if err := namespace.Do(paths.Net, func() error { return configureLink("world", outsideAddresses, nil) }); err != nil {
 		return err
 	}
-	return configureLink("uplink", hostAddresses, outsideAddresses)
+	if err := configureLink("uplink", hostAddresses, outsideAddresses); err != nil {
+		return err
+	}
+	for range 500 {
+		uplink, err := netlink.LinkByName("uplink")
+		if err != nil || uplink.Attrs().OperState == netlink.OperUp {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return errors.New("uplink does not come up")
+}
+
+// filterBridges switches br_netfilter on or off in the host of the tests.
+func filterBridges(t testing.TB, value string) {
+	t.Helper()
+	must(t, setSysctl("bridge/bridge-nf-call-iptables", value))
+	must(t, setSysctl("bridge/bridge-nf-call-ip6tables", value))
 }
 
 func configureLink(name string, addresses, gateways []netip.Prefix) error {
@@ -243,6 +259,14 @@ func (r *rig) detach(c connected) {
 	}
 }
 
+// settle waits until the devices of pods that were detached are gone.
+func (r *rig) settle() {
+	r.t.Helper()
+	if _, err := r.left(r.t.Context(), ""); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // serve answers on a port inside a pod, until the test ends, with the client's address and the name.
 func serve(t testing.TB, pod Pod, network string, port int) {
 	t.Helper()
@@ -322,16 +346,25 @@ func inside(t testing.TB, netns string, fn func() error) {
 	}
 }
 
-// hostState describes links, addresses, routes and packet filters of the host.
+// hostState describes links, addresses, routes and packet filters of the host, without what changes by itself.
 func hostState(t testing.TB) string {
 	t.Helper()
+	links, err := netlink.LinkList()
+	must(t, err)
 	var state strings.Builder
-	for _, args := range [][]string{{"ip", "-o", "link"}, {"ip", "route"}, {"ip", "-6", "route"}, {"nft", "list", "ruleset"}} {
+	for _, link := range links {
+		fmt.Fprintln(&state, link.Type(), link.Attrs().Name)
+	}
+	for _, args := range [][]string{{"ip", "route"}, {"ip", "-6", "route", "show", "table", "all"}, {"nft", "list", "ruleset"}} {
 		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v: %v: %s", args, err, out)
 		}
-		state.Write(out)
+		for line := range strings.Lines(strings.ReplaceAll(string(out), " linkdown", "")) {
+			if !strings.Contains(line, "fe80:") && !strings.Contains(line, "multicast") {
+				state.WriteString(line)
+			}
+		}
 	}
 	return state.String()
 }
@@ -344,6 +377,8 @@ func ruleset(t testing.TB) string {
 	}
 	return string(out)
 }
+
+func deadline() time.Time { return time.Now().Add(answerTime) }
 
 // eventually waits for a condition.
 func eventually(t testing.TB, what string, condition func() bool) {
@@ -363,5 +398,3 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
-
-var _ = unix.AF_INET

@@ -73,12 +73,15 @@ type Manager struct {
 	// it is taken only when free, and has a deadline.
 	collecting sync.RWMutex
 
+	unplugging chan struct{} // has a place for each device that may be deleted at once
+
 	mu       sync.Mutex
 	closed   bool
-	watched  bool            // changes of the configuration directory are seen
-	attached map[string]bool // pods that this process has begun to connect and not yet disconnected
-	broken   error           // why the built-in network could not be set up when it was last tried
-	mending  bool            // a goroutine tries again
+	watched  bool                     // changes of the configuration directory are seen
+	attached map[string]bool          // pods that this process has begun to connect and not yet disconnected
+	leaving  map[string]chan struct{} // closed when the pod's device is gone
+	broken   error                    // why the built-in network could not be set up when it was last tried
+	mending  bool                     // a goroutine tries again
 }
 
 // New opens a manager and makes the host ports of the pods that are connected as they should be. It makes nothing else on
@@ -135,7 +138,7 @@ func newManager(options Options) (*Manager, error) {
 	if options.Instance != "" {
 		name, table = plainName+"-"+options.Instance, plainName+"-"+options.Instance
 	}
-	m := &Manager{options: options, log: options.Log, attached: map[string]bool{}}
+	m := &Manager{options: options, log: options.Log, attached: map[string]bool{}, leaving: map[string]chan struct{}{}, unplugging: make(chan struct{}, maxLeaving)}
 	m.firewall = &firewall{table: table, bridge: name}
 	m.bridge = &bridge{name: name, instance: options.Instance, configured: nets, firewall: m.firewall}
 	m.cni = &cni{
@@ -157,10 +160,11 @@ func (m *Manager) Close() error {
 	}
 	m.cancel()
 	m.work.Wait()
-	if len(m.ledger.all()) > 0 {
-		return nil
+	var err error
+	if len(m.ledger.all()) == 0 {
+		err = errors.Join(m.firewall.remove(), m.bridge.remove())
 	}
-	return errors.Join(m.firewall.remove(), m.bridge.remove())
+	return errors.Join(err, m.bridge.close(), m.firewall.close())
 }
 
 // Plan decides how a pod will be connected. It changes nothing.
@@ -235,15 +239,7 @@ func (m *Manager) attach(ctx context.Context, pod Pod, plan Plan) (Result, error
 	}
 	switch plan.Kind {
 	case Builtin:
-		device, nets, err := m.prepareBuiltin()
-		if err != nil {
-			return Result{}, err
-		}
-		result, err := m.bridge.attach(pod, ports, device, nets)
-		if err != nil {
-			return Result{}, err
-		}
-		return result, m.flushFlows(pod.ID)
+		return m.joinBuiltin(ctx, pod, ports)
 	case CNI:
 		return m.attachCNI(ctx, pod, plan, ports)
 	default:
@@ -295,38 +291,27 @@ func (m *Manager) flushFlows(id string) error {
 }
 
 // Detach disconnects a pod and gives back what it held. It is idempotent, works when the network namespace is gone, and
-// after a failure can be repeated. Nil means that nothing of the pod is left in the network.
+// after a failure can be repeated. Nil means that the pod is out of the network and its host ports are free; its device of
+// the built-in network may take some milliseconds more to vanish, and keeps its address until then.
 func (m *Manager) Detach(ctx context.Context, pod Pod, plan Plan) error {
 	var err error
 	switch plan.Kind {
 	case "": // never planned, so never attached
-		return nil
 	case Builtin:
-		err = m.bridge.detach(pod.ID)
+		err = m.leaveBuiltin(pod.ID)
 	case CNI:
-		err = m.cni.detach(ctx, pod, plan)
+		if err = m.cni.detach(ctx, pod, plan); err == nil {
+			err = m.giveBack(pod.ID)
+		} else {
+			err = errors.Join(err, m.closePorts(pod.ID)) // the ports all the same
+		}
 	default:
 		err = fmt.Errorf("plan of kind %q: %w", plan.Kind, errdefs.ErrInvalidArgument)
 	}
-	if err = errors.Join(err, m.giveBack(pod.ID, err == nil)); err != nil {
+	if err != nil {
 		return fmt.Errorf("take down network of pod %s: %w", pod, err)
 	}
-	m.mu.Lock()
-	delete(m.attached, pod.ID)
-	m.mu.Unlock()
 	return nil
-}
-
-// giveBack closes the host ports of a pod and, if its devices are gone, ends its lease.
-func (m *Manager) giveBack(id string, gone bool) error {
-	held := m.ledger.get(id)
-	if held == nil {
-		return nil
-	}
-	if err := errors.Join(m.firewall.withdraw(held), forgetFlows(held)); err != nil || !gone {
-		return err
-	}
-	return m.ledger.release(id)
 }
 
 // begin marks a pod as in the hands of this process.
@@ -336,11 +321,12 @@ func (m *Manager) begin(id string) {
 	m.attached[id] = true
 }
 
-// run starts a goroutine that ends with the manager.
-func (m *Manager) run(fn func(context.Context)) {
+// run starts a goroutine that Close ends and waits for. It does not after Close.
+func (m *Manager) run(fn func(context.Context)) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.closed {
 		m.work.Go(func() { fn(m.ctx) })
 	}
+	return !m.closed
 }

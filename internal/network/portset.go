@@ -94,9 +94,9 @@ func (s *portSets) each(l *lease, apply func(*nftables.Set, []nftables.SetElemen
 
 // elementsOf makes the elements for one port at one address of a pod.
 func (s *portSets) elementsOf(pod netip.Prefix, p port, add func(*nftables.Set, nftables.SetElement)) {
-	family, loopback := v4, netip.MustParsePrefix("127.0.0.0/8")
+	family, loopback := v4, loopback4
 	if pod.Addr().Is6() {
-		family, loopback = v6, netip.MustParsePrefix("::1/128")
+		family, loopback = v6, loopback6
 	}
 	protocol := []byte{map[string]byte{TCP: unix.IPPROTO_TCP, UDP: unix.IPPROTO_UDP, SCTP: unix.IPPROTO_SCTP}[p.Protocol]}
 	host, container := number(p.Host), number(p.Container)

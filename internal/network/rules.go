@@ -29,7 +29,7 @@ const (
 //
 //	guard        prerouting, raw   not from lo, to 127.0.0.0/8: drop
 //	prerouting   nat               to an address of this host: jump ports
-//	output       nat               to an address of this host: jump ports
+//	output       nat               to an address of this host: jump ports (but not to ::1 with br_netfilter)
 //	ports                          dnat to the pod that has the port, at this address or at any
 //	postrouting  nat               translated by us, in local: masquerade; from a pod to outside: masquerade
 //
@@ -53,8 +53,12 @@ func addRules(conn *nftables.Conn, table *nftables.Table, sets *portSets, bridge
 	out := base("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
 	post := base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 
-	rule(guard, device(expr.MetaKeyIIFNAME, loopbackName, expr.CmpOpNeq), within(netip.MustParsePrefix("127.0.0.0/8"), ipv4Destination, expr.CmpOpEq), verdict(expr.VerdictDrop, ""))
+	rule(guard, device(expr.MetaKeyIIFNAME, loopbackName, expr.CmpOpNeq), within(loopback4, ipv4Destination, expr.CmpOpEq), verdict(expr.VerdictDrop, ""))
 	rule(in, toThisHost(), verdict(expr.VerdictJump, ports.Name))
+	if bridgeFilters6() {
+		// It would get no answer. Refused at once, clients try 127.0.0.1.
+		rule(out, within(loopback6, ipv6Destination, expr.CmpOpEq), verdict(expr.VerdictReturn, ""))
+	}
 	rule(out, toThisHost(), verdict(expr.VerdictJump, ports.Name))
 	for family := range sets.any {
 		proto, address := layer(family)

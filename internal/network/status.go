@@ -79,7 +79,7 @@ func (m *Manager) setBroken(err error) {
 
 // ready returns what is known now of the loaded list, without waiting. It starts a question to the plugins by run if the
 // answer is old.
-func (c *cni) ready(run func(func(context.Context))) error {
+func (c *cni) ready(run func(func(context.Context)) bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := missingPlugin(c.conf.list, c.bins); err != nil {
