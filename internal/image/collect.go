@@ -117,10 +117,12 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	s.names = changed
 	s.publish()
 	s.names = before
-	err = s.keepUsed(ctx, image.chain)
-	if err == nil {
-		err = s.rename(ctx, changed)
-	}
+	err = s.reserve.room(func() error {
+		if err := s.keepUsed(ctx, image.chain); err != nil {
+			return err
+		}
+		return s.rename(ctx, changed)
+	})
 	if err != nil {
 		s.publish()
 		return fmt.Errorf("remove image %s: %w", ref, err)
@@ -171,6 +173,15 @@ func (s *Store) GC(ctx context.Context) error {
 	ctx = withLog(inNamespace(ctx), s.log)
 	s.swept.Lock()
 	defer s.swept.Unlock()
+	if err := s.reserve.room(func() error { return s.sweep(ctx) }); err != nil {
+		return err
+	}
+	s.reserve.restore()
+	return s.measure(ctx)
+}
+
+// sweep is GC without the accounts.
+func (s *Store) sweep(ctx context.Context) error {
 	kept, err := s.gen.leases.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list leases: %w", err)
@@ -184,13 +195,11 @@ func (s *Store) GC(ctx context.Context) error {
 			return fmt.Errorf("let go of layers that were in use: %w", err)
 		}
 	}
-	if _, err := s.gen.db.GarbageCollect(ctx); err != nil {
+	// A collection that is cancelled in the middle leaks a goroutine.
+	if _, err := s.gen.db.GarbageCollect(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("collect garbage: %w", err)
 	}
-	if err := s.dropOldGenerations(); err != nil {
-		return err
-	}
-	return s.measure(ctx)
+	return s.dropOldGenerations()
 }
 
 // measure sums up what is there. All figures are in the databases.

@@ -32,7 +32,8 @@ type generation struct {
 	db      *metadata.DB
 	backend content.Store         // blobs on disk
 	content content.Store         // the same as the metadata knows them
-	layers  snapshots.Snapshotter // unpacked layers as the metadata knows them
+	cleaner snapshots.Cleaner     // unpacked layers on disk
+	layers  snapshots.Snapshotter // the same as the metadata knows them
 	images  images.Store
 	leases  leases.Manager
 }
@@ -111,6 +112,11 @@ func newGeneration(ctx context.Context, dir string) (_ *generation, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open overlay snapshotter: %w", err)
 	}
+	cleaner, ok := layers.(snapshots.Cleaner)
+	if !ok {
+		return nil, fmt.Errorf("overlay snapshotter cannot clean up: %w", errdefs.ErrNotImplemented)
+	}
+	g.cleaner = cleaner
 	g.db = metadata.NewDB(database, g.backend, map[string]snapshots.Snapshotter{snapshotterName: layers})
 	if err := g.db.Init(ctx); err != nil {
 		return nil, fmt.Errorf("prepare image database: %w", err)
@@ -157,19 +163,37 @@ func (g *generation) sweep(ctx context.Context, inUse func(chain string) bool) e
 			return fmt.Errorf("delete lease %s: %w", lease.ID, err)
 		}
 	}
-	ingests, err := g.backend.ListStatuses(ctx)
-	if err != nil {
-		return fmt.Errorf("list half written blobs: %w", err)
+	// The content store cannot even list one that was torn while it was made.
+	ingests := filepath.Join(g.dir, "content", "ingest")
+	if err := os.RemoveAll(ingests); err != nil {
+		return fmt.Errorf("remove half written blobs: %w", err)
 	}
-	for _, ingest := range ingests {
-		if err := g.backend.Abort(ctx, ingest.Ref); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("remove half written blob %s: %w", ingest.Ref, err)
-		}
+	if err := os.Mkdir(ingests, dirMode); err != nil {
+		return fmt.Errorf("remove half written blobs: %w", err)
 	}
 	if err := g.sweepBlobs(ctx); err != nil {
 		return err
 	}
+	if err := g.sweepLayers(ctx); err != nil {
+		return fmt.Errorf("remove half made layers: %w", err)
+	}
 	return g.markLayersDirty(ctx)
+}
+
+// sweepLayers removes directories without a record. One would stand in the way
+// of the next layer that gets its number.
+func (g *generation) sweepLayers(ctx context.Context) error {
+	err := g.cleaner.Cleanup(ctx)
+	if !errdefs.IsNotFound(err) {
+		return err
+	}
+	// There is no record of anything yet.
+	dir := filepath.Join(g.dir, "snapshots")
+	entries, err := os.ReadDir(dir)
+	for _, entry := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, entry.Name())))
+	}
+	return err
 }
 
 func (g *generation) sweepBlobs(ctx context.Context) error {

@@ -38,6 +38,17 @@ func (r *reserve) release() {
 	}
 }
 
+// room does something that writes little. If the disk is full it is done again
+// with the reserve given back.
+func (r *reserve) room(do func() error) error {
+	err := do()
+	if isFull(err) {
+		r.release()
+		err = do()
+	}
+	return err
+}
+
 // restore allocates them again, if there is room.
 func (r *reserve) restore() {
 	r.mu.Lock()

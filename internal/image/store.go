@@ -139,10 +139,10 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if err := s.recoverUses(); err != nil {
 		return nil, err
 	}
-	if err := s.recoverNames(ctx); err != nil {
+	if err := s.reserve.room(func() error { return s.recoverNames(ctx) }); err != nil {
 		return nil, err
 	}
-	if err := s.recoverContent(ctx); err != nil {
+	if err := s.reserve.room(func() error { return s.recoverContent(ctx) }); err != nil {
 		return nil, err
 	}
 	lost, err := s.lostStores()

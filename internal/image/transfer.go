@@ -69,9 +69,8 @@ func (s *Store) tidy(ctx context.Context, lease leases.Lease, failure error) err
 	defer cancel()
 	if isFull(failure) {
 		s.reserve.release()
-		defer s.reserve.restore()
 	}
-	err := s.gen.leases.Delete(ctx, lease)
+	err := s.reserve.room(func() error { return s.gen.leases.Delete(ctx, lease) })
 	if failure == nil {
 		if err != nil {
 			// The next start of the store deletes it.

@@ -21,6 +21,8 @@ type Fault struct {
 	// Method and Path select requests: the exact method and a part of the URL
 	// path. Empty matches all.
 	Method, Path string
+	// Unless spares requests with this Authorization header.
+	Unless string
 	// Skip lets this many matching requests pass first; Times is how many are
 	// struck after that (0: all).
 	Skip, Times int
@@ -150,6 +152,9 @@ func (p *Proxy) strike(r *http.Request) Fault {
 	p.requests = append(p.requests, r.Method+" "+r.URL.Path)
 	for i, f := range p.faults {
 		if f.Method != "" && f.Method != r.Method || !strings.Contains(r.URL.Path, f.Path) {
+			continue
+		}
+		if f.Unless != "" && r.Header.Get("Authorization") == f.Unless {
 			continue
 		}
 		if f.Skip > 0 {

@@ -161,7 +161,7 @@ log: {level: info, accesslog: {disabled: true}}
 storage:
   filesystem: {rootdirectory: %q}
   delete: {enabled: true}
-http: {addr: "127.0.0.1:0"}
+http: {addr: "127.0.0.1:0", secret: berth}
 `, filepath.Join(r.dir, "data"))
 	switch {
 	case opts.Bearer:
@@ -246,8 +246,8 @@ func (l *logTail) follow(from io.Reader, address chan<- string) {
 			announced = true
 			address <- m[1]
 		}
-		if strings.Contains(line, `msg="response completed"`) {
-			continue // one line per request that went well
+		if strings.Contains(line, "level=info") || strings.Contains(line, "http.request.method=HEAD") {
+			continue // all is well, or it was only asked whether something is there
 		}
 		l.mu.Lock()
 		l.lines = append(l.lines, line)
