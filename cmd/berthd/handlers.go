@@ -27,7 +27,10 @@ func probeHandlers(ctx context.Context, cfg *config.Config, log *slog.Logger) ma
 		probing.Go(func() {
 			info := pod.HandlerInfo{Handler: handlerOf(cfg, name, settings)}
 			var err error
-			if info.Features, err = ociruntime.Probe(ctx, info.Handler); err != nil {
+			if info.Features, err = ociruntime.Probe(ctx, info.Handler); ctx.Err() != nil {
+				return // the daemon does not start, for another reason
+			}
+			if err != nil {
 				info.Problem = err.Error()
 				log.Warn("a runtime handler does not work on this host", "handler", name, "problem", err)
 			} else {
