@@ -89,6 +89,7 @@ type onceCloser struct {
 	close func() error
 }
 
+// Close closes the stream the first time, and tells the same afterwards.
 func (c onceCloser) Close() error { return c.close() }
 
 // connection is an open session, whatever carries it.
@@ -219,7 +220,7 @@ func receive(conn connection, s Streams) error {
 // A read error is told by the missing status.
 func copyOutput(w io.Writer, r io.Reader) error {
 	sink := &stickyWriter{w: w}
-	_, _ = io.Copy(sink, r) //nolint:errcheck // see above
+	_, _ = io.Copy(sink, r) // see above
 	if sink.err != nil {
 		return fmt.Errorf("write output: %w", sink.err)
 	}

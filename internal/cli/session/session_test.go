@@ -51,8 +51,7 @@ func (l local) Exec(ctx context.Context, _ string, cmd []string, in io.Reader, o
 		}()
 	}
 	err := c.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return utilexec.CodeExitError{Err: err, Code: exit.ExitCode()}
 	}
 	return err
@@ -283,8 +282,8 @@ func TestLostConnection(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		relay.Go(func() { io.Copy(upstream, client) })
-		relay.Go(func() { io.Copy(client, upstream) })
+		relay.Go(func() { _, _ = io.Copy(upstream, client) }) // ends by being cut
+		relay.Go(func() { _, _ = io.Copy(client, upstream) }) // so does this
 		<-cut
 		client.Close()
 		upstream.Close()

@@ -1,0 +1,94 @@
+package hostcheck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os/exec"
+	"slices"
+	"strings"
+
+	"github.com/berth-runtime/berth/internal/config"
+	"github.com/berth-runtime/berth/internal/ociruntime"
+)
+
+const areaRuntime = "runtime"
+
+// preferred are the handlers that are tried, in this order, when none is configured as default.
+var preferred = []string{"crun", "runc"}
+
+// runtimes runs a throw-away container with each handler.
+func (f *facts) runtimes(ctx context.Context, c *config.Config, root bool) {
+	if !root {
+		f.needsRoot(areaRuntime, "handlers")
+		return
+	}
+	works := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(c.Runtime.Handlers)) {
+		works[name] = f.handler(ctx, name, c.Runtime.Handlers[name])
+	}
+	f.defaultHandler(c.Runtime.DefaultHandler, works)
+}
+
+func (f *facts) handler(ctx context.Context, name string, h config.Handler) bool {
+	if _, err := exec.LookPath(h.Path); err != nil {
+		// One of the two that exist without being configured need not be there.
+		remedy := "install it (Debian: apt install " + h.Path + "), or correct runtime.handlers." + name + ".path"
+		if slices.Contains(preferred, name) {
+			f.info(areaRuntime, name, fmt.Sprintf("%s is not installed", h.Path))
+		} else {
+			f.warn(areaRuntime, name, fmt.Sprintf("%s is not installed", h.Path), remedy)
+		}
+		return false
+	}
+	features, err := ociruntime.Probe(ctx, ociruntime.Handler{
+		Name: name, Type: h.Type, Path: h.Path, Root: h.Root, SystemdCgroup: h.SystemdCgroup(), Options: h.Flags(),
+	})
+	if err != nil {
+		reason, remedy := splitRemedy(err)
+		f.warn(areaRuntime, name, reason, remedy)
+		return false
+	}
+	found := fmt.Sprintf("%s runs containers, OCI %s", features.Version, features.OCIVersion)
+	if features.RecursiveReadOnly {
+		found += ", recursive read-only mounts"
+	}
+	if features.IDMap {
+		found += ", idmapped mounts"
+	}
+	f.ok(areaRuntime, name, found)
+	return true
+}
+
+// splitRemedy takes what to do out of the error of a probe.
+func splitRemedy(err error) (reason, remedy string) {
+	text := err.Error()
+	if unwrapped := errors.Unwrap(err); unwrapped != nil {
+		text = strings.TrimPrefix(text, "probe runtime handler ")
+	}
+	reason, remedy, ok := strings.Cut(text, " (remedy: ")
+	if !ok {
+		return reason, "see why with the runtime's own --debug, or choose another with runtime.default_handler"
+	}
+	return reason, strings.TrimSuffix(remedy, ")")
+}
+
+// defaultHandler says which handler pods get that ask for none.
+func (f *facts) defaultHandler(configured string, works map[string]bool) {
+	if configured != "" {
+		if works[configured] {
+			f.ok(areaRuntime, "default", configured+", as configured")
+			return
+		}
+		f.fail(areaRuntime, "default", configured+", as configured, does not work", "see above, or leave runtime.default_handler empty")
+		return
+	}
+	for _, name := range preferred {
+		if works[name] {
+			f.ok(areaRuntime, "default", name)
+			return
+		}
+	}
+	f.fail(areaRuntime, "default", "neither crun nor runc works here", "install one of them (Debian: apt install crun), or name another in runtime.default_handler")
+}

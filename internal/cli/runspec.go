@@ -1,0 +1,260 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// cpuPeriod is the period in microseconds that CPU quotas are given for.
+const cpuPeriod = 100_000
+
+// Labels by which tools of Kubernetes recognise pods and containers.
+const (
+	labelPodName       = "io.kubernetes.pod.name"
+	labelPodNamespace  = "io.kubernetes.pod.namespace"
+	labelPodUID        = "io.kubernetes.pod.uid"
+	labelContainerName = "io.kubernetes.container.name"
+)
+
+// runOptions are the flags of run.
+type runOptions struct {
+	sessionFlags
+
+	detach, remove bool
+	pull           string
+	grace          time.Duration
+	creds          credentialFlags
+
+	name, namespace, hostname, workdir, user, entrypoint, handler, logDir string
+
+	env, envFiles, volumes, ports, labels, annotations       []string
+	dns, dnsSearch, dnsOptions, sysctls                      []string
+	devices, capAdd, capDrop, groups, security               []string
+	hostNetwork, hostPID, hostIPC, privileged, readOnly      bool
+	memory, memorySwap, cpusetCPUs, cpusetMems, network, pid string
+	cpus                                                     float64
+	cpuShares, oomScore                                      int64
+}
+
+func (o *runOptions) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	o.sessionFlags.add(cmd)
+	f.BoolVarP(&o.detach, "detach", "d", false, "print the container's ID and return")
+	f.BoolVar(&o.remove, "rm", false, "remove pod, container and logs once it has ended")
+	f.StringVar(&o.pull, "pull", pullMissing, "pull the image: missing, always or never")
+	o.creds.add(cmd)
+	f.StringVar(&o.name, "name", "", "name of the pod and of its container (default: one is made up)")
+	f.StringVar(&o.namespace, "namespace", "default", "namespace of the pod")
+	f.StringArrayVarP(&o.labels, "label", "l", nil, "label of pod and container, as KEY=VALUE")
+	f.StringArrayVar(&o.annotations, "annotation", nil, "annotation of the pod, as KEY=VALUE")
+	f.StringVar(&o.handler, "runtime", "", "runtime handler, such as crun or runc (default: the daemon's)")
+	f.StringVar(&o.logDir, "log-dir", "/var/log/berth", "directory for the directories of logs")
+	f.DurationVar(&o.grace, "grace", defaultGrace, "how long the container may take to stop on Ctrl-C")
+
+	f.StringVar(&o.entrypoint, "entrypoint", "", "program to run instead of the image's entrypoint")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "environment variable, as NAME=VALUE or NAME")
+	f.StringArrayVar(&o.envFiles, "env-file", nil, "file with one NAME=VALUE per line")
+	f.StringVarP(&o.workdir, "workdir", "w", "", "working directory")
+	f.StringVarP(&o.user, "user", "u", "", "user, as UID, UID:GID or NAME")
+	f.StringArrayVar(&o.groups, "group-add", nil, "further group, by number")
+
+	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "mount, as SOURCE:TARGET[:ro,rro,rslave,rshared,z]")
+	f.StringArrayVar(&o.devices, "device", nil, "device, as HOST[:CONTAINER[:rwm]]")
+	f.BoolVar(&o.readOnly, "read-only", false, "make the root file system read-only")
+
+	f.StringArrayVarP(&o.ports, "publish", "p", nil, "port, as [ADDRESS:]HOSTPORT:PORT[/udp]")
+	f.BoolVar(&o.hostNetwork, "host-network", false, "use the network of the host")
+	f.StringVar(&o.network, "network", "", `"host" is the same as --host-network`)
+	f.StringVar(&o.hostname, "hostname", "", "host name (default: the name of the pod)")
+	f.StringArrayVar(&o.dns, "dns", nil, "name server")
+	f.StringArrayVar(&o.dnsSearch, "dns-search", nil, "search domain")
+	f.StringArrayVar(&o.dnsOptions, "dns-option", nil, "resolver option")
+
+	f.StringVarP(&o.memory, "memory", "m", "", "limit of memory, such as 512m")
+	f.StringVar(&o.memorySwap, "memory-swap", "", "limit of memory and swap together")
+	f.Float64Var(&o.cpus, "cpus", 0, "limit of CPUs, such as 1.5")
+	f.Int64Var(&o.cpuShares, "cpu-shares", 0, "weight against others, 1024 is one CPU's worth")
+	f.StringVar(&o.cpusetCPUs, "cpuset-cpus", "", "CPUs to run on, such as 0-3")
+	f.StringVar(&o.cpusetMems, "cpuset-mems", "", "memory nodes to use")
+	f.Int64Var(&o.oomScore, "oom-score-adj", 0, "how readily to be killed for memory, -1000 to 1000")
+
+	f.StringArrayVar(&o.capAdd, "cap-add", nil, "capability to add, or ALL")
+	f.StringArrayVar(&o.capDrop, "cap-drop", nil, "capability to drop, or ALL")
+	f.StringArrayVar(&o.security, "security-opt", nil, "no-new-privileges, seccomp=PROFILE or apparmor=PROFILE")
+	f.BoolVar(&o.privileged, "privileged", false, "give all rights over the host")
+	f.StringArrayVar(&o.sysctls, "sysctl", nil, "kernel parameter of the pod, as KEY=VALUE")
+	f.StringVar(&o.pid, "pid", "", `"host" shares the processes of the host`)
+	f.BoolVar(&o.hostIPC, "host-ipc", false, "share System V IPC and POSIX queues of the host")
+	f.SetInterspersed(false) // what follows the image is the command's
+}
+
+// check refuses what cannot go together, before anything is asked of anybody.
+func (o *runOptions) check() error {
+	switch {
+	case o.detach && o.remove:
+		return errors.New("--rm removes the pod when the command returns, so it cannot go with --detach")
+	case o.pull != pullMissing && o.pull != pullAlways && o.pull != pullNever:
+		return fmt.Errorf("--pull %q: use missing, always or never", o.pull)
+	case o.network != "" && o.network != "host":
+		return fmt.Errorf("--network %q: only host is possible; pod networks are configured per node, see: berth config default", o.network)
+	case o.pid != "" && o.pid != "host":
+		return fmt.Errorf("--pid %q: only host is possible", o.pid)
+	case o.cpus < 0:
+		return fmt.Errorf("--cpus %v: want a number above 0", o.cpus)
+	}
+	o.hostNetwork = o.hostNetwork || o.network == "host"
+	o.hostPID = o.pid == "host"
+	if o.hostNetwork && len(o.ports) > 0 {
+		return errors.New("--publish has no meaning with --host-network: the container listens on the host itself")
+	}
+	if o.name == "" {
+		o.name = makeName()
+	}
+	return errors.Join(checkName("--name", o.name), checkName("--namespace", o.namespace))
+}
+
+// pod returns the configuration of the pod.
+func (o *runOptions) pod() (*runtimeapi.PodSandboxConfig, error) {
+	meta := &runtimeapi.PodSandboxMetadata{Name: o.name, Uid: uuid.NewString(), Namespace: o.namespace}
+	dir := filepath.Join(o.logDir, logDirName(meta))
+	if !filepath.IsAbs(dir) {
+		return nil, fmt.Errorf("--log-dir %q: want an absolute path", o.logDir)
+	}
+	labels, err := parsePairs("--label", o.labels)
+	if err != nil {
+		return nil, err
+	}
+	labels[labelPodName], labels[labelPodNamespace], labels[labelPodUID] = meta.Name, meta.Namespace, meta.Uid
+	annotations, err := parsePairs("--annotation", o.annotations)
+	if err != nil {
+		return nil, err
+	}
+	annotations[logDirAnnotation] = dir
+	sysctls, err := parsePairs("--sysctl", o.sysctls)
+	if err != nil {
+		return nil, err
+	}
+	pod := &runtimeapi.PodSandboxConfig{
+		Metadata: meta, Hostname: o.podHostname(), LogDirectory: dir, Labels: labels, Annotations: annotations,
+		Linux: &runtimeapi.LinuxPodSandboxConfig{
+			Sysctls: sysctls,
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+				NamespaceOptions: o.namespaces(), Privileged: o.privileged,
+				Seccomp: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
+			},
+		},
+	}
+	if len(o.dns)+len(o.dnsSearch)+len(o.dnsOptions) > 0 {
+		pod.DnsConfig = &runtimeapi.DNSConfig{Servers: o.dns, Searches: o.dnsSearch, Options: o.dnsOptions}
+	}
+	for _, text := range o.ports {
+		m, err := parsePort(text)
+		if err != nil {
+			return nil, err
+		}
+		pod.PortMappings = append(pod.PortMappings, m)
+	}
+	return pod, nil
+}
+
+// podHostname is the name within the pod; the host's network comes with the
+// host's name.
+func (o *runOptions) podHostname() string {
+	if o.hostname != "" || o.hostNetwork {
+		return o.hostname
+	}
+	return strings.Trim(strings.NewReplacer("_", "-", ".", "-").Replace(strings.ToLower(o.name)), "-")
+}
+
+func (o *runOptions) namespaces() *runtimeapi.NamespaceOption {
+	out := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
+	if o.hostNetwork {
+		out.Network = runtimeapi.NamespaceMode_NODE
+	}
+	if o.hostPID {
+		out.Pid = runtimeapi.NamespaceMode_NODE
+	}
+	if o.hostIPC {
+		out.Ipc = runtimeapi.NamespaceMode_NODE
+	}
+	return out
+}
+
+// container returns the configuration of the container.
+func (o *runOptions) container(ref, imageID string, command []string, pod *runtimeapi.PodSandboxConfig) (*runtimeapi.ContainerConfig, error) {
+	labels := map[string]string{labelContainerName: o.name}
+	maps.Copy(labels, pod.Labels)
+	linux, err := o.linux()
+	if err != nil {
+		return nil, err
+	}
+	c := &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: o.name},
+		Image:    &runtimeapi.ImageSpec{Image: imageID, UserSpecifiedImage: ref},
+		Args:     command, WorkingDir: o.workdir, Labels: labels,
+		LogPath: o.name + "_0.log", Tty: o.tty, Stdin: o.interactive,
+		StdinOnce: o.interactive && !o.detach, Linux: linux,
+	}
+	if o.entrypoint != "" {
+		c.Command = []string{o.entrypoint}
+	}
+	if err := o.environment(c); err != nil {
+		return nil, err
+	}
+	for _, text := range o.volumes {
+		m, err := parseMount(text)
+		if err != nil {
+			return nil, err
+		}
+		c.Mounts = append(c.Mounts, m)
+	}
+	for _, text := range o.devices {
+		d, err := parseDevice(text)
+		if err != nil {
+			return nil, err
+		}
+		c.Devices = append(c.Devices, d)
+	}
+	return c, nil
+}
+
+func (o *runOptions) environment(c *runtimeapi.ContainerConfig) error {
+	texts := []string{}
+	if o.tty {
+		texts = append(texts, "TERM=xterm")
+	}
+	for _, file := range o.envFiles {
+		lines, err := readEnvFile(file)
+		if err != nil {
+			return err
+		}
+		texts = append(texts, lines...)
+	}
+	for _, text := range append(texts, o.env...) {
+		kv, err := parseEnv(text)
+		if err != nil {
+			return err
+		}
+		if kv != nil {
+			c.Envs = append(c.Envs, kv)
+		}
+	}
+	return nil
+}
+
+// makeName makes up a name that is easy to type and to tell from others.
+func makeName() string {
+	first := []string{"amber", "brisk", "calm", "deft", "early", "fair", "glad", "keen", "lucid", "mild", "neat", "quick", "rapid", "sober", "tidy", "warm"}
+	second := []string{"anchor", "buoy", "canvas", "dinghy", "ferry", "gull", "harbor", "jetty", "keel", "lagoon", "mast", "oar", "pier", "reef", "sail", "tide"}
+	//nolint:gosec // a name is no secret
+	return fmt.Sprintf("%s-%s-%04x", first[rand.IntN(len(first))], second[rand.IntN(len(second))], rand.IntN(1<<16))
+}

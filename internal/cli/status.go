@@ -1,0 +1,69 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/cli/session"
+)
+
+// commandError gives an error about a command that could not be run the exit
+// code that shells use for it, and passes on the code of one that ran.
+func commandError(err error) error {
+	if exit, ok := errors.AsType[*session.ExitError](err); ok {
+		return &codeError{code: exit.Code}
+	}
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "executable file not found"), strings.Contains(text, "no such file or directory"):
+		return &codeError{code: exitNotFound, err: err}
+	case strings.Contains(text, "permission denied"):
+		return &codeError{code: exitCannot, err: err}
+	}
+	return err
+}
+
+// madeWith says whether a container has an input and a terminal. The CRI tells
+// neither; runtimes do in what they add to a verbose status. What is not known
+// is found out by the server's refusal.
+func (n *node) madeWith(ctx context.Context, id string) (sessionFlags, error) {
+	ctx, cancel := n.ask(ctx)
+	defer cancel()
+	resp, err := n.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	if err != nil {
+		return sessionFlags{}, fmt.Errorf("look at container %s: %w", short(id), err)
+	}
+	found := sessionFlags{}
+	for _, value := range resp.Info {
+		var info any
+		if json.Unmarshal([]byte(value), &info) == nil {
+			found.search(info)
+		}
+	}
+	return found, nil
+}
+
+// search looks for "tty" and "stdin" in the container's configuration, and for
+// "terminal" in its OCI spec, wherever a runtime put them.
+func (f *sessionFlags) search(info any) {
+	m, ok := info.(map[string]any)
+	if !ok {
+		return
+	}
+	for key, value := range m {
+		on, isBool := value.(bool)
+		switch {
+		case isBool && on && (key == "tty" || key == "terminal"):
+			f.tty = true
+		case isBool && on && key == "stdin":
+			f.interactive = true
+		default:
+			f.search(value)
+		}
+	}
+}
