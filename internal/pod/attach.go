@@ -61,7 +61,7 @@ func (e *Engine) Attach(ctx context.Context, id string, s Streams) error {
 		err = ctx.Err()
 	}
 	close(stopped)
-	err = errors.Join(err, a.Close())
+	err = errors.Join(err, a.Close()) //nolint:contextcheck // it has a deadline of its own, for a session that is over
 	if err != nil {
 		return fmt.Errorf("attach to %s: %w", c, err)
 	}

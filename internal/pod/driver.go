@@ -85,13 +85,13 @@ type drivers struct {
 }
 
 // start runs fn in an owned goroutine. It reports false once drivers closed.
-func (d *drivers) start(fn func()) bool {
+func (d *drivers) start(fn func(context.Context)) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
 		return false
 	}
-	d.wg.Go(fn)
+	d.wg.Go(func() { fn(d.ctx) })
 	return true
 }
 
@@ -144,10 +144,10 @@ func (o *object) take(effects []machine.Effect) {
 }
 
 // run performs effects until there are none.
-func (o *object) run() {
+func (o *object) run(base context.Context) {
 	for {
 		o.mu.Lock()
-		if len(o.queue) == 0 || o.owner.ctx.Err() != nil {
+		if len(o.queue) == 0 || base.Err() != nil {
 			o.running, o.stage = false, ""
 			if o.rested != nil {
 				close(o.rested)
@@ -159,7 +159,7 @@ func (o *object) run() {
 		}
 		e := o.queue[0]
 		o.queue = o.queue[1:]
-		ctx, cancel := o.begin(e)
+		ctx, cancel := o.begin(base, e)
 		o.mu.Unlock()
 
 		result, report := o.perform(ctx, e)
@@ -178,7 +178,7 @@ func (o *object) run() {
 }
 
 // begin notes the stage and gives the effect its deadline.
-func (o *object) begin(e machine.Effect) (context.Context, context.CancelFunc) {
+func (o *object) begin(base context.Context, e machine.Effect) (context.Context, context.CancelFunc) {
 	limit := saveDeadline
 	switch e.Kind {
 	case machine.Do, machine.Undo:
@@ -187,7 +187,7 @@ func (o *object) begin(e machine.Effect) (context.Context, context.CancelFunc) {
 		limit = probeDeadline
 	default:
 	}
-	ctx, cancel := context.WithTimeout(o.owner.ctx, limit)
+	ctx, cancel := context.WithTimeout(base, limit)
 	switch e.Kind {
 	case machine.Do:
 		o.stage, o.since, o.cancel = o.kind.Steps[e.Step], time.Now(), cancel

@@ -136,9 +136,9 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	base, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e := &Engine{
 		opts: opts, stop: stop, store: store{root: opts.Root},
+		drivers:   drivers{ctx: base, fault: opts.fault},
 		sandboxes: newIndex[*sandbox](), containers: newIndex[*container](), names: map[string]any{},
 	}
-	e.drivers.ctx, e.drivers.fault = base, opts.fault
 	e.events.log = opts.Log
 	if err := e.recover(ctx); err != nil {
 		return nil, errors.Join(err, e.Close(ctx))

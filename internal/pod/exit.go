@@ -17,22 +17,22 @@ import (
 var errExited = errors.New("its process ended")
 
 // watchExits takes the exits that the supervisor reports, until it is closed.
-func (e *Engine) watchExits() {
+func (e *Engine) watchExits(ctx context.Context) {
 	for {
 		select {
 		case exit, ok := <-e.opts.Shim.Exits():
 			if !ok {
 				return
 			}
-			e.exitSeen(exit)
-		case <-e.drivers.ctx.Done():
+			e.exitSeen(ctx, exit)
+		case <-ctx.Done():
 			return
 		}
 	}
 }
 
 // exitSeen notes an exit. The supervisor may report one more than once.
-func (e *Engine) exitSeen(exit shim.Exit) {
+func (e *Engine) exitSeen(ctx context.Context, exit shim.Exit) {
 	e.mu.RLock()
 	c, isContainer := e.containers.byID[exit.ID]
 	s, isSandbox := e.sandboxes.byID[exit.ID]
@@ -43,7 +43,7 @@ func (e *Engine) exitSeen(exit shim.Exit) {
 	case isSandbox:
 		s.infraEnded(exit)
 	default: // an orphan that was killed, or one that was removed before its exit arrived
-		ctx, cancel := context.WithTimeout(e.drivers.ctx, stepDeadline)
+		ctx, cancel := context.WithTimeout(ctx, stepDeadline)
 		defer cancel()
 		if err := e.opts.Shim.Delete(ctx, exit.ID); err != nil {
 			e.opts.Log.Warn("remove process that no record tells of", "id", exit.ID, "error", err)

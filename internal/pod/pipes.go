@@ -89,7 +89,7 @@ func (p *execPipes) endOutput(group *errgroup.Group) {
 	limit := time.Now().Add(drainGrace)
 	for _, f := range []*os.File{p.stdout, p.stderr, p.console} {
 		if f != nil && f.SetReadDeadline(limit) != nil {
-			f.Close() // without deadlines, closing is what ends a read
+			closeFiles(f) // without deadlines, closing is what ends a read
 		}
 	}
 	_ = group.Wait() // copyOut reports no errors
@@ -101,7 +101,7 @@ func (p *execPipes) close() { closeFiles(p.stdin, p.stdout, p.stderr, p.console)
 func closeFiles(files ...*os.File) {
 	for _, f := range files {
 		if f != nil {
-			f.Close()
+			f.Close() //nolint:errcheck // of a pipe, it fails only if it was closed before
 		}
 	}
 }

@@ -59,7 +59,7 @@ func (e *Engine) recover(ctx context.Context) error {
 	for _, o := range intact {
 		o.send(machine.Event{Kind: machine.Recover})
 	}
-	e.drivers.start(func() { e.removeOrphans(orphans) })
+	e.drivers.start(func(ctx context.Context) { e.removeOrphans(ctx, orphans) })
 	return nil
 }
 
@@ -219,8 +219,8 @@ func (e *Engine) unknown(ids []string) []string {
 
 // removeOrphans removes what no record tells of, and what networks still hold
 // for pods that are gone.
-func (e *Engine) removeOrphans(o orphans) {
-	ctx, cancel := context.WithTimeout(e.drivers.ctx, stepDeadline)
+func (e *Engine) removeOrphans(ctx context.Context, o orphans) {
+	ctx, cancel := context.WithTimeout(ctx, stepDeadline)
 	defer cancel()
 	try := func(what, id string, err error) {
 		if err != nil && e.drivers.ctx.Err() == nil {

@@ -16,6 +16,7 @@ func (o *object) settle(e machine.Effect) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.attempts, o.lastErr = 0, nil
+	o.what.changed()
 	var later []waiter
 	for _, w := range o.waiters {
 		switch {
@@ -35,6 +36,7 @@ func (o *object) postpone(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.lastErr = err
+	o.what.changed()
 	for _, w := range o.waiters {
 		if w.rising {
 			w.done <- errors.Join(cmpErr(o.state.Failure(), errStopped), err)

@@ -1,5 +1,7 @@
 package machine
 
+import "slices"
+
 // present are the steps of which something may exist.
 func (k *Kind) present(s State) Set {
 	var set Set
@@ -25,7 +27,7 @@ func (k *Kind) next(s State) (State, []Effect) {
 		s.op, s.at = Probing, i
 		return s, []Effect{{Kind: Probe, Step: i}}
 	}
-	for i := len(k.Steps) - 1; i >= 0; i-- {
+	for i := range slices.Backward(k.Steps) {
 		if s.Marks[i] != Absent && !want.Has(i) {
 			if s.ungoaled {
 				s.op = Saving
