@@ -118,6 +118,11 @@ func (c *container) writeBundle(cfg *runtimeapi.ContainerConfig) error {
 	if err != nil {
 		return err
 	}
+	if c.rec.LogPath != "" { // kubelet makes it, others rely on us
+		if err := os.MkdirAll(filepath.Dir(c.rec.LogPath), 0o755); err != nil {
+			return fmt.Errorf("make directory for config.log_path: %w", err)
+		}
+	}
 	for _, w := range out.Warnings {
 		c.log.Warn(w)
 	}
