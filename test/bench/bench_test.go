@@ -114,13 +114,13 @@ func BenchmarkPodMemory(b *testing.B) {
 	n.Pull()
 	first := n.RunPod()
 	first.Start([]string{"sleep", "1000"})
-	before := ourMemory(b, n)
+	daemonBefore, shimBefore := ourMemory(b, n)
 	pods := 0
 	for b.Loop() {
 		pods++
 		n.RunPod(func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = fmt.Sprintf("bench-%d", pods) }).Start([]string{"sleep", "1000"})
 	}
-	after := ourMemory(b, n)
+	daemonAfter, shimAfter := ourMemory(b, n)
 	for range 20 {
 		w.measure("list", func() error {
 			_, err := n.Runtime.ListContainers(n.Context(), &runtimeapi.ListContainersRequest{})
@@ -132,21 +132,18 @@ func BenchmarkPodMemory(b *testing.B) {
 		})
 	}
 	w.report()
-	b.ReportMetric(float64(after-before)/float64(pods), "KiB/pod")
+	b.ReportMetric(float64(daemonAfter-daemonBefore)/float64(pods), "daemon-KiB/pod")
+	b.ReportMetric(float64(shimAfter-shimBefore)/float64(pods), "shim-KiB/pod")
 }
 
-// ourMemory is the private memory of berthd and berth-shim in KiB.
-func ourMemory(b *testing.B, n *harness.Node) int {
+// ourMemory is the memory of berthd and berth-shim in KiB.
+func ourMemory(b *testing.B, n *harness.Node) (daemon, shim int) {
 	b.Helper()
-	total := 0
-	supervisor, err := n.ShimPID()
+	pid, err := n.ShimPID()
 	if err != nil {
 		b.Fatal(err)
 	}
-	for _, pid := range []int{n.PID(), supervisor} {
-		total += pss(b, pid)
-	}
-	return total
+	return pss(b, n.PID()), pss(b, pid)
 }
 
 // pss reads the proportional set size of a process in KiB.
