@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	containerdlog "github.com/containerd/log"
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
@@ -52,7 +53,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintf(stderr, "berthd: %v\n", err)
 		return exitUsage
 	}
-	klog.SetSlogLogger(telemetry.ForLibraries(log))
+	takeLibraryLogs(telemetry.ForLibraries(log))
 	ctx, stop := untilSignal(log)
 	defer stop()
 	if err := serve(ctx, cfg, log); err != nil {
@@ -61,6 +62,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	log.Info("berthd ends")
 	return 0
+}
+
+// takeLibraryLogs leads what libraries print on their own into our log: klog of
+// Kubernetes' and the one that ttrpc shares with containerd's.
+func takeLibraryLogs(log *slog.Logger) {
+	klog.SetSlogLogger(log)
+	containerdlog.L.Logger.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
 }
 
 // configure reads flags and configuration. Neither a configuration nor an error

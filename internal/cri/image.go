@@ -39,7 +39,7 @@ func pullError(ctx context.Context, err error) error {
 	if ctx.Err() != nil || !errdefs.IsUnavailable(err) {
 		return err
 	}
-	text := err.Error()
+	text := oneLine(err)
 	if reason := crierrors.ErrRegistryUnavailable.Error(); !strings.HasPrefix(text, reason) {
 		text = reason + ": " + text
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/berth-runtime/berth/internal/namespace"
@@ -97,15 +98,19 @@ func (f *forwarder) join(stream io.ReadWriteCloser, conn *net.TCPConn) error {
 // dial connects to port on the loopback of a network namespace; "" is that of
 // the host.
 func dial(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) {
-	var failures error
+	var failures []string
 	for _, loopback := range loopbacks {
-		conn, err := dialIn(ctx, netns, netip.AddrPortFrom(loopback, port))
+		to := netip.AddrPortFrom(loopback, port)
+		conn, err := dialIn(ctx, netns, to)
 		if err == nil {
 			return conn, nil
 		}
-		failures = errors.Join(failures, err)
+		if op, ok := errors.AsType[*net.OpError](err); ok {
+			err = op.Err // without the address that it was dialled from, which is none
+		}
+		failures = append(failures, fmt.Sprintf("%s: %v", to, err))
 	}
-	return nil, failures
+	return nil, fmt.Errorf("connect: %s", strings.Join(failures, "; "))
 }
 
 // dialIn connects from inside netns. A socket belongs to the namespace of the

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -99,7 +100,7 @@ func (e *executor) AttachContainer(ctx context.Context, _, _, container string, 
 // over ends the work of the session. The error names the reason for which the
 // work was interrupted, if it was.
 func (e *executor) over(failure error) error {
-	if _, interrupted := e.session.outcome(); interrupted != nil && failure != nil {
+	if _, interrupted := e.session.outcome(); interrupted != nil && failure != nil && !errors.Is(failure, interrupted) {
 		failure = fmt.Errorf("%w: %w", interrupted, failure)
 	}
 	e.session.over(failure)

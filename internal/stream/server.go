@@ -27,7 +27,7 @@ const (
 	creationTimeout = 30 * time.Second
 	// drainGrace is how long sessions may go on after a shutdown has begun
 	// before they are told to end: enough for a command about to finish.
-	drainGrace = 2 * time.Second
+	drainGrace = time.Second
 )
 
 // Meter counts sessions while they are open.
