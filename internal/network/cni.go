@@ -34,11 +34,12 @@ const (
 
 // cni connects pods by plugins.
 type cni struct {
-	dir     string
-	bins    []string
-	timeout time.Duration // of one ADD, DEL, CHECK, GC or STATUS of a whole list
-	lib     *libcni.CNIConfig
-	log     *slog.Logger
+	dir      string
+	bins     []string
+	timeout  time.Duration // of one ADD, DEL, CHECK, GC or STATUS of a whole list
+	lib      *libcni.CNIConfig
+	standIns string // directory for namespaces that stand in for lost ones
+	log      *slog.Logger
 
 	mu     sync.Mutex
 	conf   *configuration
@@ -109,7 +110,8 @@ func (c *cni) remove(ctx context.Context, list *libcni.NetworkConfigList, rt *li
 	if !namespace.Exists(rt.NetNS) {
 		rt.NetNS = "" // the specification's way to say that it is gone
 	}
-	if err := c.lib.DelNetworkList(ctx, list, rt); err != nil {
+	err := c.withStandIn(ctx, list, rt, func() error { return c.lib.DelNetworkList(ctx, list, rt) })
+	if err != nil {
 		return fmt.Errorf("network %s: %w", list.Name, classify(err))
 	}
 	return nil
@@ -237,28 +239,17 @@ func capabilities(pod Pod) map[string]any {
 	return args
 }
 
-// interpret takes the addresses of the pod out of a result; those of other interfaces in it are the host's.
+// interpret makes our result of one of plugins.
 func interpret(plan Plan, answer cnitypes.Result) (Result, []netip.Prefix, error) {
 	said, err := types.NewResultFromResult(answer)
 	if err != nil {
 		return Result{}, nil, fmt.Errorf("network %s: understand result: %w", plan.Network, err)
 	}
-	var result Result
-	var addresses []netip.Prefix
-	for _, ip := range said.IPs {
-		if i := ip.Interface; i != nil && *i >= 0 && *i < len(said.Interfaces) {
-			if device := said.Interfaces[*i]; device.Sandbox == "" || device.Name != plan.IfName {
-				continue
-			}
-		}
-		address, ok := netip.AddrFromSlice(ip.Address.IP)
-		if !ok {
-			return Result{}, nil, fmt.Errorf("network %s: address %q in the result of its plugins: %w", plan.Network, ip.Address.IP, errdefs.ErrInternal)
-		}
-		ones, _ := ip.Address.Mask.Size()
-		addresses = append(addresses, netip.PrefixFrom(address.Unmap(), ones))
-		result.IPs = append(result.IPs, address.Unmap())
+	ips, addresses, err := addressesOf(said, plan.IfName)
+	if err != nil {
+		return Result{}, nil, fmt.Errorf("network %s: %w", plan.Network, err)
 	}
+	result := Result{IPs: ips}
 	if len(addresses) == 0 {
 		return Result{}, nil, fmt.Errorf("network %s: its plugins gave the pod no address: %w", plan.Network, errdefs.ErrFailedPrecondition)
 	}
@@ -266,4 +257,25 @@ func interpret(plan Plan, answer cnitypes.Result) (Result, []netip.Prefix, error
 		return Result{}, nil, fmt.Errorf("network %s: keep result: %w", plan.Network, err)
 	}
 	return result, addresses, nil
+}
+
+// addressesOf takes the addresses of a device of the pod out of a result; those of other interfaces in it are the host's.
+func addressesOf(said *types.Result, device string) ([]netip.Addr, []netip.Prefix, error) {
+	var ips []netip.Addr
+	var addresses []netip.Prefix
+	for _, ip := range said.IPs {
+		if i := ip.Interface; i != nil && *i >= 0 && *i < len(said.Interfaces) {
+			if owner := said.Interfaces[*i]; owner.Sandbox == "" || owner.Name != device {
+				continue
+			}
+		}
+		address, ok := netip.AddrFromSlice(ip.Address.IP)
+		if !ok {
+			return nil, nil, fmt.Errorf("address %q in the result of plugins: %w", ip.Address.IP, errdefs.ErrInternal)
+		}
+		ones, _ := ip.Address.Mask.Size()
+		ips = append(ips, address.Unmap())
+		addresses = append(addresses, netip.PrefixFrom(address.Unmap(), ones))
+	}
+	return ips, addresses, nil
 }

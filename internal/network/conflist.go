@@ -35,12 +35,16 @@ type configuration struct {
 func readConfiguration(dir string, previous *configuration) *configuration {
 	files, signature, err := configurationFiles(dir)
 	if err != nil {
-		return &configuration{err: err}
+		signature = err.Error()
 	}
-	if previous != nil && previous.err == nil && previous.signature == signature {
+	if previous != nil && previous.signature == signature {
 		return previous
 	}
-	c := &configuration{signature: signature}
+	c := &configuration{signature: signature, err: err}
+	if err != nil {
+		c.skipped = []error{err}
+		return c
+	}
 	for _, file := range files {
 		list, raw, err := readConflist(file)
 		if err == nil {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/test/census"
@@ -82,6 +83,12 @@ func runInside() int {
 
 // makeHost brings loopback up and connects the host with the outside.
 func makeHost(outside string) error {
+	// host-local and iptables keep files here; those of the machine stay out of it.
+	for _, dir := range []string{"/var/lib", "/run"} {
+		if err := unix.Mount("berth-test", dir, "tmpfs", 0, ""); err != nil {
+			return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
+		}
+	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
@@ -361,7 +368,7 @@ func hostState(t testing.TB) string {
 			t.Fatalf("%v: %v: %s", args, err, out)
 		}
 		for line := range strings.Lines(strings.ReplaceAll(string(out), " linkdown", "")) {
-			if !strings.Contains(line, "fe80:") && !strings.Contains(line, "multicast") {
+			if !strings.Contains(line, "fe80:") && !strings.Contains(line, "multicast") && !strings.Contains(line, "anycast") {
 				state.WriteString(line)
 			}
 		}

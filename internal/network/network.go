@@ -99,6 +99,9 @@ func New(ctx context.Context, options Options) (*Manager, error) {
 	}
 	m.firewall.ledger, m.bridge.ledger = m.ledger, m.ledger
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if err := m.cni.removeStandIns(ctx); err != nil {
+		return nil, err
+	}
 	m.cni.load()
 	if len(m.ledger.all()) > 0 {
 		// Pods can be served without it; the next one that needs it will tell its caller.
@@ -143,7 +146,8 @@ func newManager(options Options) (*Manager, error) {
 	m.bridge = &bridge{name: name, instance: options.Instance, configured: nets, firewall: m.firewall}
 	m.cni = &cni{
 		dir: options.ConfDir, bins: options.BinDirs, timeout: options.PluginTimeout, log: options.Log,
-		lib: libcni.NewCNIConfigWithCacheDir(options.BinDirs, filepath.Join(options.Root, "cni"), &plugins{}),
+		standIns: filepath.Join(options.Root, "stand-in"),
+		lib:      libcni.NewCNIConfigWithCacheDir(options.BinDirs, filepath.Join(options.Root, "cni"), &plugins{}),
 	}
 	return m, nil
 }

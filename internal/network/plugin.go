@@ -66,9 +66,9 @@ func (*plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, envir
 	case stdout.dropped:
 		return nil, fmt.Errorf("more than %d bytes of output: %w", maxPluginOutput, errdefs.ErrInternal)
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
-		return nil, pluginError(err, stdout.Bytes(), stderr.Bytes())
+		return nil, pluginError(err, stdout.kept, stderr.kept)
 	default:
-		return stdout.Bytes(), nil
+		return stdout.kept, nil
 	}
 }
 
@@ -132,17 +132,15 @@ func withPath(environ []string) []string {
 
 // limitedBuffer keeps the beginning of what is written to it.
 type limitedBuffer struct {
-	bytes.Buffer
+	kept    []byte
 	limit   int
 	dropped bool
 }
 
 // Write implements io.Writer. It never fails, so that the plugin is not stopped by SIGPIPE in the middle of its work.
 func (b *limitedBuffer) Write(p []byte) (int, error) {
-	keep := min(len(p), b.limit-b.Len())
-	if keep < len(p) {
-		b.dropped = true
-	}
-	b.Buffer.Write(p[:keep])
+	keep := min(len(p), b.limit-len(b.kept))
+	b.dropped = b.dropped || keep < len(p)
+	b.kept = append(b.kept, p[:keep]...)
 	return len(p), nil
 }

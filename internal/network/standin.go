@@ -1,0 +1,115 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/containernetworking/cni/libcni"
+	types "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+
+	"github.com/berth-runtime/berth/internal/namespace"
+)
+
+// A stand-in is a network namespace made for a DEL whose pod has lost its own, or the device in it. The plugins bridge and
+// ptp read the addresses that they masquerade off that device, up to release 1.5 at least; without it their rules stay in
+// the host's packet filter for good.
+
+// withStandIn calls del, with the namespace of rt replaced by a stand-in if that is what the plugins of the list need.
+func (c *cni) withStandIn(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, del func() error) error {
+	if !masquerades(list) || hasDevice(rt) {
+		return del()
+	}
+	addresses := c.remembered(list, rt)
+	if len(addresses) == 0 {
+		return del() // ADD did not succeed: there is nothing to masquerade
+	}
+	dir := filepath.Join(c.standIns, rt.ContainerID)
+	paths, err := namespace.Create(ctx, namespace.Request{Dir: dir, Net: true})
+	if err != nil {
+		return fmt.Errorf("stand in for the lost namespace: %w", err)
+	}
+	if err := namespace.Do(paths.Net, func() error { return standIn(rt.IfName, addresses) }); err != nil {
+		err = fmt.Errorf("stand in for the lost namespace: %w", err)
+		return errors.Join(err, namespace.Remove(ctx, dir))
+	}
+	rt.NetNS = paths.Net
+	return errors.Join(del(), namespace.Remove(ctx, dir))
+}
+
+// removeStandIns takes away what interrupted calls have left.
+func (c *cni) removeStandIns(ctx context.Context) error {
+	entries, err := os.ReadDir(c.standIns)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove stand-ins: %w", err)
+	}
+	var errs []error
+	for _, entry := range entries {
+		errs = append(errs, namespace.Remove(ctx, filepath.Join(c.standIns, entry.Name())))
+	}
+	return errors.Join(errs...)
+}
+
+// masquerades reports whether a list has one of the plugins with this habit, and uses it.
+func masquerades(list *libcni.NetworkConfigList) bool {
+	for _, plugin := range list.Plugins {
+		var conf struct {
+			IPMasq bool `json:"ipMasq"`
+		}
+		if t := plugin.Network.Type; t != "bridge" && t != "ptp" {
+			continue
+		}
+		if json.Unmarshal(plugin.Bytes, &conf) == nil && conf.IPMasq {
+			return true
+		}
+	}
+	return false
+}
+
+func hasDevice(rt *libcni.RuntimeConf) bool {
+	return namespace.Do(rt.NetNS, func() error {
+		_, err := netlink.LinkByName(rt.IfName)
+		return err
+	}) == nil
+}
+
+// remembered returns the addresses that a pod was given, as the cache knows.
+func (c *cni) remembered(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) []netip.Prefix {
+	answer, err := c.lib.GetNetworkListCachedResult(list, rt)
+	if err != nil || answer == nil {
+		return nil
+	}
+	said, err := types.NewResultFromResult(answer)
+	if err != nil {
+		return nil
+	}
+	_, addresses, err := addressesOf(said, rt.IfName)
+	if err != nil {
+		return nil
+	}
+	return addresses
+}
+
+// standIn makes a device with addresses in the namespace of the calling thread.
+func standIn(name string, addresses []netip.Prefix) error {
+	attributes := netlink.NewLinkAttrs()
+	attributes.Name = name
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: "peer"}); err != nil {
+		return fmt.Errorf("make device %s: %w", name, err)
+	}
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("look up device %s: %w", name, err)
+	}
+	for _, address := range addresses {
+		if err := addAddress(netlink.AddrAdd, link, address); err != nil {
+			return fmt.Errorf("give %s address %s: %w", name, address, err)
+		}
+	}
+	return nil
+}
