@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/berth-runtime/berth/internal/config"
 )
@@ -28,6 +30,9 @@ const (
 	exitBerth    = 125
 	exitCannot   = 126
 	exitNotFound = 127
+
+	// exitInterrupted is what shells make of SIGINT.
+	exitInterrupted = 130
 )
 
 // endpointVariable names the environment variable that --endpoint defaults to.
@@ -151,8 +156,12 @@ func (a *app) report(err error) int {
 	if err == nil {
 		return 0
 	}
-	if errors.Is(err, syscall.EPIPE) {
+	switch {
+	case errors.Is(err, syscall.EPIPE):
 		return exitError // whoever read the output has left, and so nobody wants to be told
+	case errors.Is(err, context.Canceled), status.Code(err) == codes.Canceled:
+		fmt.Fprintln(a.Err, "berth: interrupted")
+		return exitInterrupted
 	}
 	code := exitError
 	var own *codeError

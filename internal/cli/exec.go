@@ -64,7 +64,7 @@ func (a *app) exec(ctx context.Context, n *node, word string, command []string, 
 	if err == nil {
 		return nil
 	}
-	return commandError(fmt.Errorf("run %s in container %s: %w", command[0], container.Metadata.GetName(), err))
+	return commandError(runtimeError("run "+command[0]+" in container "+container.Metadata.GetName(), err))
 }
 
 func requireRunning(c *runtimeapi.Container) error {
@@ -119,7 +119,7 @@ func (a *app) attachTo(ctx context.Context, n *node, word string, f sessionFlags
 	watchCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	watch := n.watchEnd(watchCtx, container.Id)
-	err = a.session(ctx, n.attachURL(container.Id, f, true), f, session.Streams{Stdout: a.Out, Stderr: a.Err})
+	err = a.session(ctx, n.attachURL(container.Id, f), f, session.Streams{Stdout: a.Out, Stderr: a.Err})
 	if errors.Is(err, session.ErrDetached) {
 		cancel()
 		_, _ = watch.wait() // only ended, not needed
@@ -137,12 +137,11 @@ func (a *app) attachTo(ctx context.Context, n *node, word string, f sessionFlags
 	return exitOf(st)
 }
 
-// attachURL asks where to attach. Without output, only standard input is
-// connected.
-func (n *node) attachURL(id string, f sessionFlags, output bool) func(context.Context) (string, error) {
+// attachURL asks where to attach.
+func (n *node) attachURL(id string, f sessionFlags) func(context.Context) (string, error) {
 	return func(ctx context.Context) (string, error) {
 		resp, err := n.Attach(ctx, &runtimeapi.AttachRequest{
-			ContainerId: id, Tty: f.tty, Stdin: f.interactive, Stdout: output, Stderr: output && !f.tty,
+			ContainerId: id, Tty: f.tty, Stdin: f.interactive, Stdout: true, Stderr: !f.tty,
 		})
 		return resp.GetUrl(), err
 	}

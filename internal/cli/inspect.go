@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"strconv"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -13,7 +15,8 @@ import (
 )
 
 // inspection is everything that is known about one object. The names are
-// stable; status is the CRI's own message, info what the runtime adds.
+// stable; status is the CRI's own message with readable times, info what the
+// runtime adds.
 type inspection struct {
 	Kind   string         `json:"kind"`
 	Status any            `json:"status"`
@@ -118,13 +121,36 @@ func newInspection(t target, message proto.Message, info map[string]string) (*in
 	if err := json.Unmarshal(text, &parsed); err != nil {
 		return nil, fmt.Errorf("write the status as JSON: %w", err)
 	}
+	readableTimes(parsed)
 	out := &inspection{Kind: t.kind(), Status: parsed, Info: map[string]any{}}
 	for key, value := range info {
 		var unfolded any
 		if json.Unmarshal([]byte(value), &unfolded) != nil {
 			unfolded = value // plain words
 		}
+		if all, ok := unfolded.(map[string]any); ok && key == "info" {
+			maps.Copy(out.Info, all) // the one key that runtimes put everything under
+			continue
+		}
 		out.Info[key] = unfolded
 	}
 	return out, nil
+}
+
+// readableTimes turns the nanoseconds of the CRI into times, and those of what
+// has not happened into null.
+func readableTimes(status any) {
+	fields, ok := status.(map[string]any)
+	if !ok {
+		return
+	}
+	for _, key := range []string{"createdAt", "startedAt", "finishedAt"} {
+		text, ok := fields[key].(string)
+		if !ok {
+			continue
+		}
+		if ns, err := strconv.ParseInt(text, 10, 64); err == nil {
+			fields[key] = moment(ns)
+		}
+	}
 }

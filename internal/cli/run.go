@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
-	"strings"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -141,14 +142,14 @@ func (r *run) create(ctx context.Context, pod *runtimeapi.PodSandboxConfig, ref,
 	r.pod = &runtimeapi.PodSandbox{Metadata: pod.Metadata, Annotations: pod.Annotations}
 	made, err := r.node.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: r.o.handler})
 	if err != nil {
-		return fmt.Errorf("make pod %s: %w", r.o.name, err)
+		return runtimeError("make pod "+r.o.name, err)
 	}
 	r.pod.Id = made.PodSandboxId
 	created, err := r.node.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 		PodSandboxId: made.PodSandboxId, Config: config, SandboxConfig: pod,
 	})
 	if err != nil {
-		return fmt.Errorf("make container %s: %w", r.o.name, err)
+		return runtimeError("make container "+r.o.name, err)
 	}
 	r.container = created.ContainerId
 	return nil
@@ -158,7 +159,7 @@ func (r *run) start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	if _, err := r.node.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: r.container}); err != nil {
-		return fmt.Errorf("start container %s: %w", r.o.name, err)
+		return runtimeError("start container "+r.o.name, err)
 	}
 	st, err := r.node.containerStatus(ctx, r.container)
 	if err != nil {
@@ -250,11 +251,8 @@ func (r *run) forwardSignals(ctx context.Context, ended <-chan struct{}) func() 
 				return
 			case <-signals:
 			}
-			group.Go(func() {
-				if err := r.node.stopContainer(ctx, r.container, grace); err != nil {
-					fmt.Fprintf(r.Err, "berth: stop container %s: %s\n", r.o.name, explain(err))
-				}
-			})
+			now := grace
+			group.Go(func() { r.stop(ctx, now) })
 			grace = 0
 		}
 	})
@@ -262,6 +260,14 @@ func (r *run) forwardSignals(ctx context.Context, ended <-chan struct{}) func() 
 		signal.Stop(signals)
 		close(done)
 		group.Wait()
+	}
+}
+
+// stop stops the container; that it cannot be stopped does not end us, since
+// another signal may come.
+func (r *run) stop(ctx context.Context, grace time.Duration) {
+	if err := r.node.stopContainer(ctx, r.container, grace); err != nil {
+		fmt.Fprintf(r.Err, "berth: stop container %s: %s\n", r.o.name, explain(err))
 	}
 }
 
@@ -274,8 +280,10 @@ func (r *run) output(ctx context.Context, ended <-chan struct{}) error {
 	var inputErr error
 	if r.o.interactive {
 		input.Go(func() {
-			url := r.node.attachURL(r.container, r.o.sessionFlags, false)
-			inputErr = r.session(ctx, url, r.o.sessionFlags, session.Streams{})
+			// The output comes from the log; here its end tells that of the
+			// container, which input alone does not.
+			url := r.node.attachURL(r.container, r.o.sessionFlags)
+			inputErr = r.session(ctx, url, r.o.sessionFlags, session.Streams{Stdout: io.Discard, Stderr: io.Discard})
 		})
 	}
 	printer := &linePrinter{out: r.Out, err: r.Err}
@@ -300,7 +308,7 @@ func (r *run) terminal(ctx context.Context, ended <-chan struct{}) error {
 	s := session.Streams{Stdout: r.Out, Connected: func() {
 		replayErr = r.replay(ctx, time.Now())
 	}}
-	err := r.session(ctx, r.node.attachURL(r.container, r.o.sessionFlags, true), r.o.sessionFlags, s)
+	err := r.session(ctx, r.node.attachURL(r.container, r.o.sessionFlags), r.o.sessionFlags, s)
 	switch {
 	case err == nil || errors.Is(err, session.ErrDetached):
 		return errors.Join(err, replayErr)
@@ -323,11 +331,11 @@ func (r *run) replay(ctx context.Context, until time.Time) error {
 		if !until.IsZero() && l.Time.After(until) {
 			return nil
 		}
-		text := string(l.Text)
+		text := l.Text
 		if !l.Partial {
-			text = strings.TrimSuffix(text, "\r") + "\r\n"
+			text = append(slices.Clip(text), '\n') // its "\r" is in the log
 		}
-		_, err := r.Out.Write([]byte(text))
+		_, err := r.Out.Write(text)
 		return err
 	})
 }

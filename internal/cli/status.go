@@ -5,11 +5,19 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cli/session"
+)
+
+// notFound and notAllowed are what OCI runtimes say of a command that cannot be
+// run: runc, crun and runsc, with or without a path.
+var (
+	notFound   = regexp.MustCompile(`(?i)executable file .*not found|exec: .*no such file or directory|executable .*no such file or directory`)
+	notAllowed = regexp.MustCompile(`(?i)(exec|executable|open|start).*permission denied|is a directory`)
 )
 
 // commandError gives an error about a command that could not be run the exit
@@ -20,12 +28,24 @@ func commandError(err error) error {
 	}
 	text := err.Error()
 	switch {
-	case strings.Contains(text, "executable file not found"), strings.Contains(text, "no such file or directory"):
+	case notFound.MatchString(text):
 		return &codeError{code: exitNotFound, err: err}
-	case strings.Contains(text, "permission denied"):
+	case notAllowed.MatchString(text):
 		return &codeError{code: exitCannot, err: err}
 	}
 	return err
+}
+
+// runtimeError says what was tried, unless the runtime says so itself: berthd
+// names the call, the pod and the container in each of its errors.
+func runtimeError(tried string, err error) error {
+	text := explain(err)
+	for _, call := range []string{"run sandbox: ", "create container: ", "start container: ", "exec in container "} {
+		if strings.HasPrefix(text, call) {
+			return err
+		}
+	}
+	return fmt.Errorf("%s: %w", tried, err)
 }
 
 // madeWith says whether a container has an input and a terminal. The CRI tells

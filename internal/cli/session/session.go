@@ -12,6 +12,7 @@ import (
 	"io"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -301,5 +302,11 @@ func parseStatus(text []byte) error {
 	if st.Message == "" {
 		return fmt.Errorf("the stream server ended the session with %q", text)
 	}
-	return errors.New(st.Message)
+	return errors.New(strings.TrimPrefix(strings.TrimPrefix(st.Message, wrapInternal), wrapExec))
 }
+
+// What stream servers put in front of the runtime's own words.
+const (
+	wrapInternal = "Internal error occurred: "
+	wrapExec     = "error executing command in container: "
+)
