@@ -173,6 +173,12 @@ func newRig(t testing.TB, change func(*Options)) *rig {
 			t.Errorf("left on the host:\n%s\nbefore:\n%s", after, before)
 		}
 	})
+	return openRig(t, change)
+}
+
+// openRig is for a second manager in one test.
+func openRig(t testing.TB, change func(*Options)) *rig {
+	t.Helper()
 	r := &rig{t: t, dir: census.Dir(t)}
 	r.options = Options{
 		ConfDir: filepath.Join(r.dir, "net.d"), BinDirs: []string{cniBin}, Root: filepath.Join(r.dir, "network"),
