@@ -91,6 +91,7 @@ func TestParseRefuses(t *testing.T) {
 		{"date", "root = 2026-01-01", `f.toml:1: root: is a date or time; want a string`},
 		{"relative", "root = \"var\"", `f.toml:1: root: "var" is relative; want an absolute path`},
 		{"root_is_slash", "root = \"//\"", `f.toml:1: root: is the root of the file system`},
+		{"root_special", "root = \"/a:b\"", `f.toml:1: root: "/a:b" has one of the characters`},
 		{"same_dirs", "root = \"/a\"\nstate = \"/a/\"", `f.toml:2: state: "/a/" is root as well`},
 		{"long_state", "state = \"/" + strings.Repeat("s", 100) + "\"", `want at most 92`},
 		{"listen_scheme", "listen = \"tcp://1.2.3.4:5\"", `f.toml:1: listen: "tcp://1.2.3.4:5" is no unix socket; want unix:// and`},

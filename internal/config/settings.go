@@ -42,7 +42,7 @@ func topSection(c *Config) section {
 	return section{settings: []setting{
 		{key: "root", value: &c.Root, example: `"/var/lib/berth"`,
 			doc:   "Directory of what survives a reboot: images and the records of pods.",
-			check: func() string { return checkDir(c.Root) }},
+			check: func() string { return checkRoot(c.Root) }},
 		{key: "state", value: &c.State, example: `"/run/berth"`,
 			doc:   "Directory of what lives as long as the machine is up: sockets, namespaces, mounts. Best on a tmpfs.",
 			check: func() string { return checkState(c.State, c.Root) }},
@@ -70,7 +70,7 @@ func imageSection(i *Image) section {
 				"headers, as containerd reads them. It may be absent.",
 			check: func() string { return checkDir(i.RegistryConfigDir) }},
 		{key: "max_concurrent_downloads", value: &i.MaxConcurrentDownloads, example: "6",
-			doc:   "How many layers of one image are fetched at the same time, from 1 to 64.",
+			doc:   "How many layers, of all pulls together, are fetched and unpacked at the same time, from 1 to 64.",
 			check: func() string { return checkRange(i.MaxConcurrentDownloads, 1, maxDownloads) }},
 		{key: "pinned", value: &i.Pinned, example: `["registry.example/tools:1"]`,
 			doc: "Images that kubelet's garbage collection must leave alone, by reference.",
@@ -102,8 +102,8 @@ func runtimeSection(c *Config) section {
 	r := &c.Runtime
 	return section{name: "runtime", doc: "Which OCI runtimes there are.", settings: []setting{
 		{key: "default_handler", value: &r.DefaultHandler, example: `"crun"`,
-			doc: "Handler of pods that ask for none. Empty means crun where it works on this host, else runc; `berth check`\n" +
-				"says which.",
+			doc: "Handler of pods that ask for none. Empty means crun where it works on this host, else runc, else any that\n" +
+				"works; `berth check` says which.",
 			check: func() string { return checkDefaultHandler(r) }},
 	}}
 }

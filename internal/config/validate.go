@@ -88,6 +88,19 @@ func checkDir(dir string) string {
 	return ""
 }
 
+// overlaySpecial are the characters that part the options of an overlay mount.
+const overlaySpecial = `:,\`
+
+func checkRoot(root string) string {
+	if text := checkDir(root); text != "" {
+		return text
+	}
+	if strings.ContainsAny(root, overlaySpecial) {
+		return fmt.Sprintf("%q has one of the characters %s in it, which overlay mounts give a meaning; want a path without", root, overlaySpecial)
+	}
+	return ""
+}
+
 func checkOptionalDir(dir string) string {
 	if dir == "" {
 		return ""

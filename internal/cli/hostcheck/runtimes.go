@@ -84,11 +84,11 @@ func (f *facts) defaultHandler(configured string, works map[string]bool) {
 		f.fail(areaRuntime, "default", configured+", as configured, does not work", "see above, or leave runtime.default_handler empty")
 		return
 	}
-	for _, name := range preferred {
+	for _, name := range append(slices.Clone(preferred), slices.Sorted(maps.Keys(works))...) {
 		if works[name] {
 			f.ok(areaRuntime, "default", name)
 			return
 		}
 	}
-	f.fail(areaRuntime, "default", "neither crun nor runc works here", "install one of them (Debian: apt install crun), or name another in runtime.default_handler")
+	f.fail(areaRuntime, "default", "no handler works here", "install one of them (Debian: apt install crun), or name another in runtime.default_handler")
 }
