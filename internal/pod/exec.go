@@ -138,8 +138,8 @@ func runExec(ctx context.Context, proc *shim.Exec, p *execPipes, s Streams) (int
 		})
 	}
 	code, err := proc.Wait(ctx)
-	if err != nil && ctx.Err() != nil {
-		err = execCause(ctx, errors.Join(ctx.Err(), killExec(ctx, proc)))
+	if err != nil { // time is up, or nobody can learn the end: it shall not go on unseen
+		err = execCause(ctx, errors.Join(err, killExec(ctx, proc)))
 	}
 	p.endOutput(&out)
 	close(stopped)
@@ -161,8 +161,12 @@ func killExec(ctx context.Context, proc *shim.Exec) error {
 	return err
 }
 
-// execCause says that time was up, and whose, where that is why.
+// execCause says that time was up, and whose, where that is why. The
+// supervisor may see the deadline pass a moment before ctx does.
 func execCause(ctx context.Context, err error) error {
+	if end, ok := ctx.Deadline(); ok && errors.Is(err, context.DeadlineExceeded) && time.Until(end) < time.Second {
+		<-ctx.Done()
+	}
 	if ctx.Err() != nil {
 		if cause := context.Cause(ctx); !errors.Is(err, cause) {
 			return errors.Join(cause, err)

@@ -149,11 +149,14 @@ func (s *sandbox) makeNamespaces(ctx context.Context) error {
 	cfg := s.rec.Config.M
 	o := namespaceOptions(cfg)
 	podNet := o.GetNetwork() == runtimeapi.NamespaceMode_POD
-	paths, err := namespace.Create(ctx, namespace.Request{
-		Dir: s.engine.namespaceDir(s.rec.ID),
-		Net: podNet, UTS: podNet, IPC: o.GetIpc() == runtimeapi.NamespaceMode_POD,
-		Hostname: spec.Hostname(cfg, s.engine.opts.Host), Sysctls: cfg.GetLinux().GetSysctls(),
-	})
+	req := namespace.Request{
+		Dir: s.engine.namespaceDir(s.rec.ID), Net: podNet, UTS: podNet, IPC: o.GetIpc() == runtimeapi.NamespaceMode_POD,
+		Sysctls: cfg.GetLinux().GetSysctls(),
+	}
+	if req.UTS {
+		req.Hostname = spec.Hostname(cfg, s.engine.opts.Host)
+	}
+	paths, err := namespace.Create(ctx, req)
 	if err != nil {
 		return err
 	}
