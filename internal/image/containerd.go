@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/log"
+
 	//nolint:depguard // containerd's libraries log through logrus; this file is the bridge from there to slog.
 	"github.com/sirupsen/logrus"
 )

@@ -3,6 +3,7 @@ package image
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 
@@ -31,7 +32,7 @@ var (
 func decompress(from io.Reader) (io.ReadCloser, error) {
 	buffered := bufio.NewReaderSize(from, readBuffer)
 	magic, err := buffered.Peek(len(zstdMagic))
-	if err != nil && len(magic) == 0 && err != io.EOF {
+	if err != nil && len(magic) == 0 && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	switch {

@@ -33,7 +33,7 @@ func describe(ref string, err error) error {
 }
 
 func withKind(err, kind error) error {
-	if kind == nil || kind == errdefs.ErrUnknown || errors.Is(err, kind) {
+	if kind == nil || errors.Is(kind, errdefs.ErrUnknown) || errors.Is(err, kind) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", err, kind)

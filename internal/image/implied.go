@@ -48,33 +48,23 @@ func (l *layer) implied() []string {
 	})
 }
 
-// inherit copies attributes of implied directories from the layers below.
-func (s layerStore) inherit(ctx context.Context, key, parent string) error {
-	mounts, err := s.Mounts(ctx, key)
-	if err != nil {
-		return fmt.Errorf("find unpacked layer: %w", err)
-	}
-	into, err := unpackDir(mounts)
-	if err != nil {
-		return err
-	}
-	s.transfer.mu.Lock()
-	implied := s.transfer.implied[into.dir]
-	s.transfer.mu.Unlock()
+// inherit copies attributes of a layer's implied directories from the layers
+// below.
+func (t *transfer) inherit(ctx context.Context, layer, parent string) error {
+	t.mu.Lock()
+	implied := t.unpacked[layer].implied
+	t.mu.Unlock()
 	if len(implied) == 0 {
 		return nil
 	}
-	below, err := s.transfer.store.gen.layerDirs(ctx, parent)
+	below, err := t.store.gen.layerDirs(ctx, parent)
 	if err != nil {
 		return err
 	}
 	for _, dir := range implied {
-		if err := inheritDir(into.dir, below, dir); err != nil {
+		if err := inheritDir(layer, below, dir); err != nil {
 			return fmt.Errorf("keep attributes of directory %s: %w", dir, err)
 		}
-	}
-	if err := syncFilesystem(into.dir); err != nil {
-		return fmt.Errorf("sync layer: %w", err)
 	}
 	return nil
 }
@@ -90,7 +80,11 @@ func inheritDir(layer string, below []string, dir string) error {
 			return err
 		}
 		if found != nil {
-			return copyAttributes(filepath.Join(lower, dir), filepath.Join(layer, dir), found)
+			if err := copyAttributes(filepath.Join(lower, dir), filepath.Join(layer, dir), found); err != nil {
+				return err
+			}
+			// The layer was synced already.
+			return syncDir(filepath.Join(layer, dir))
 		}
 		if hidden {
 			return nil

@@ -25,7 +25,7 @@ func layerKey(desc ocispec.Descriptor) string { return "layer " + desc.Digest.St
 // Apply fetches one layer and unpacks it on the way: what comes from the
 // registry is hashed, written to the blob, decompressed, hashed again and
 // unpacked in one stream. It returns the digest of the decompressed layer. The
-// unpacked files are on the disk when it returns without an error.
+// unpacked files reach the disk when the layer is committed.
 func (t *transfer) Apply(
 	ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, _ ...diff.ApplyOpt,
 ) (unpacked ocispec.Descriptor, err error) {
@@ -49,11 +49,9 @@ func (t *transfer) Apply(
 		return unpacked, err
 	}
 	t.mu.Lock()
-	t.implied[into.dir] = layer.implied()
+	t.finished++
+	t.unpacked[into.dir] = unpackedLayer{number: t.finished, implied: layer.implied()}
 	t.mu.Unlock()
-	if err := syncFilesystem(into.dir); err != nil {
-		return unpacked, fmt.Errorf("sync layer %s: %w", desc.Digest, err)
-	}
 	t.progress.setLayer(desc.Digest.String(), LayerDone, desc.Size)
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: layer.digest, Size: layer.size}, nil
 }
@@ -174,27 +172,65 @@ type layerStore struct {
 	transfer *transfer
 }
 
-// Commit gives directories that the layer only implied the attributes that
-// they have below, before the layer becomes part of the chain. The unpacker
-// calls it in the order of the layers, the lowest first.
+// Commit makes an unpacked layer part of its chain, once it is on the disk.
+// The unpacker commits the layers of an image in their order, the lowest first.
 func (s layerStore) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	err := s.commit(ctx, name, key, opts...)
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		s.transfer.noteFull(err)
+		s.transfer.fail(err)
+	}
+	return err
+}
+
+func (s layerStore) commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	var info snapshots.Info
 	for _, opt := range opts {
 		if err := opt(&info); err != nil {
 			return err
 		}
 	}
+	mounts, err := s.Mounts(ctx, key)
+	if err != nil {
+		return fmt.Errorf("find unpacked layer: %w", err)
+	}
+	into, err := unpackDir(mounts)
+	if err != nil {
+		return err
+	}
+	if err := s.transfer.sync(into.dir); err != nil {
+		return fmt.Errorf("sync layer %s: %w", name, err)
+	}
 	if info.Parent != "" {
-		if err := s.inherit(ctx, key, info.Parent); err != nil {
-			s.transfer.fail(err)
+		if err := s.transfer.inherit(ctx, into.dir, info.Parent); err != nil {
 			return err
 		}
 	}
-	err := s.Snapshotter.Commit(ctx, name, key, opts...)
-	if err != nil && !errdefs.IsAlreadyExists(err) {
-		s.transfer.noteFull(err)
+	return s.Snapshotter.Commit(ctx, name, key, opts...)
+}
+
+// sync has a layer's files written to the disk. One sync of the file system
+// covers all layers that were unpacked before it began, so that an image costs
+// a few of them and not one for each layer.
+func (t *transfer) sync(dir string) error {
+	t.mu.Lock()
+	layer, known := t.unpacked[dir]
+	finished, synced := t.finished, t.synced
+	t.mu.Unlock()
+	if known && layer.number <= synced {
+		return nil
 	}
-	return err
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(unix.Syncfs(int(f.Fd())), f.Close()); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.synced = max(t.synced, finished)
+	t.mu.Unlock()
+	return nil
 }
 
 // Remove forgets a layer that was not committed. The unpacker may do so twice.
@@ -203,12 +239,4 @@ func (s layerStore) Remove(ctx context.Context, key string) error {
 		return err
 	}
 	return nil
-}
-
-func syncFilesystem(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
 }

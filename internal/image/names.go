@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -25,24 +24,19 @@ type namesFile struct {
 }
 
 // readNames reads the file, which is only needed when the databases are lost.
-// What cannot be read is reported and left where it is.
-func readNames(path string, log *slog.Logger) names {
+func readNames(path string) (names, error) {
 	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err != nil {
+		return nil, fmt.Errorf("read image names: %w", err)
 	}
 	var file namesFile
-	if err == nil {
-		err = json.Unmarshal(data, &file)
+	if err := json.Unmarshal(data, &file); err != nil {
+		return nil, fmt.Errorf("read image names %s: %w", path, err)
 	}
-	if err == nil && file.Version != namesVersion {
-		err = fmt.Errorf("version %d is not known", file.Version)
+	if file.Version != namesVersion {
+		return nil, fmt.Errorf("read image names %s: version %d is not known", path, file.Version)
 	}
-	if err != nil {
-		log.Error("cannot read image names; images have to be pulled again", "file", path, "error", err)
-		return nil
-	}
-	return file.Images
+	return file.Images, nil
 }
 
 // write replaces the file so that it survives a power loss whole.

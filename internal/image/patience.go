@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -33,7 +34,7 @@ func (p *patience) RoundTrip(r *http.Request) (*http.Response, error) {
 	answer, err := p.next.RoundTrip(r.WithContext(ctx))
 	timer.Stop()
 	if err != nil {
-		if context.Cause(ctx) == error(silence) {
+		if errors.Is(context.Cause(ctx), silence) {
 			err = silence
 		}
 		cancel(nil)
@@ -60,7 +61,7 @@ func (b *patientBody) Read(p []byte) (int, error) {
 	b.timer.Reset(b.silence.limit)
 	n, err := b.body.Read(p)
 	b.timer.Stop()
-	if err != nil && err != io.EOF && context.Cause(b.ctx) == error(b.silence) {
+	if err != nil && !errors.Is(err, io.EOF) && errors.Is(context.Cause(b.ctx), b.silence) {
 		err = b.silence
 	}
 	return n, err

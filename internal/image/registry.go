@@ -109,8 +109,7 @@ func (r *registry) hostDir(host string) (string, error) {
 	}
 	var anything map[string]any
 	if err := toml.Unmarshal(data, &anything); err != nil {
-		var where *toml.DecodeError
-		if errors.As(err, &where) {
+		if where, ok := errors.AsType[*toml.DecodeError](err); ok {
 			line, column := where.Position()
 			return "", fmt.Errorf("%s:%d:%d: %w: %w", file, line, column, err, errdefs.ErrInvalidArgument)
 		}

@@ -59,9 +59,10 @@ func (s *Store) lostStores() ([]string, error) {
 // if these came from a registry: each is hashed and unpacked again. An image
 // whose blobs are damaged too has to be pulled.
 func (s *Store) restore(dir string) {
-	had := readNames(filepath.Join(dir, lostNames), s.log)
-	if had == nil {
-		return // reported, and left for somebody to look at
+	had, err := readNames(filepath.Join(dir, lostNames))
+	if err != nil {
+		s.log.Error("images of a damaged store have to be pulled again; it is left as it is", "store", dir, "error", err)
+		return
 	}
 	from := blobDir(filepath.Join(dir, "content", "blobs"))
 	for name, target := range had {

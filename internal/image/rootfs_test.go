@@ -3,14 +3,17 @@ package image_test
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/berth-runtime/berth/internal/image"
+	"github.com/berth-runtime/berth/test/imagefactory"
 )
 
 // A root filesystem shows the image, keeps what is written into it over a
@@ -193,5 +196,31 @@ func TestInterruptedRootfs(t *testing.T) {
 		if err := f.RemoveRootfs(t.Context(), key); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// What is unpacked really runs: a shell of the busybox image, pulled out of an
+// index with decoys, in its root filesystem.
+func TestBusyboxRuns(t *testing.T) {
+	f := newFixture(t)
+	a, err := imagefactory.BusyboxWith(imagefactory.Spec{Layers: []imagefactory.Layer{
+		{Files: []imagefactory.File{imagefactory.Regular("etc/motd", "hello from above")}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := imagefactory.WithDecoys(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	imagefactory.MustPush(t, f.reg.Host, "busybox:1", index)
+	target := f.mounted(f.pull(f.proxy.Host + "/busybox:1"))
+	shell := exec.CommandContext(t.Context(), "/bin/sh", "-c", "cat /etc/motd; echo; id -un; stat -c %a /tmp /root; ls /decoy")
+	shell.SysProcAttr = &syscall.SysProcAttr{Chroot: target}
+	shell.Dir, shell.Env = "/", []string{"PATH=/bin"}
+	out, err := shell.CombinedOutput()
+	want := "hello from above\nroot\n1777\n700\nls: /decoy: No such file or directory\n"
+	if string(out) != want || err == nil {
+		t.Errorf("got %q and %v, want %q and that there is no decoy", out, err, want)
 	}
 }

@@ -37,9 +37,17 @@ type transfer struct {
 	fetcher  remotes.Fetcher
 	fail     context.CancelCauseFunc // ends the whole transfer at the first error
 
-	mu      sync.Mutex
-	layers  []ocispec.Descriptor
-	implied map[string][]string // by directory of an unpacked layer
+	mu       sync.Mutex
+	layers   []ocispec.Descriptor
+	unpacked map[string]unpackedLayer // by directory
+	finished int                      // how many layers are unpacked
+	synced   int                      // how many of those are on the disk
+}
+
+// unpackedLayer is a layer that is unpacked and not yet committed.
+type unpackedLayer struct {
+	number  int      // 1 for the first one that was finished
+	implied []string // see inherit
 }
 
 // transfer fetches and unpacks target and gives it the names.
@@ -55,7 +63,7 @@ func (s *Store) transfer(
 	defer func() { err = s.tidy(context.WithoutCancel(ctx), lease, err) }()
 	ctx, fail := context.WithCancelCause(leases.WithLease(ctx, lease.ID))
 	defer fail(nil)
-	t := &transfer{store: s, progress: p, fetcher: from, fail: fail, implied: map[string][]string{}}
+	t := &transfer{store: s, progress: p, fetcher: from, fail: fail, unpacked: map[string]unpackedLayer{}}
 	if err := t.run(ctx, target); err != nil {
 		return nil, err
 	}

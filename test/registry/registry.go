@@ -109,7 +109,7 @@ func Start(ctx context.Context, opts Options) (_ *Registry, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := r.spawn(program, config); err != nil {
+	if err := r.spawn(ctx, program, config); err != nil {
 		return nil, err
 	}
 	return r, nil
@@ -143,14 +143,21 @@ func (r *Registry) end() error {
 	timer := time.NewTimer(stopDeadline)
 	defer timer.Stop()
 	select {
-	case <-r.waited:
-		// It was told to go: its exit status says nothing.
-		return nil
+	case err := <-r.waited:
+		return unlessExit(err)
 	case <-timer.C:
-		err := r.cmd.Process.Kill()
-		<-r.waited
-		return errors.Join(fmt.Errorf("process %d ignored SIGTERM for %s", r.cmd.Process.Pid, stopDeadline), err)
+		return errors.Join(fmt.Errorf("process %d ignored SIGTERM for %s", r.cmd.Process.Pid, stopDeadline),
+			r.cmd.Process.Kill(), unlessExit(<-r.waited))
 	}
+}
+
+// unlessExit drops an exit status: a process that was told to go has none that
+// says anything.
+func unlessExit(err error) error {
+	if _, ok := errors.AsType[*exec.ExitError](err); ok {
+		return nil
+	}
+	return err
 }
 
 // writeConfig writes the registry's configuration and returns its path.
@@ -193,12 +200,13 @@ var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 
 // spawn starts the process and waits until it names its port: it binds port 0
 // itself, so that no two registries can be given the same one.
-func (r *Registry) spawn(program, config string) error {
+func (r *Registry) spawn(ctx context.Context, program, config string) error {
 	read, write, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("make registry log pipe: %w", err)
 	}
-	cmd := exec.Command(program, "serve", config)
+	// It lives until Stop, not as long as the start's context.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), program, "serve", config)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "OTEL_TRACES_EXPORTER=none"}
 	cmd.Stdout, cmd.Stderr = write, write
 	if err := cmd.Start(); err != nil {
@@ -209,7 +217,11 @@ func (r *Registry) spawn(program, config string) error {
 	address := make(chan string, 1)
 	go func() {
 		r.log.follow(read, address)
-		r.waited <- errors.Join(cmd.Wait(), read.Close())
+		if err := read.Close(); err != nil {
+			r.waited <- errors.Join(err, cmd.Wait())
+			return
+		}
+		r.waited <- cmd.Wait()
 	}()
 	if closeErr != nil {
 		return closeErr
