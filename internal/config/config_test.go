@@ -52,7 +52,6 @@ func TestSettingsCoverTheStruct(t *testing.T) {
 
 func fieldKeys(typ reflect.Type, prefix string, into map[string]bool) {
 	for f := range typ.Fields() {
-		f := f
 		key := joinKey(prefix, f.Tag.Get("toml"))
 		switch {
 		case f.Type.Kind() == reflect.Struct:
