@@ -93,7 +93,7 @@ func check(t testing.TB, err error) {
 // and then lets it go on.
 func start(t *testing.T, host *Host, path, script string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command("/bin/sh", "-c", "read go; "+script) //nolint:noctx // ends with its cgroup
+	cmd := exec.Command("/bin/sh", "-c", "read go; "+script)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -106,8 +106,7 @@ func start(t *testing.T, host *Host, path, script string) *exec.Cmd {
 			t.Errorf("kill sh: %v", err)
 		}
 		if err := cmd.Wait(); err != nil {
-			var exit *exec.ExitError
-			if !errors.As(err, &exit) {
+			if _, ok := errors.AsType[*exec.ExitError](err); !ok {
 				t.Errorf("wait for sh: %v", err)
 			}
 		}
@@ -382,9 +381,9 @@ func TestLimits(t *testing.T) {
 		t.Fatalf("Limits: %v", err)
 	}
 	for name, pair := range map[string][2]*uint64{
-		"memory": {limits.MemoryBytes, ptr(1 << 20)}, "swap": {limits.SwapBytes, nil},
-		"quota": {limits.CPUQuota, ptr(50000)}, "period": {limits.CPUPeriod, ptr(100000)},
-		"weight": {limits.CPUWeight, ptr(79)}, "shares": {limits.CPUShares, nil}, "pids": {limits.Pids, ptr(32)},
+		"memory": {limits.MemoryBytes, new(uint64(1 << 20))}, "swap": {limits.SwapBytes, nil},
+		"quota": {limits.CPUQuota, new(uint64(50000))}, "period": {limits.CPUPeriod, new(uint64(100000))},
+		"weight": {limits.CPUWeight, new(uint64(79))}, "shares": {limits.CPUShares, nil}, "pids": {limits.Pids, new(uint64(32))},
 	} {
 		got, want := pair[0], pair[1]
 		if (got == nil) != (want == nil) || got != nil && *got != *want {
@@ -392,5 +391,3 @@ func TestLimits(t *testing.T) {
 		}
 	}
 }
-
-func ptr(n uint64) *uint64 { return &n }

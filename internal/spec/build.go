@@ -42,6 +42,10 @@ func Build(in Input) (*Output, error) {
 		return nil, err
 	}
 	linux.RootfsPropagation = mounts.propagation
+	if mounts.has(devDir) {
+		// The device nodes come with it; making them would change the source.
+		linux.Devices = nil
+	}
 	sc := in.Config.GetLinux().GetSecurityContext()
 	result := &specs.Spec{
 		Version:     choose(in.OCIVersion, defaultOCIVersion),

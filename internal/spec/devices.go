@@ -15,8 +15,10 @@ import (
 const (
 	allAccess = "rwm"
 
-	// maxDevices bounds the devices below one directory of a request.
+	// maxDevices and maxEntries bound the devices below one directory of a
+	// request, and what is looked at to find them.
 	maxDevices = 4096
+	maxEntries = 1 << 16
 )
 
 // deviceSet collects the device nodes of a container and who may use them.
@@ -106,10 +108,14 @@ func findDevices(field, hostPath, containerPath string) ([]specs.LinuxDevice, er
 
 func walkDevices(field, dir, containerPath string) ([]specs.LinuxDevice, error) {
 	var nodes []specs.LinuxDevice
+	entries := 0
 	err := filepath.WalkDir(dir, func(file string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			// Devices come and go while we walk.
 			return nil
+		}
+		if entries++; entries > maxEntries {
+			return invalid(field, dir, fmt.Sprintf("holds more than %d files", maxEntries))
 		}
 		if err != nil || entry.Type()&fs.ModeDevice == 0 {
 			return err

@@ -79,6 +79,14 @@ func mounts(in Input) (*mountSet, error) {
 	return set, nil
 }
 
+// has tells whether something is bound to target; default mounts are file
+// systems and do not count.
+func (s *mountSet) has(target string) bool {
+	return slices.ContainsFunc(s.mounts, func(mount specs.Mount) bool {
+		return mount.Destination == target && mount.Type == "bind"
+	})
+}
+
 // defaultMounts are the file systems of the kernel that every container has.
 func defaultMounts(privileged bool) []specs.Mount {
 	access := "ro"

@@ -82,15 +82,19 @@ func loadProfile(field, file string, caps *specs.LinuxCapabilities) (*specs.Linu
 	if err != nil {
 		return nil, invalid(field, file, err.Error())
 	}
-	var content profileFile
-	if err := json.Unmarshal(data, &content); err != nil {
-		return nil, invalid(field, file, "is not a seccomp profile: "+err.Error())
-	}
-	profile, err := content.resolve(caps.Bounding)
+	profile, err := parseProfile(data, caps.Bounding)
 	if err != nil {
 		return nil, invalid(field, file, err.Error())
 	}
 	return profile, nil
+}
+
+func parseProfile(data []byte, caps []string) (*specs.LinuxSeccomp, error) {
+	var content profileFile
+	if err := json.Unmarshal(data, &content); err != nil {
+		return nil, fmt.Errorf("is not a seccomp profile: %w", err)
+	}
+	return content.resolve(caps)
 }
 
 func readProfile(file string) ([]byte, error) {

@@ -97,7 +97,11 @@ func readAccounts(rootfs string) (*accounts, error) {
 	if err != nil {
 		return nil, err
 	}
-	result := &accounts{}
+	return parseAccounts(passwd, group)
+}
+
+func parseAccounts(passwd, group []byte) (result *accounts, err error) {
+	result = &accounts{}
 	if result.users, err = user.ParsePasswd(bytes.NewReader(passwd)); err != nil {
 		return nil, fmt.Errorf("read /etc/passwd of the image: %w: %w", err, errdefs.ErrInvalidArgument)
 	}

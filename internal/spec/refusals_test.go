@@ -1,0 +1,277 @@
+package spec
+
+import (
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/cgroup"
+)
+
+type change = func(in *Input)
+
+func sc(in *Input) *runtimeapi.LinuxContainerSecurityContext { return in.Config.Linux.SecurityContext }
+
+func withMount(m *runtimeapi.Mount) change {
+	return func(in *Input) {
+		if m.ContainerPath == "" {
+			m.ContainerPath = "/m"
+		}
+		in.Config.Mounts = []*runtimeapi.Mount{m}
+	}
+}
+
+func withResources(r *runtimeapi.LinuxContainerResources) change {
+	return func(in *Input) { in.Config.Linux.Resources = r }
+}
+
+// invalidContainers are requests that are wrong in themselves, by the field
+// that the error must name.
+var invalidContainers = map[string]change{
+	"config ":                   func(in *Input) { in.Config = nil },
+	"sandbox_config":            func(in *Input) { in.Pod = nil },
+	"metadata.name":             func(in *Input) { in.Config.Metadata = nil },
+	"image.image":               func(in *Input) { in.Config.Image = nil },
+	"command \"\"":              func(in *Input) { in.Image.Entrypoint, in.Image.Cmd = nil, nil },
+	"command[0] \"\"":           func(in *Input) { in.Config.Command = []string{""} },
+	"command[1]":                func(in *Input) { in.Config.Command = []string{"a", "\x00"} },
+	"args[0]":                   func(in *Input) { in.Config.Args = []string{"\x00"} },
+	"working_dir":               func(in *Input) { in.Config.WorkingDir = "a/b" },
+	"envs[0].key":               func(in *Input) { in.Config.Envs = []*runtimeapi.KeyValue{{Key: "A=B"}} },
+	"envs[0].value":             func(in *Input) { in.Config.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte{0xff}}} },
+	"log_path \"/abs\"":         func(in *Input) { in.Config.LogPath = "/abs" },
+	"log_path \"../x\"":         func(in *Input) { in.Config.LogPath = "../x" },
+	"log_directory":             func(in *Input) { in.Config.LogPath, in.Pod.LogDirectory = "x", "" },
+	"mounts[0].container_path":  withMount(&runtimeapi.Mount{ContainerPath: "rel", HostPath: "/"}),
+	"below /":                   withMount(&runtimeapi.Mount{ContainerPath: "//", HostPath: "/"}),
+	"mounts[0].host_path \"\"":  withMount(&runtimeapi.Mount{}),
+	"mounts[0].host_path \"r\"": withMount(&runtimeapi.Mount{HostPath: "r"}),
+	"does not exist":            withMount(&runtimeapi.Mount{HostPath: "/does/not/exist"}),
+	"needs readonly":            withMount(&runtimeapi.Mount{HostPath: "/", RecursiveReadOnly: true}),
+	"PROPAGATION_PRIVATE": withMount(&runtimeapi.Mount{
+		HostPath: "/", Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
+	}),
+	"mount_options \"loop\"": withMount(&runtimeapi.Mount{HostPath: "/", MountOptions: []string{"loop"}}),
+	"beside image":           withMount(&runtimeapi.Mount{HostPath: "/", Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}),
+	"mounts[0].readonly":     withMount(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "x"}}),
+	"image_sub_path \"../x\"": withMount(&runtimeapi.Mount{
+		Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true, ImageSubPath: "../x",
+	}),
+	"needs image": withMount(&runtimeapi.Mount{HostPath: "/", ImageSubPath: "x"}),
+	"devices[0].permissions": func(in *Input) {
+		in.Config.Devices = []*runtimeapi.Device{{ContainerPath: "/dev/x", HostPath: "/dev/null", Permissions: "rx"}}
+	},
+	"devices[0].host_path": func(in *Input) {
+		in.Config.Devices = []*runtimeapi.Device{{ContainerPath: "/dev/x", HostPath: "/etc/passwd"}}
+	},
+	"devices[0].container_path": func(in *Input) {
+		in.Config.Devices = []*runtimeapi.Device{{ContainerPath: "x", HostPath: "/dev/null"}}
+	},
+	"run_as_group":    func(in *Input) { sc(in).RunAsGroup = &runtimeapi.Int64Value{Value: 1} },
+	"run_as_user":     func(in *Input) { sc(in).RunAsUser = &runtimeapi.Int64Value{Value: -1} },
+	"run_as_username": func(in *Input) { sc(in).RunAsUsername = "nobody-here" },
+	"excludes run_as_user": func(in *Input) {
+		sc(in).RunAsUsername, sc(in).RunAsUser = "app", &runtimeapi.Int64Value{Value: 1}
+	},
+	"supplemental_groups[0]":         func(in *Input) { sc(in).SupplementalGroups = []int64{1 << 40} },
+	"supplemental_groups_policy":     func(in *Input) { sc(in).SupplementalGroupsPolicy = 9 },
+	"user of the image":              func(in *Input) { in.Image.User = "ghost" },
+	"/etc/group":                     func(in *Input) { in.Image.User = "app:ghost" },
+	"privileged":                     func(in *Input) { sc(in).Privileged = true },
+	"masked_paths[0]":                func(in *Input) { sc(in).MaskedPaths = []string{"proc"} },
+	"add_capabilities \"MAGIC\"":     func(in *Input) { sc(in).Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"MAGIC"}} },
+	"drop_capabilities":              func(in *Input) { sc(in).Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"MAGIC"}} },
+	"seccomp.profile_type":           func(in *Input) { sc(in).Seccomp = &runtimeapi.SecurityProfile{ProfileType: 9} },
+	"localhost_ref \"rel\"":          func(in *Input) { localhost(in, "rel") },
+	"localhost_ref \"/nonexistent\"": func(in *Input) { localhost(in, "/nonexistent") },
+	"localhost_ref \"/dev\"":         func(in *Input) { localhost(in, "/dev") },
+	"is not a seccomp profile":       func(in *Input) { localhost(in, filepath.Join(in.Rootfs, "etc/passwd")) },
+	"apparmor_profile": func(in *Input) {
+		sc(in).ApparmorProfile = "nonsense" //nolint:staticcheck // the deprecated field still counts
+	},
+	"namespace_options.network":   func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Network: modeNode} },
+	"namespace_options.ipc":       func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Ipc: modeNode} },
+	"namespace_options.target_id": func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modeTarget} },
+	"namespace_options.pid":       func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: 17} },
+	"cpu_period":                  withResources(&runtimeapi.LinuxContainerResources{CpuPeriod: 5}),
+	"cpu_quota":                   withResources(&runtimeapi.LinuxContainerResources{CpuQuota: 5}),
+	"cpu_shares":                  withResources(&runtimeapi.LinuxContainerResources{CpuShares: -1}),
+	"memory_limit_in_bytes -2":    withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -2}),
+	"memory_swap_limit_in_bytes":  withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 8}),
+	"oom_score_adj":               withResources(&runtimeapi.LinuxContainerResources{OomScoreAdj: 1001}),
+	"cpuset_cpus":                 withResources(&runtimeapi.LinuxContainerResources{CpusetCpus: "0,a"}),
+	"cpuset_mems":                 withResources(&runtimeapi.LinuxContainerResources{CpusetMems: "0-"}),
+	"hugepage_limits[0].page_size": withResources(&runtimeapi.LinuxContainerResources{
+		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2 MB"}},
+	}),
+	"unified \"../../x\"":     withResources(&runtimeapi.LinuxContainerResources{Unified: map[string]string{"../../x": "1"}}),
+	"unified \"cgroup.kill\"": withResources(&runtimeapi.LinuxContainerResources{Unified: map[string]string{"cgroup.kill": "1"}}),
+	"unified.pids.max":        withResources(&runtimeapi.LinuxContainerResources{Unified: map[string]string{"pids.max": "0"}}),
+}
+
+func localhost(in *Input, file string) {
+	sc(in).Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: file}
+}
+
+// ungrantable are requests that this host cannot grant.
+var ungrantable = map[string]change{
+	"add_capabilities \"SYS_RESOURCE\"": func(in *Input) {
+		sc(in).Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_RESOURCE"}}
+	},
+	"AppArmor is not enabled": func(in *Input) {
+		sc(in).Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "localhost/x"}
+	},
+	"no AppArmor profile": func(in *Input) {
+		in.Host.AppArmor, in.Host.AppArmorProfiles = true, []string{"y"}
+		sc(in).Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "localhost/x"}
+	},
+	"SELinux is not enabled": func(in *Input) { sc(in).SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0:c1,c2"} },
+	"no seccomp filters": func(in *Input) {
+		in.Host.Seccomp = false
+		localhost(in, filepath.Join(filepath.Dir(in.Rootfs), "profile.json"))
+	},
+	"recursive_read_only": func(in *Input) {
+		in.Host.RecursiveReadOnly = false
+		withMount(&runtimeapi.Mount{HostPath: "/", Readonly: true, RecursiveReadOnly: true})(in)
+	},
+	"id-mapped": func(in *Input) {
+		in.Host.IDMap = false
+		ids := []*runtimeapi.IDMapping{{Length: 1}}
+		withMount(&runtimeapi.Mount{HostPath: "/", UidMappings: ids, GidMappings: ids})(in)
+	},
+	"mounts[0].image":           withMount(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}),
+	"mounts[0].propagation":     withMount(&runtimeapi.Mount{HostPath: "/proc", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL}),
+	"namespace_options.network": func(in *Input) { in.Namespaces.Net = "" },
+	"namespace_options.pid": func(in *Input) {
+		in.Namespaces.PID = ""
+		sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modePod}
+	},
+	"needs cgroup v2": func(in *Input) {
+		in.Host = testHost(cgroup.Hybrid)
+		in.Config.Linux.Resources.Unified = map[string]string{"memory.low": "1"}
+	},
+}
+
+// TestRefusals: each wrong request gets an error of the right kind that names
+// the field.
+func TestRefusals(t *testing.T) {
+	for _, list := range []struct {
+		name    string
+		changes map[string]change
+		kind    func(error) bool
+	}{
+		{"invalid", invalidContainers, errdefs.IsInvalidArgument},
+		{"ungrantable", ungrantable, errdefs.IsFailedPrecondition},
+	} {
+		for _, text := range slices.Sorted(maps.Keys(list.changes)) {
+			in := testInput(t)
+			list.changes[text](&in)
+			out, err := Build(in)
+			if !list.kind(err) || out != nil || !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: got %v, %v, want an error that contains %q", list.name, out, err, text)
+			}
+		}
+	}
+}
+
+// TestSandboxRefusals does the same for pods.
+func TestSandboxRefusals(t *testing.T) {
+	options := func(pod *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOption {
+		return pod.Linux.SecurityContext.NamespaceOptions
+	}
+	userns := func(ids ...*runtimeapi.IDMapping) func(*runtimeapi.PodSandboxConfig) {
+		return func(pod *runtimeapi.PodSandboxConfig) {
+			options(pod).UsernsOptions = &runtimeapi.UserNamespace{Uids: ids, Gids: ids}
+		}
+	}
+	sysctl := func(name, value string) func(*runtimeapi.PodSandboxConfig) {
+		return func(pod *runtimeapi.PodSandboxConfig) { pod.Linux.Sysctls = map[string]string{name: value} }
+	}
+	for text, change := range map[string]func(*runtimeapi.PodSandboxConfig){
+		"metadata.name":      func(pod *runtimeapi.PodSandboxConfig) { pod.Metadata = nil },
+		"hostname \"aaaa":    func(pod *runtimeapi.PodSandboxConfig) { pod.Hostname = strings.Repeat("a", 65) },
+		"hostname \"a\\nb\"": func(pod *runtimeapi.PodSandboxConfig) { pod.Hostname = "a\nb" },
+		"log_directory":      func(pod *runtimeapi.PodSandboxConfig) { pod.LogDirectory = "rel" },
+		"dns_config.servers[0]": func(pod *runtimeapi.PodSandboxConfig) {
+			pod.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"1.1.1.1\nx"}}
+		},
+		"port_mappings[0].host_port": func(pod *runtimeapi.PodSandboxConfig) {
+			pod.PortMappings = []*runtimeapi.PortMapping{{HostPort: 70000}}
+		},
+		"port_mappings[0].container": func(pod *runtimeapi.PodSandboxConfig) { pod.PortMappings = []*runtimeapi.PortMapping{{HostPort: 7}} },
+		"port_mappings[0].host_ip":   func(pod *runtimeapi.PodSandboxConfig) { pod.PortMappings = []*runtimeapi.PortMapping{{HostIp: "x"}} },
+		"port_mappings[0].protocol":  func(pod *runtimeapi.PodSandboxConfig) { pod.PortMappings = []*runtimeapi.PortMapping{{Protocol: 7}} },
+		"run_as_group": func(pod *runtimeapi.PodSandboxConfig) {
+			pod.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1}
+		},
+		"namespace_options.network": func(pod *runtimeapi.PodSandboxConfig) { options(pod).Network = modeContainer },
+		"namespace_options.pid":     func(pod *runtimeapi.PodSandboxConfig) { options(pod).Pid = modeTarget },
+		"userns_options.uids":       userns(&runtimeapi.IDMapping{Length: 1}, &runtimeapi.IDMapping{Length: 1}),
+		"begins with ID 0":          userns(&runtimeapi.IDMapping{ContainerId: 1, Length: 1}),
+		"userns_options.mode": func(pod *runtimeapi.PodSandboxConfig) {
+			options(pod).UsernsOptions = &runtimeapi.UserNamespace{Mode: modeContainer}
+		},
+		"cgroup_parent":               func(pod *runtimeapi.PodSandboxConfig) { pod.Linux.CgroupParent = "/a/../../b" },
+		"\"vm.swappiness\"":           sysctl("vm.swappiness", "1"),
+		"\"kernel/../vm\"":            sysctl("kernel/../vm", "1"),
+		"net.ipv4.tcp_syncookies \"0": sysctl("net.ipv4.tcp_syncookies", "0\n"),
+		"network namespace of the node": func(pod *runtimeapi.PodSandboxConfig) {
+			options(pod).Network = modeNode
+			sysctl("net.ipv4.tcp_syncookies", "0")(pod)
+		},
+		"IPC namespace of the node": func(pod *runtimeapi.PodSandboxConfig) {
+			options(pod).Ipc = modeNode
+			sysctl("kernel.shmmax", "0")(pod)
+		},
+	} {
+		pod := testInput(t).Pod
+		change(pod)
+		if err := ValidateSandbox(pod); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), text) {
+			t.Errorf("got %v, want an invalid argument that contains %q", err, text)
+		}
+	}
+}
+
+// TestAccepted are requests that a careless check would refuse.
+func TestAccepted(t *testing.T) {
+	for name, change := range map[string]change{
+		"apparmor default without AppArmor": func(in *Input) { sc(in).Apparmor = &runtimeapi.SecurityProfile{} },
+		"deprecated apparmor default": func(in *Input) {
+			sc(in).ApparmorProfile = "runtime/default" //nolint:staticcheck // the deprecated field still counts
+		},
+		"super privileged container without SELinux": func(in *Input) {
+			sc(in).SelinuxOptions = &runtimeapi.SELinuxOption{Type: "spc_t", Level: "s0"}
+		},
+		"container without options in a pod of the node's network": func(in *Input) {
+			in.Pod.Linux.SecurityContext.NamespaceOptions.Network = modeNode
+			in.Namespaces.Net, in.Namespaces.UTS = "", ""
+			sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modeContainer}
+		},
+		"missing seccomp file of a privileged container": func(in *Input) {
+			in.Pod.Linux.SecurityContext.Privileged, sc(in).Privileged = true, true
+			localhost(in, "/nonexistent")
+		},
+		"stop signal of the future": func(in *Input) { in.Config.StopSignal = 999 },
+		"propagation of the future": withMount(&runtimeapi.Mount{HostPath: "/", Propagation: 9}),
+		"device directory": func(in *Input) {
+			in.Config.Devices = []*runtimeapi.Device{{ContainerPath: "/dev/n", HostPath: "/dev/net"}}
+		},
+		"image without any accounts": func(in *Input) { in.Rootfs = filepath.Dir(in.Rootfs) },
+	} {
+		in := testInput(t)
+		change(&in)
+		if _, err := Build(in); err != nil {
+			t.Errorf("%s: got %v, want nil", name, err)
+		}
+	}
+	pod := testInput(t).Pod
+	pod.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "net/ipv4/conf/eth0.1/forwarding": "1", "fs.mqueue.msg_max": "9"}
+	if err := ValidateSandbox(pod); err != nil {
+		t.Errorf("sysctls: got %v, want nil", err)
+	}
+}
