@@ -194,7 +194,9 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("shut supervisor down: %w", err)
 	}
+	c.setLeaving(true)
 	if _, err := l.shim.Shutdown(ctx, &wire.Empty{}); err != nil && !lostLink(err) {
+		c.setLeaving(false)
 		return fmt.Errorf("shut supervisor down: %w", wire.Decode(err))
 	}
 	return c.Close()

@@ -47,6 +47,7 @@ type Client struct {
 	link    *link         // nil while there is no connection
 	changed chan struct{} // closed when link or lastErr changes
 	lastErr error         // why there is no connection
+	leaving bool          // a link that ends is not replaced
 }
 
 // link is one connection to one generation of the supervisor.
@@ -93,6 +94,7 @@ func Connect(ctx context.Context, opts Options) (*Client, error) {
 func (c *Client) Close() error {
 	c.cancel()
 	c.mu.Lock()
+	c.leaving = true
 	if c.link != nil {
 		c.link.close()
 	}
@@ -143,10 +145,22 @@ func (c *Client) maintain() {
 		}
 		c.setLink(nil, nil)
 		l.close()
-		if !c.reconnect() {
+		if c.isLeaving() || !c.reconnect() {
 			return
 		}
 	}
+}
+
+func (c *Client) isLeaving() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leaving
+}
+
+func (c *Client) setLeaving(leaving bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leaving = leaving
 }
 
 // reconnect tries until there is a link or the client is closed.
@@ -264,10 +278,11 @@ func invoke[R any](ctx context.Context, c *Client, what string, once bool,
 		if err == nil {
 			return result, nil
 		}
-		if !lostLink(err) {
+		refused := errdefs.IsAborted(wire.Decode(err)) // by an upgrade, before anything was done
+		if !lostLink(err) && !refused {
 			return none, fmt.Errorf("%s: %w", what, wire.Decode(err))
 		}
-		if once || attempt == maxAttempts || ctx.Err() != nil {
+		if once && !refused || attempt == maxAttempts || ctx.Err() != nil {
 			return none, fmt.Errorf("%s: supervisor went away during the call: %w", what, errdefs.ErrUnavailable)
 		}
 		select {

@@ -41,7 +41,9 @@ var exit = map[string]program{
 }
 
 // pause: rt_sigaction(SIGCHLD, {SIG_IGN}), so that the kernel reaps what the
-// namespace orphans, then waits for ever.
+// namespace orphans; then one byte is awaited on stdin, and exit_group(1) when
+// stdin ends without: whoever started it died before taking note of it. Then it
+// waits for ever.
 var pause = map[string]program{
 	"amd64": {machineX86, []byte{
 		0x31, 0xc0, // xor eax, eax
@@ -55,9 +57,22 @@ var pause = map[string]program{
 		0x41, 0xba, 0x08, 0, 0, 0, // mov r10d, 8
 		0xb8, 0x0d, 0, 0, 0, // mov eax, 13 (rt_sigaction)
 		0x0f, 0x05, // syscall
+		0x31, 0xc0, // xor eax, eax (read)
+		0x31, 0xff, // xor edi, edi
+		0x48, 0x89, 0xe6, // mov rsi, rsp
+		0xba, 0x01, 0, 0, 0, // mov edx, 1
+		0x0f, 0x05, // syscall
+		0x83, 0xf8, 0x01, // cmp eax, 1
+		0x75, 0x12, // jne to mov eax, 231
+		0xb8, 0x03, 0, 0, 0, // mov eax, 3 (close)
+		0x31, 0xff, // xor edi, edi
+		0x0f, 0x05, // syscall
 		0xb8, 0x22, 0, 0, 0, // mov eax, 34 (pause)
 		0x0f, 0x05, // syscall
 		0xeb, 0xf7, // jmp to mov eax, 34
+		0xb8, 0xe7, 0, 0, 0, // mov eax, 231 (exit_group)
+		0xbf, 0x01, 0, 0, 0, // mov edi, 1
+		0x0f, 0x05, // syscall
 	}},
 	"arm64": {machineARM, words(
 		0xd10083ff, // sub sp, sp, #32
@@ -72,6 +87,16 @@ var pause = map[string]program{
 		0xd28010c8, // mov x8, #134 (rt_sigaction)
 		0xd4000001, // svc #0
 		0xaa1f03e0, // mov x0, #0
+		0x910003e1, // mov x1, sp
+		0xb24003e2, // mov x2, #1
+		0xb24017e8, // mov x8, #63 (read)
+		0xd4000001, // svc #0
+		0xf100041f, // cmp x0, #1
+		0x54000181, // b.ne to mov x0, #1
+		0xaa1f03e0, // mov x0, #0
+		0xd2800728, // mov x8, #57 (close)
+		0xd4000001, // svc #0
+		0xaa1f03e0, // mov x0, #0
 		0xaa1f03e1, // mov x1, #0
 		0xaa1f03e2, // mov x2, #0
 		0xaa1f03e3, // mov x3, #0
@@ -79,6 +104,9 @@ var pause = map[string]program{
 		0xd2800928, // mov x8, #73 (ppoll)
 		0xd4000001, // svc #0
 		0x17fffff9, // b to mov x0, #0
+		0xb24003e0, // mov x0, #1
+		0xd2800bc8, // mov x8, #94 (exit_group)
+		0xd4000001, // svc #0
 	)},
 }
 

@@ -24,6 +24,7 @@ var kinds = []struct {
 	{errdefs.ErrPermissionDenied, codes.PermissionDenied},
 	{errdefs.ErrNotImplemented, codes.Unimplemented},
 	{errdefs.ErrInternal, codes.Internal},
+	{errdefs.ErrAborted, codes.Aborted},
 	{context.DeadlineExceeded, codes.DeadlineExceeded},
 	{context.Canceled, codes.Canceled},
 }

@@ -1,0 +1,110 @@
+// Command berth-shim supervises the containers of a node. The daemon starts it;
+// it outlives the daemon.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"syscall"
+
+	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/shim/supervisor"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+const (
+	// gcPercent keeps the heap small: it holds little, and what it allocates is short-lived.
+	gcPercent = 40
+	// memoryLimit is where the collector begins to work harder; no cap.
+	memoryLimit = 64 << 20
+	// maxThreads of Go code: log copying is the only load.
+	maxThreads = 4
+)
+
+// init keeps the main goroutine on the main thread. OCI runtimes are forked there:
+// they are told to die with the thread that forked them, and it never ends before
+// the process. No other goroutine can get it and enter a pod's namespaces on it.
+func init() { runtime.LockOSThread() }
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "berth-shim:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	flags := flag.NewFlagSet("berth-shim", flag.ContinueOnError)
+	state := flags.String("state", "/run/berth", "state `directory` of the daemon")
+	instance := flags.String("instance", "", "`name` that tells this daemon's supervisor from others on the host")
+	reportFD := flags.Int("report-fd", -1, "`descriptor` to report on whether it serves")
+	handoverFD := flags.Int("handover-fd", -1, "`descriptor` with what a predecessor handed over")
+	showVersion := flags.Bool("version", false, "print the version and exit")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *showVersion {
+		fmt.Println("berth-shim", version)
+		return nil
+	}
+	report := fileOf(*reportFD, "report")
+	err := serve(*state, *instance, fileOf(*handoverFD, "handover"), report)
+	if err != nil && report != nil {
+		// Nobody listens any more once it serves, and then the log has the error.
+		_, _ = io.WriteString(report, err.Error())
+	}
+	return err
+}
+
+// fileOf opens an inherited descriptor.
+func fileOf(fd int, name string) *os.File {
+	if fd < 0 {
+		return nil
+	}
+	syscall.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), name)
+}
+
+func serve(state, instance string, handover, report *os.File) error {
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(memoryLimit)
+	runtime.GOMAXPROCS(min(runtime.NumCPU(), maxThreads))
+	syscall.Umask(0o022)
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	host, err := cgroup.Detect()
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // a hang-up means nothing here
+	own, args := "/berth-shim", []string{"--state", state}
+	if instance != "" {
+		own, args = own+"-"+instance, append(args, "--instance", instance)
+	}
+	return supervisor.Run(ctx, supervisor.Config{
+		Dir: filepath.Join(state, "shim"), Cgroup: own, Version: version, Cgroups: host, Log: log,
+		Handover: handover, Args: args,
+		Ready: func() {
+			log.Info("serving", "pid", strconv.Itoa(os.Getpid()), "version", version, "state", state)
+			if report != nil {
+				_, err := io.WriteString(report, "ok")
+				if err = errors.Join(err, report.Close()); err != nil {
+					log.Warn("report to the client that started this", "error", err)
+				}
+			}
+		},
+	})
+}

@@ -1,0 +1,331 @@
+package crilog
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var recordPattern = regexp.MustCompile(`^(\S{30}) (stdout|stderr) ([FP]) (.*)$`)
+
+// parse checks every record of a log and returns the content of both streams.
+func parse(t testing.TB, log []byte) map[string]string {
+	t.Helper()
+	content := map[string]string{}
+	for line := range bytes.Lines(log) {
+		m := recordPattern.FindSubmatch(bytes.TrimSuffix(line, []byte("\n")))
+		if m == nil {
+			t.Fatalf("not a record: %.100q", line)
+		}
+		if _, err := time.Parse(time.RFC3339Nano, string(m[1])); err != nil {
+			t.Fatalf("timestamp: %v", err)
+		}
+		if len(m[4]) > MaxLine {
+			t.Fatalf("record of %d bytes", len(m[4]))
+		}
+		content[string(m[2])] += string(m[4])
+		if m[3][0] == 'F' {
+			content[string(m[2])] += "\n"
+		}
+	}
+	return content
+}
+
+type fixture struct {
+	*Writer
+	log, spool string
+	r, w       int
+}
+
+func setUp(t testing.TB) *fixture {
+	t.Helper()
+	dir := t.TempDir()
+	f := &fixture{log: filepath.Join(dir, "0.log"), spool: filepath.Join(dir, "spool")}
+	var err error
+	if f.Writer, err = Open(f.log, f.spool, 0); err != nil {
+		t.Fatal(err)
+	}
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	f.r, f.w = p[0], p[1]
+	t.Cleanup(func() {
+		_ = f.Close()
+		_ = unix.Close(f.r)
+		_ = unix.Close(f.w)
+	})
+	return f
+}
+
+func (f *fixture) put(t testing.TB, stream Stream, text string) {
+	t.Helper()
+	if _, err := unix.Write(f.w, []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := f.Copy(stream, f.r); errors.Is(err, unix.EAGAIN) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (f *fixture) content(t testing.TB) map[string]string {
+	t.Helper()
+	log, err := os.ReadFile(f.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parse(t, log)
+}
+
+func TestLinesPiecesAndSplits(t *testing.T) {
+	f := setUp(t)
+	long := strings.Repeat("x", MaxLine)
+	var want string
+	for _, text := range []string{"one\ntwo\n", "pie", "ce\n", "\n", long + "\n", long + "y\n", long + long + "z"} {
+		f.put(t, Stdout, text)
+		want += text
+	}
+	f.put(t, Stderr, "oops\n")
+	got := f.content(t)
+	if got["stdout"] != want || got["stderr"] != "oops\n" {
+		t.Errorf("got %d bytes of stdout, want %d; stderr %q", len(got["stdout"]), len(want), got["stderr"])
+	}
+	if info, err := os.Stat(f.spool); err != nil || info.Size() != 0 {
+		t.Errorf("spool: %v %v", info.Size(), err)
+	}
+}
+
+func TestReopenLosesNothing(t *testing.T) {
+	f := setUp(t)
+	f.put(t, Stdout, "before\n")
+	if err := os.Rename(f.log, f.log+".1"); err != nil {
+		t.Fatal(err)
+	}
+	f.put(t, Stdout, "between\n")
+	refused := errors.New("refused")
+	if err := f.Reopen(func(uint64) error { return refused }); !errors.Is(err, refused) {
+		t.Fatalf("got %v", err)
+	}
+	if _, err := os.Stat(f.log); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("a failed reopen left a file: %v", err)
+	}
+	f.put(t, Stdout, "still\n")
+	if err := f.Reopen(func(uint64) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	f.put(t, Stdout, "after\n")
+	old, err := os.ReadFile(f.log + ".1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := parse(t, old)["stdout"]; got != "before\nbetween\nstill\n" {
+		t.Errorf("old file: %q", got)
+	}
+	if got := f.content(t)["stdout"]; got != "after\n" {
+		t.Errorf("new file: %q", got)
+	}
+}
+
+// TestFullDisk logs to a full filesystem: output is dropped and counted, no torn
+// record stays, and logging goes on once there is room.
+func TestFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	f := setUp(t)
+	w, err := Open(filepath.Join(dir, "0.log"), filepath.Join(t.TempDir(), "spool"), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	f.Writer, f.log = w, filepath.Join(dir, "0.log")
+	f.put(t, Stdout, "first\n")
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 64<<10), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("got %v, want a full disk", err)
+	}
+	lost := strings.Repeat("lost line\n", 3000)
+	f.put(t, Stdout, lost)
+	if n, err := f.Dropped(); n != uint64(len(lost)) || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("dropped %d of %d: %v", n, len(lost), err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	f.put(t, Stdout, "last\n")
+	if got := f.content(t)["stdout"]; got != "first\nlast\n" {
+		t.Errorf("got %q", got)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSuccessorFinishes stops a batch after every byte that its log may have
+// reached, and lets a successor finish it.
+func TestSuccessorFinishes(t *testing.T) {
+	data := "alpha\nbeta\n" + strings.Repeat("g", MaxLine+5) + "\nend"
+	f := setUp(t)
+	f.put(t, Stderr, "earlier\n")
+	base, err := os.ReadFile(f.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.put(t, Stderr, data)
+	whole, err := os.ReadFile(f.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inode := f.Inode()
+	for cut := len(base); cut <= len(whole); cut += 1 + (len(whole)-cut)/500 {
+		if err := os.WriteFile(f.log, whole[:cut], 0o600); err != nil { // the same inode
+			t.Fatal(err)
+		}
+		header := make([]byte, spoolHeader)
+		binary.LittleEndian.PutUint64(header, spoolMagic)
+		binary.LittleEndian.PutUint64(header[8:], uint64(len(base)))
+		binary.LittleEndian.PutUint64(header[16:], inode)
+		header[24] = byte(Stderr)
+		if err := os.WriteFile(f.spool, append(header, data...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w, err := Open(f.log, f.spool, inode)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		log, err := os.ReadFile(f.log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(log) != len(whole) {
+			t.Fatalf("cut at %d: %d bytes, want %d", cut, len(log), len(whole))
+		}
+		if got := parse(t, log)["stderr"]; got != "earlier\n"+data {
+			t.Fatalf("cut at %d: got %d bytes of content", cut, len(got))
+		}
+	}
+}
+
+// TestSuccessorFindsRenamedLog: a log which was renamed while nobody was there is
+// written to until it is reopened; nothing is made at its old path.
+func TestSuccessorFindsRenamedLog(t *testing.T) {
+	f := setUp(t)
+	f.put(t, Stdout, "before\n")
+	inode := f.Inode()
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(f.log, f.log+".rotated"); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if f.Writer, err = Open(f.log, f.spool, inode); err != nil {
+		t.Fatal(err)
+	}
+	f.put(t, Stdout, "after\n")
+	if _, err := os.Stat(f.log); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want no file at the old path", err)
+	}
+	old, err := os.ReadFile(f.log + ".rotated")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := parse(t, old)["stdout"]; got != "before\nafter\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestEndOfFile(t *testing.T) {
+	f := setUp(t)
+	f.put(t, Stdout, "x")
+	if err := unix.Close(f.w); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Copy(Stdout, f.r); !errors.Is(err, io.EOF) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// FuzzRecords: the records of any output, in any batches, give the output back.
+func FuzzRecords(f *testing.F) {
+	f.Add([]byte("a\nb"), 1)
+	f.Add([]byte("\n\n"), 2)
+	f.Add(bytes.Repeat([]byte("x"), MaxLine+1), 100)
+	f.Fuzz(func(t *testing.T, data []byte, size int) {
+		if size <= 0 {
+			size = 1
+		}
+		p := newPrefixes(time.Unix(0, 0), Stdout)
+		var log []byte
+		for rest := data; len(rest) > 0; {
+			one := rest[:min(size, len(rest))]
+			rest = rest[len(one):]
+			for len(one) > 0 {
+				log, one = p.appendRecord(log, one)
+			}
+		}
+		var got []byte
+		for line := range bytes.Lines(log) {
+			content, found := bytes.CutPrefix(line, p.full)
+			if !found {
+				content, found = bytes.CutPrefix(line, p.partial)
+				content = bytes.TrimSuffix(content, []byte("\n"))
+			}
+			if !found || len(content) > MaxLine+1 {
+				t.Fatalf("bad record %.80q", line)
+			}
+			got = append(got, content...)
+		}
+		if !bytes.Equal(got, data) {
+			t.Fatalf("got %d bytes, want %d", len(got), len(data))
+		}
+	})
+}
+
+// FuzzSpool: a damaged spool never panics a successor.
+func FuzzSpool(f *testing.F) {
+	f.Add([]byte(fmt.Sprintf("%064d", 0)))
+	f.Fuzz(func(_ *testing.T, text []byte) {
+		parseSpool(text)
+	})
+}
+
+func BenchmarkCopy(b *testing.B) {
+	for name, line := range map[string]string{"short": "hello world, line\n", "long": strings.Repeat("z", 1000) + "\n"} {
+		b.Run(name, func(b *testing.B) {
+			f := setUp(b)
+			text := strings.Repeat(line, batch/len(line))
+			b.SetBytes(int64(len(text)))
+			for b.Loop() {
+				f.put(b, Stdout, text)
+				if err := os.Truncate(f.log, 0); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,384 @@
+package shim_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/shim"
+	"github.com/berth-runtime/berth/test/census"
+)
+
+// patience bounds every wait of these tests.
+const patience = 30 * time.Second
+
+// clientEnv makes the test binary a client of its own, to be killed: see TestMain.
+const clientEnv = "BERTH_SHIM_TEST_CLIENT"
+
+var binary string // berth-shim, built by TestMain
+
+// TestMain builds the program under test. Containers of a killed supervisor fall
+// to this process, since it is a child subreaper; tests reap them.
+func TestMain(m *testing.M) {
+	if args := os.Getenv(clientEnv); args != "" {
+		runClient(args)
+		return
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	dir, err := os.MkdirTemp("/tmp", "b")
+	if err != nil {
+		panic(err)
+	}
+	binary = filepath.Join(dir, "berth-shim")
+	build := exec.Command("go", "build", "-o", binary, "github.com/berth-runtime/berth/cmd/berth-shim")
+	if out, err := build.CombinedOutput(); err != nil {
+		panic(fmt.Sprintf("build berth-shim: %v\n%s", err, out))
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// host is a state directory with a client.
+type host struct {
+	t      testing.TB
+	state  string
+	name   string
+	client *shim.Client
+	cgroup *cgroup.Host
+
+	mu    sync.Mutex
+	exits map[string]shim.Exit
+	news  chan struct{}
+	wg    sync.WaitGroup
+}
+
+// runtimes runs a test with each OCI runtime.
+func runtimes(t *testing.T, test func(t *testing.T, h *host, handler ociruntime.Handler)) {
+	for _, name := range []string{"runc", "crun"} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			test(t, h, h.handler(name))
+		})
+	}
+}
+
+func newHost(t testing.TB) *host {
+	t.Helper()
+	mountHugetlb(t)
+	name := "t" + strings.ToLower(rand.Text()[:8])
+	census.Check(t, name)
+	state, err := os.MkdirTemp("/tmp", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(state); err != nil {
+			t.Error(err)
+		}
+	})
+	h := &host{t: t, state: state, name: name, exits: map[string]shim.Exit{}, news: make(chan struct{})}
+	if h.cgroup, err = cgroup.Detect(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(h.close)
+	h.connect()
+	return h
+}
+
+func (h *host) options() shim.Options {
+	return shim.Options{State: h.state, Binary: binary, Instance: h.name, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, nil))}
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Logf("%s", bytes.TrimSpace(p))
+	return len(p), nil
+}
+
+// connect makes a client and collects its exits.
+func (h *host) connect() {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	client, err := shim.Connect(ctx, h.options())
+	if err != nil {
+		h.dump()
+		h.t.Fatalf("connect: %v", err)
+	}
+	h.client = client
+	h.wg.Go(func() {
+		for e := range client.Exits() {
+			h.mu.Lock()
+			h.exits[e.ID] = e
+			close(h.news)
+			h.news = make(chan struct{})
+			h.mu.Unlock()
+		}
+	})
+}
+
+// disconnect ends the client, as a daemon that restarts does.
+func (h *host) disconnect() {
+	h.t.Helper()
+	if err := h.client.Close(); err != nil {
+		h.t.Errorf("close client: %v", err)
+	}
+	h.wg.Wait()
+	h.mu.Lock()
+	h.exits = map[string]shim.Exit{}
+	h.mu.Unlock()
+}
+
+// close deletes every container, ends the supervisor and reaps what fell to this process.
+func (h *host) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if h.t.Failed() {
+		h.dump()
+	}
+	list, err := h.client.List(ctx)
+	if err != nil {
+		h.t.Errorf("list: %v", err)
+	}
+	for _, c := range list {
+		if err := h.client.Delete(ctx, c.ID); err != nil {
+			h.t.Errorf("delete: %v", err)
+		}
+	}
+	pid := h.client.PID()
+	if err := h.client.Shutdown(ctx); err != nil {
+		h.t.Errorf("shut down: %v", err)
+	}
+	h.wg.Wait()
+	h.eventually("the supervisor ends", func() bool {
+		reapAdopted()
+		return !alive(pid)
+	})
+	reapAdopted()
+	if err := h.cgroup.Remove("/" + h.name); err != nil {
+		h.t.Errorf("remove cgroup: %v", err)
+	}
+}
+
+func (h *host) dump() {
+	text, err := os.ReadFile(filepath.Join(h.state, "shim/shim.log"))
+	h.t.Logf("supervisor's log (%v):\n%s", err, text)
+}
+
+// eventually polls until the condition holds.
+func (h *host) eventually(what string, condition func() bool) {
+	h.t.Helper()
+	for deadline := time.Now().Add(patience); !condition(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			h.dump()
+			h.t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// alive tells whether a process exists and is no zombie.
+func alive(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+	return len(fields) > 0 && fields[0][0] != 'Z'
+}
+
+// reapAdopted reaps zombies that are children of this process. A supervisor that
+// was started here is waited for by its client as well; whoever comes first.
+func reapAdopted() {
+	for {
+		pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+		if pid <= 0 || err != nil {
+			return
+		}
+	}
+}
+
+func (h *host) handler(name string) ociruntime.Handler {
+	return ociruntime.Handler{Name: name, Type: ociruntime.TypeOCI, Path: name, Root: filepath.Join(h.state, "runtime", name)}
+}
+
+// bundle makes a bundle of /bin/busybox that runs a shell script.
+func (h *host) bundle(handler ociruntime.Handler, id, script string, change ...func(*specs.Spec)) shim.StartRequest {
+	h.t.Helper()
+	dir := filepath.Join(h.state, "containers", id)
+	rootfs := filepath.Join(dir, "rootfs")
+	for _, sub := range []string{"bin", "proc", "dev", "tmp", "etc"} {
+		h.must(os.MkdirAll(filepath.Join(rootfs, sub), 0o755))
+	}
+	h.must(os.Chmod(filepath.Join(rootfs, "tmp"), 0o777))
+	busybox, err := os.ReadFile("/bin/busybox")
+	h.must(err)
+	h.must(os.WriteFile(filepath.Join(rootfs, "bin/busybox"), busybox, 0o755))
+	for _, applet := range []string{"sh", "sleep", "cat", "echo", "head", "yes", "seq", "setsid", "kill", "id", "stty", "true", "ls", "dd", "tail"} {
+		h.must(os.Link(filepath.Join(rootfs, "bin/busybox"), filepath.Join(rootfs, "bin", applet)))
+	}
+	cgroupPath := "/" + h.name + "/" + id
+	spec := &specs.Spec{
+		Version: "1.0.0",
+		Root:    &specs.Root{Path: "rootfs"},
+		Process: &specs.Process{Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=/bin"}, Cwd: "/"},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=755", "size=64k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"newinstance", "ptmxmode=0666"}},
+		},
+		Linux: &specs.Linux{CgroupsPath: cgroupPath, Namespaces: []specs.LinuxNamespace{
+			{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
+		}},
+	}
+	for _, c := range change {
+		c(spec)
+	}
+	text, err := json.Marshal(spec)
+	h.must(err)
+	h.must(os.WriteFile(filepath.Join(dir, "config.json"), text, 0o600))
+	return shim.StartRequest{
+		ID: id, SandboxID: "sandbox", Bundle: dir, Handler: handler, Terminal: spec.Process.Terminal,
+		LogPath: filepath.Join(h.state, id+".log"), CgroupPath: cgroupPath, Deadline: patience,
+	}
+}
+
+func (h *host) must(err error) {
+	h.t.Helper()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *host) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	h.t.Cleanup(cancel)
+	return ctx
+}
+
+func (h *host) start(req shim.StartRequest) shim.Started {
+	h.t.Helper()
+	started, err := h.client.Start(h.ctx(), req)
+	if err != nil {
+		h.dump()
+		h.t.Fatalf("start: %v", err)
+	}
+	return started
+}
+
+// exit waits for the exit of a container.
+func (h *host) exit(id string) shim.Exit {
+	h.t.Helper()
+	deadline := time.After(patience)
+	for {
+		h.mu.Lock()
+		e, ok := h.exits[id]
+		news := h.news
+		h.mu.Unlock()
+		if ok {
+			return e
+		}
+		select {
+		case <-news:
+		case <-deadline:
+			h.dump()
+			h.t.Fatalf("no exit of %s", id)
+		}
+	}
+}
+
+var recordPattern = regexp.MustCompile(`^(\S{30}) (stdout|stderr) ([FP]) (.*)$`)
+
+// parseLog returns the content of a container's log by stream.
+func parseLog(t testing.TB, text []byte) map[string]string {
+	t.Helper()
+	content := map[string]string{}
+	for line := range bytes.Lines(text) {
+		m := recordPattern.FindSubmatch(bytes.TrimSuffix(line, []byte("\n")))
+		if m == nil {
+			t.Fatalf("not a log record: %.100q", line)
+		}
+		content[string(m[2])] += string(m[4])
+		if m[3][0] == 'F' {
+			content[string(m[2])] += "\n"
+		}
+	}
+	return content
+}
+
+func (h *host) log(id string) map[string]string {
+	h.t.Helper()
+	text, err := os.ReadFile(filepath.Join(h.state, id+".log"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		h.t.Fatal(err)
+	}
+	return parseLog(h.t, text)
+}
+
+// killShim kills the supervisor and waits until it is gone.
+func (h *host) killShim() {
+	h.t.Helper()
+	pid := h.client.PID()
+	h.must(syscall.Kill(pid, syscall.SIGKILL))
+	h.eventually("the killed supervisor is gone", func() bool { return !alive(pid) })
+}
+
+// nothingLeft checks that a container which was not started, or was deleted, has left nothing.
+func (h *host) nothingLeft(id string) {
+	h.t.Helper()
+	for _, dir := range []string{"shim/c/" + id, "runtime/runc/" + id, "runtime/crun/" + id} {
+		if _, err := os.Lstat(filepath.Join(h.state, dir)); !errors.Is(err, os.ErrNotExist) {
+			h.t.Errorf("%s is left: %v", dir, err)
+		}
+	}
+	if h.cgroup.Exists("/" + h.name + "/" + id) {
+		h.t.Errorf("the cgroup of %s is left", id)
+	}
+	list, err := h.client.List(h.ctx())
+	h.must(err)
+	for _, c := range list {
+		if c.ID == id {
+			h.t.Errorf("%s is listed: %+v", id, c)
+		}
+	}
+}
+
+func mountHugetlb(t testing.TB) {
+	t.Helper()
+	const root = "/sys/fs/cgroup"
+	controllers, err := os.ReadFile(filepath.Join(root, "unified/cgroup.controllers"))
+	if errors.Is(err, os.ErrNotExist) || err == nil && !bytes.Contains(controllers, []byte("hugetlb")) {
+		return
+	}
+	if err != nil {
+		t.Fatalf("read controllers of the v2 hierarchy: %v", err)
+	}
+	dir := filepath.Join(root, "hugetlb")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("cgroup", dir, "cgroup", 0, "hugetlb"); err != nil && !errors.Is(err, syscall.EBUSY) {
+		t.Fatalf("mount hugetlb controller: %v", err)
+	}
+}

@@ -1,0 +1,192 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/shim/wire"
+)
+
+// maxDeposits bounds the descriptors that wait to be asked for.
+const maxDeposits = 1024
+
+// takeServeLock makes sure that only one supervisor serves the directory. One that
+// is about to end may hold the lock for a moment.
+func takeServeLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+		}
+	}
+}
+
+// listen opens the sockets, or takes those of a predecessor over.
+func (s *Supervisor) listen(handed *handover) error {
+	rpc, err := listenOn(filepath.Join(s.cfg.Dir, wire.Socket), "unix", handed.rpc)
+	if err != nil {
+		return err
+	}
+	if s.fds, err = listenOn(filepath.Join(s.cfg.Dir, wire.FDSocket), "unixpacket", handed.fds); err != nil {
+		return errors.Join(err, rpc.Close())
+	}
+	s.clients = &countingListener{Listener: rpc, none: s.leaveIfIdle}
+	return nil
+}
+
+func listenOn(path, network string, handed *os.File) (*net.UnixListener, error) {
+	if handed != nil {
+		defer handed.Close()
+		l, err := net.FileListener(handed)
+		if err != nil {
+			return nil, fmt.Errorf("take socket %s over: %w", path, err)
+		}
+		unixListener, ok := l.(*net.UnixListener)
+		if !ok {
+			return nil, errors.Join(fmt.Errorf("take socket %s over: it is a %T: %w", path, l, errdefs.ErrInternal), l.Close())
+		}
+		unixListener.SetUnlinkOnClose(false)
+		return unixListener, nil
+	}
+	// The serve lock is held, so nobody listens on what is there.
+	if err := remove(path); err != nil {
+		return nil, fmt.Errorf("remove stale socket: %w", err)
+	}
+	l, err := net.ListenUnix(network, &net.UnixAddr{Name: path, Net: network})
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	l.SetUnlinkOnClose(false) // a successor may be listening there by then
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("restrict socket: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+// serveFDs answers on the descriptor socket.
+func (s *Supervisor) serveFDs(ctx context.Context) {
+	for {
+		conn, err := s.fds.AcceptUnix()
+		if err != nil {
+			if ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+				s.log.Error("serve descriptors", "error", err)
+				s.stop()
+			}
+			return
+		}
+		s.wg.Go(func() {
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			defer stop()
+			defer conn.Close()
+			c := wire.NewFDConn(conn)
+			for c.Answer(s.answer) == nil {
+			}
+		})
+	}
+}
+
+// answer serves one request on the descriptor socket.
+func (s *Supervisor) answer(op, name string, files wire.Files) (wire.Files, func(), error) {
+	switch {
+	case op == "put" && strings.HasPrefix(name, "stdio/"):
+		return nil, nil, s.deposit(name, files)
+	case op == "put":
+		return nil, nil, s.takeBack(name, files)
+	case op == "get":
+		files.Close()
+		reply, err := s.lookUp(name)
+		return reply, reply.Close, err
+	default:
+		files.Close()
+		return nil, nil, fmt.Errorf("request %q: %w", op, errdefs.ErrInvalidArgument)
+	}
+}
+
+// lookUp returns duplicates of the descriptors known under name.
+func (s *Supervisor) lookUp(name string) (wire.Files, error) {
+	kind, rest, _ := strings.Cut(name, "/")
+	if kind == "attach" {
+		return s.withdraw(name), nil
+	}
+	id, execID, _ := strings.Cut(rest, "/")
+	c, err := s.find(id)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	found := wire.Files{}
+	switch {
+	case kind == "exec":
+		e := c.execs[execID]
+		if e == nil {
+			return nil, fmt.Errorf("exec %s: %w", execID, errdefs.ErrNotFound)
+		}
+		found[wire.Pidfd], found[wire.Console] = e.process.fd(), e.console
+	case c.io == nil:
+		found[wire.Pidfd] = c.init.fd()
+	default:
+		c.io.mu.Lock()
+		defer c.io.mu.Unlock()
+		found[wire.Pidfd], found[wire.Console] = c.init.fd(), c.io.console
+		found[wire.Stdout], found[wire.Stderr] = c.io.stdout, c.io.stderr
+		if c.rec.StdinOnce {
+			found[wire.Stdin] = c.io.stdin
+		}
+	}
+	return duplicates(found)
+}
+
+func duplicates(files wire.Files) (wire.Files, error) {
+	reply := wire.Files{}
+	for kind, f := range files {
+		if f == nil {
+			continue
+		}
+		dup, err := wire.Dup(f)
+		if err != nil {
+			reply.Close()
+			return nil, err
+		}
+		reply[kind] = dup
+	}
+	return reply, nil
+}
+
+// deposit keeps files until they are withdrawn, or until the session changes.
+func (s *Supervisor) deposit(name string, files wire.Files) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.deposits) >= maxDeposits {
+		files.Close()
+		return fmt.Errorf("%d deposits of descriptors are waiting: %w", len(s.deposits), errdefs.ErrResourceExhausted)
+	}
+	s.deposits[name].Close()
+	s.deposits[name] = files
+	return nil
+}
+
+// withdraw returns what was deposited; the caller closes it.
+func (s *Supervisor) withdraw(name string) wire.Files {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	files := s.deposits[name]
+	delete(s.deposits, name)
+	return files
+}

@@ -1,0 +1,236 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/ociruntime/staticelf"
+	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/shim/wire"
+)
+
+const (
+	// nobody is the user an infra process runs as.
+	nobody = 65534
+	// pauseProgram is the only file in an infra process's root directory.
+	pauseProgram = "pause"
+	// lastCapability is beyond the highest that any kernel knows; dropping ends at EINVAL.
+	lastCapability = 63
+)
+
+// startInfra starts the process that holds a pod's PID namespace.
+func (s *Supervisor) startInfra(ctx context.Context, req *wire.StartInfraRequest) (record, error) {
+	if err := checkID("infra ID", req.Id); err != nil {
+		return record{}, err
+	}
+	for {
+		c, mine := s.claimID(record{Version: recordVersion, ID: req.Id, Infra: true, Cgroup: req.CgroupPath, State: stateStarting})
+		if mine {
+			err := c.startInfra(req)
+			c.release()
+			return c.record(), err
+		}
+		if err := c.acquire(ctx); err != nil {
+			return record{}, err
+		}
+		got, gone := c.record(), c.isGone()
+		c.release()
+		if !gone {
+			return got, nil
+		}
+	}
+}
+
+// startInfra is StartInfra for one that was just made. After an error nothing of it is left.
+func (c *container) startInfra(req *wire.StartInfraRequest) error {
+	err := c.tryStartInfra(req)
+	if err == nil {
+		close(c.ready)
+		return nil
+	}
+	err = fmt.Errorf("start infra process %s: %w", c.id, err)
+	c.mu.Lock()
+	c.failed = true
+	c.mu.Unlock()
+	close(c.ready)
+	if c.init.pid > 1 && c.init.running() {
+		if pidfd := c.init.fd(); pidfd != nil {
+			err = errors.Join(err, proc.Signal(pidfd, syscall.SIGKILL))
+			<-c.init.done
+		}
+	}
+	return errors.Join(err, c.dispose())
+}
+
+func (c *container) tryStartInfra(req *wire.StartInfraRequest) error {
+	if err := os.Mkdir(c.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	root, err := c.s.infraRoot()
+	if err != nil {
+		return err
+	}
+	// The program waits for a byte, which it gets once the record names it: if this
+	// process dies before, it reads the end of its stdin and exits.
+	stdin, word, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("make pipe: %w", err)
+	}
+	defer word.Close()
+	pid, err := c.s.children.start(func() (int, error) { return spawnInfra(root, stdin, req) }, c.init.exited)
+	stdin.Close()
+	if err != nil {
+		return err
+	}
+	c.init.pid = pid
+	stat, err := proc.Read(pid)
+	if err != nil {
+		return err
+	}
+	c.init.started = stat.Started
+	pidfd, err := proc.Open(pid, stat.Started)
+	if err != nil {
+		return err
+	}
+	c.init.mu.Lock()
+	c.init.pidfd = pidfd
+	c.init.mu.Unlock()
+	if req.CgroupPath != "" {
+		if err := c.s.cfg.Cgroups.AddProc(req.CgroupPath, pid); err != nil {
+			return fmt.Errorf("join cgroup: %w", err)
+		}
+	}
+	err = c.change(func(r *record) {
+		r.State, r.PID, r.Started, r.StartedNano = stateRunning, pid, stat.Started, time.Now().UnixNano()
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := word.Write([]byte{1}); err != nil {
+		return fmt.Errorf("let it go on: %w", err)
+	}
+	return nil
+}
+
+// infraRoot makes the directory that infra processes have as their root.
+func (s *Supervisor) infraRoot() (string, error) {
+	root := filepath.Join(s.cfg.Dir, "infra")
+	program, err := staticelf.Pause()
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return "", fmt.Errorf("make infra root: %w", err)
+	}
+	path := filepath.Join(root, pauseProgram)
+	if exists(path) {
+		return root, nil
+	}
+	if err := os.WriteFile(path+".new", program, 0o555); err != nil { //nolint:gosec // it is a program
+		return "", fmt.Errorf("write infra program: %w", err)
+	}
+	// The file must not be open for writing in a child that is being forked when it is executed.
+	if err := os.Rename(path+".new", path); err != nil {
+		return "", fmt.Errorf("write infra program: %w", err)
+	}
+	return root, nil
+}
+
+// spawnInfra forks from a thread that has entered the namespaces and has a mount
+// namespace with nothing but root in it, so that no mount of the host stays busy
+// in there. The thread ends with its goroutine; it must not serve anybody else.
+func spawnInfra(root string, stdin *os.File, req *wire.StartInfraRequest) (pid int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked
+		if err = enterInfra(root, req); err != nil {
+			return
+		}
+		pid, err = syscall.ForkExec("/"+pauseProgram, []string{pauseProgram}, &syscall.ProcAttr{
+			Dir: "/", Files: []uintptr{stdin.Fd()},
+			Sys: &syscall.SysProcAttr{
+				Setsid: true, Cloneflags: syscall.CLONE_NEWPID,
+				Credential: &syscall.Credential{Uid: nobody, Gid: nobody},
+			},
+		})
+		if err != nil {
+			err = fmt.Errorf("execute built-in program: %w", err)
+		}
+	}()
+	<-done
+	return pid, err
+}
+
+func enterInfra(root string, req *wire.StartInfraRequest) error {
+	for _, ns := range []struct {
+		path string
+		kind int
+	}{{req.NetNs, unix.CLONE_NEWNET}, {req.IpcNs, unix.CLONE_NEWIPC}, {req.UtsNs, unix.CLONE_NEWUTS}} {
+		if ns.path == "" {
+			continue
+		}
+		if err := joinNamespace(ns.path, ns.kind); err != nil {
+			return err
+		}
+	}
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare mount namespace: %w", err)
+	}
+	if err := enterRoot(root); err != nil {
+		return fmt.Errorf("enter empty root: %w", err)
+	}
+	for capability := range uintptr(lastCapability) {
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("drop capability %d: %w", capability, err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid new privileges: %w", err)
+	}
+	return nil
+}
+
+func joinNamespace(path string, kind int) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open namespace %s: %w", path, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.Setns(fd, kind); err != nil {
+		return fmt.Errorf("join namespace %s: %w", path, err)
+	}
+	return nil
+}
+
+// enterRoot makes root, read-only, the only mount of the thread's mount namespace.
+func enterRoot(root string) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount(root, root, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind root: %w", err)
+	}
+	if err := unix.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("detach host mounts: %w", err)
+	}
+	const flags = unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
+	if err := unix.Mount("", "/", "", flags, ""); err != nil {
+		return fmt.Errorf("make root read-only: %w", err)
+	}
+	return unix.Chdir("/")
+}

@@ -1,0 +1,376 @@
+package supervisor
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/shim/crilog"
+	"github.com/berth-runtime/berth/internal/shim/wire"
+)
+
+const (
+	// fifoMode lets every user of the container open its own /dev/stdout again; the
+	// directory above keeps everybody else out.
+	fifoMode = 0o666
+	// maxTerminalDrain bounds what is read from a terminal after its container ended.
+	maxTerminalDrain = 1 << 20
+	// tapBuffer is how far the reader of an attachment may lag behind.
+	tapBuffer = 1 << 20
+)
+
+// stdio is everything that connects a container with the supervisor: its FIFOs or
+// its terminal, the log, and whoever is attached.
+type stdio struct {
+	log    *slog.Logger
+	writer *crilog.Writer
+	wg     *sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows
+	stdout  *os.File   // read end, non-blocking
+	stderr  *os.File
+	stdin   *os.File // write end, non-blocking
+	console *os.File // master, non-blocking
+
+	// taps is guarded by the writer's lock, under which output passes.
+	taps map[string]*tap
+}
+
+// tap is one attachment: copies of the output go to pipes.
+type tap struct {
+	session        string
+	stdin          bool
+	stdout, stderr *os.File // write ends, non-blocking
+}
+
+func (t *tap) close() {
+	for _, f := range []*os.File{t.stdout, t.stderr} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// theirs are the container's ends.
+type theirs struct{ stdin, stdout, stderr *os.File }
+
+func (t theirs) close() {
+	for _, f := range []*os.File{t.stdin, t.stdout, t.stderr} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+func newStdio(log *slog.Logger, wg *sync.WaitGroup, dir string, rec *record) (*stdio, error) {
+	writer, err := crilog.Open(rec.LogPath, filepath.Join(dir, spoolFile), rec.LogInode)
+	if err != nil {
+		return nil, err
+	}
+	rec.LogInode = writer.Inode()
+	o := &stdio{log: log, writer: writer, wg: wg, taps: map[string]*tap{}}
+	writer.Tap = o.copyToTaps
+	return o, nil
+}
+
+// makeFIFOs makes the FIFOs of a new container and opens both sides.
+func (o *stdio) makeFIFOs(dir string, rec *record) (theirs, error) {
+	var t theirs
+	if rec.Terminal {
+		return t, nil
+	}
+	names := []string{stdoutFIFO, stderrFIFO}
+	if rec.Stdin {
+		names = append(names, stdinFIFO)
+	}
+	for _, name := range names {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(unix.Mkfifo(path, fifoMode), unix.Chmod(path, fifoMode)); err != nil {
+			return t, fmt.Errorf("make FIFO %s: %w", name, err)
+		}
+	}
+	var err error
+	// Read-write on the container's side: there is always a reader, so that it gets
+	// no SIGPIPE while there is no supervisor.
+	if t.stdout, err = openFIFO(dir, stdoutFIFO, unix.O_RDWR); err != nil {
+		return t, err
+	}
+	if t.stderr, err = openFIFO(dir, stderrFIFO, unix.O_RDWR); err != nil {
+		return t, err
+	}
+	if rec.Stdin {
+		// Stdin that is to end some day must not have the container itself as a writer;
+		// the open must not wait for one, the reads must.
+		mode := unix.O_RDWR
+		if rec.StdinOnce {
+			mode = unix.O_RDONLY | unix.O_NONBLOCK
+		}
+		if t.stdin, err = openFIFO(dir, stdinFIFO, mode); err != nil {
+			return t, err
+		}
+	}
+	if err := o.openFIFOs(dir, rec); err != nil {
+		return t, err
+	}
+	if t.stdin != nil {
+		if err := unix.SetNonblock(int(t.stdin.Fd()), false); err != nil {
+			return t, fmt.Errorf("make stdin blocking: %w", err)
+		}
+	}
+	return t, nil
+}
+
+// openFIFOs opens the supervisor's side.
+func (o *stdio) openFIFOs(dir string, rec *record) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if rec.Terminal {
+		return nil
+	}
+	var err error
+	if o.stdout == nil {
+		if o.stdout, err = openFIFO(dir, stdoutFIFO, unix.O_RDONLY|unix.O_NONBLOCK); err != nil {
+			return err
+		}
+	}
+	if o.stderr == nil {
+		if o.stderr, err = openFIFO(dir, stderrFIFO, unix.O_RDONLY|unix.O_NONBLOCK); err != nil {
+			return err
+		}
+	}
+	if rec.Stdin && !rec.StdinClosed && o.stdin == nil {
+		o.stdin, err = openFIFO(dir, stdinFIFO, unix.O_WRONLY|unix.O_NONBLOCK)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // the container has closed its stdin
+		}
+	}
+	return err
+}
+
+func openFIFO(dir, name string, mode int) (*os.File, error) {
+	path := filepath.Join(dir, name)
+	for {
+		fd, err := unix.Open(path, mode|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open FIFO %s: %w", name, err)
+		}
+		return os.NewFile(uintptr(fd), path), nil
+	}
+}
+
+// setConsole takes the master side of the container's terminal.
+func (o *stdio) setConsole(console *os.File) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.console = console
+}
+
+// run starts to log.
+func (o *stdio) run() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.stdout != nil {
+		o.pump(o.stdout, func(fd int) (int, error) { return o.writer.Copy(crilog.Stdout, fd) })
+	}
+	if o.stderr != nil {
+		o.pump(o.stderr, func(fd int) (int, error) { return o.writer.Copy(crilog.Stderr, fd) })
+	}
+	if o.console != nil {
+		o.pump(o.console, o.writer.CopyTerminal)
+	}
+}
+
+// pump copies until the last writer is gone or the file is closed. While there is
+// nothing to copy it holds no buffer.
+func (o *stdio) pump(file *os.File, move func(fd int) (int, error)) {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		o.log.Error("read output", "file", file.Name(), "error", err)
+		return
+	}
+	o.wg.Go(func() {
+		var failed error
+		err := raw.Read(func(fd uintptr) bool {
+			for {
+				_, err := move(int(fd))
+				switch {
+				case err == nil:
+				case errors.Is(err, unix.EAGAIN):
+					return false
+				default:
+					failed = err
+					return true
+				}
+			}
+		})
+		if err == nil && !errors.Is(failed, io.EOF) && !errors.Is(failed, os.ErrClosed) {
+			o.log.Error("read output", "file", file.Name(), "error", failed)
+		}
+	})
+}
+
+// drain logs what was written before the container ended. Another process may
+// still hold the FIFO and go on writing, so the end is what was in it by now.
+func (o *stdio) drain() {
+	o.mu.Lock()
+	stdout, stderr, console := o.stdout, o.stderr, o.console
+	o.mu.Unlock()
+	drain(stdout, buffered, func(fd int) (int, error) { return o.writer.Copy(crilog.Stdout, fd) })
+	drain(stderr, buffered, func(fd int) (int, error) { return o.writer.Copy(crilog.Stderr, fd) })
+	drain(console, func(int) int { return maxTerminalDrain }, o.writer.CopyTerminal)
+}
+
+func buffered(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+func drain(file *os.File, amount func(fd int) int, move func(fd int) (int, error)) {
+	if file == nil {
+		return
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return // closed
+	}
+	_ = raw.Control(func(fd uintptr) { // fails only when the file is closed
+		for left := amount(int(fd)); left > 0; {
+			n, err := move(int(fd))
+			if err != nil {
+				return
+			}
+			left -= n
+		}
+	})
+}
+
+// copyToTaps is called with the writer's lock held.
+func (o *stdio) copyToTaps(stream crilog.Stream, data []byte) {
+	for id, t := range o.taps {
+		to := t.stdout
+		if stream == crilog.Stderr {
+			to = t.stderr
+		}
+		if to == nil {
+			continue
+		}
+		if err := writeAll(to, data); err != nil {
+			// The reader is gone, or so slow that it would hold up the log.
+			delete(o.taps, id)
+			t.close()
+		}
+	}
+}
+
+// writeAll writes without waiting.
+func writeAll(to *os.File, data []byte) error {
+	raw, err := to.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	var writeErr error
+	if err := raw.Control(func(fd uintptr) { n, writeErr = unix.Write(int(fd), data) }); err != nil {
+		return err
+	}
+	if writeErr == nil && n < len(data) {
+		return io.ErrShortWrite
+	}
+	return writeErr
+}
+
+// attach adds a tap and returns the reader's ends.
+func (o *stdio) attach(session string, stdin, terminal bool) (string, wire.Files, error) {
+	files := wire.Files{}
+	t := &tap{session: session, stdin: stdin}
+	var err error
+	if files[wire.Stdout], t.stdout, err = tapPipe(); err != nil {
+		return "", nil, err
+	}
+	if !terminal {
+		if files[wire.Stderr], t.stderr, err = tapPipe(); err != nil {
+			t.close()
+			files[wire.Stdout].Close()
+			return "", nil, err
+		}
+	}
+	o.mu.Lock()
+	input := o.stdin
+	if terminal {
+		input = o.console
+	}
+	if stdin && input != nil {
+		files[wire.Stdin], err = wire.Dup(input)
+	}
+	o.mu.Unlock()
+	if err != nil {
+		t.close()
+		delete(files, wire.Stdin)
+		files.Close()
+		return "", nil, err
+	}
+	id := rand.Text()
+	o.writer.Locked(func() { o.taps[id] = t })
+	return id, files, nil
+}
+
+func tapPipe() (r, w *os.File, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, nil, fmt.Errorf("make attach pipe: %w", err)
+	}
+	// Refused only when the user is over the limit on pipe memory; then the default size must do.
+	_, _ = unix.FcntlInt(uintptr(p[1]), unix.F_SETPIPE_SZ, tapBuffer)
+	return os.NewFile(uintptr(p[0]), "attach"), os.NewFile(uintptr(p[1]), "attach"), nil
+}
+
+// detach removes the taps for which gone is true, and says whether one of them had stdin.
+func (o *stdio) detach(gone func(id string, t *tap) bool) (hadStdin bool) {
+	o.writer.Locked(func() {
+		for id, t := range o.taps {
+			if gone(id, t) {
+				hadStdin = hadStdin || t.stdin
+				delete(o.taps, id)
+				t.close()
+			}
+		}
+	})
+	return hadStdin
+}
+
+// closeStdin closes the supervisor's write end.
+func (o *stdio) closeStdin() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.stdin != nil {
+		o.stdin.Close()
+		o.stdin = nil
+	}
+}
+
+// close ends logging and closes everything.
+func (o *stdio) close() error {
+	o.mu.Lock()
+	for _, f := range []**os.File{&o.stdout, &o.stderr, &o.stdin, &o.console} {
+		if *f != nil {
+			(*f).Close()
+			*f = nil
+		}
+	}
+	o.mu.Unlock()
+	o.detach(func(string, *tap) bool { return true })
+	return o.writer.Close()
+}

@@ -1,0 +1,160 @@
+package supervisor
+
+import (
+	"os"
+	"sync"
+	"time"
+
+	"github.com/berth-runtime/berth/internal/shim/proc"
+)
+
+// unknownCode is the exit code of a process whose status nobody could learn.
+const unknownCode = 255
+
+// process is a container's init or an exec, from its start until it is forgotten.
+type process struct {
+	pid     int
+	started uint64
+	// onExit is called once, with the outcome in place, before done is closed. It may
+	// be called with the reaper's lock held, so it must not wait for a child.
+	onExit func(p *process)
+	done   chan struct{}
+
+	mu     sync.Mutex // guards what follows
+	pidfd  *os.File   // nil when it ended before it could be opened
+	gone   bool       // it was not found by this process
+	ended  bool
+	status uint32
+	known  bool
+	reason string
+	at     time.Time
+}
+
+func newProcess(onExit func(*process)) *process {
+	return &process{onExit: onExit, done: make(chan struct{})}
+}
+
+// exited records the outcome; the first one counts.
+func (p *process) exited(status uint32) { p.end(status, true, "", time.Now()) }
+
+func (p *process) end(status uint32, known bool, reason string, at time.Time) {
+	p.mu.Lock()
+	if p.ended {
+		p.mu.Unlock()
+		return
+	}
+	p.ended, p.status, p.known, p.reason, p.at = true, status, known, reason, at
+	p.mu.Unlock()
+	if p.onExit != nil {
+		p.onExit(p)
+	}
+	close(p.done)
+}
+
+// outcome returns exit code, signal and whether they are known. It is valid once done is closed.
+func (p *process) outcome() (code, sig int, known bool, reason string, at time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.known {
+		return unknownCode, 0, false, p.reason, p.at
+	}
+	code, sig = decode(p.status)
+	return code, sig, true, "", p.at
+}
+
+func (p *process) running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// fd returns the pidfd, nil when there is none.
+func (p *process) fd() *os.File {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pidfd
+}
+
+// lost tells whether nothing in this process will ever learn how p ended.
+func (p *process) lost() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.gone && !p.ended
+}
+
+// close releases the pidfd. A goroutine that watches the process ends with it.
+func (p *process) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd != nil {
+		p.pidfd.Close()
+		p.pidfd = nil
+	}
+}
+
+// follow learns of the end of a process that was started by the OCI runtime just
+// now (started is 0) or by a predecessor. It returns false when the process is
+// gone and only a pidfd that somebody else holds can tell its status.
+func (s *Supervisor) follow(p *process) bool {
+	found := s.tryFollow(p)
+	p.mu.Lock()
+	p.gone = !found
+	p.mu.Unlock()
+	return found
+}
+
+func (s *Supervisor) tryFollow(p *process) bool {
+	stat, ours := s.children.adopt(p.pid, p.exited)
+	switch {
+	case stat.PID == 0: // ended: told by adopt, or reaped by somebody else
+		return ours
+	case p.started == 0:
+		p.started = stat.Started
+	case stat.Started != p.started: // the ID belongs to another process by now
+		if ours {
+			s.children.disown(p.pid)
+		}
+		return false
+	}
+	pidfd, err := proc.Open(p.pid, p.started)
+	if err != nil {
+		return ours // a child is told of by the reaper, also without a pidfd
+	}
+	p.mu.Lock()
+	p.pidfd = pidfd
+	p.mu.Unlock()
+	if !ours {
+		s.watch(p, pidfd)
+	}
+	return true
+}
+
+// watch waits for a process that is not a child of this one.
+func (s *Supervisor) watch(p *process, pidfd *os.File) {
+	s.wg.Go(func() {
+		if err := proc.Wait(pidfd); err != nil {
+			return // closed: nobody wants to know any more
+		}
+		s.learn(p, pidfd)
+	})
+}
+
+// learn asks a pidfd how its process ended.
+func (s *Supervisor) learn(p *process, pidfd *os.File) {
+	status, err := proc.ExitStatus(pidfd, p.pid, p.started)
+	if err != nil {
+		p.end(0, false, err.Error(), time.Now())
+		return
+	}
+	p.exited(status)
+}
+
+// disown forgets a child that was adopted by mistake.
+func (c *children) disown(pid int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.watched, pid)
+}

@@ -1,0 +1,125 @@
+package supervisor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/ociruntime"
+)
+
+// Files in a container's directory.
+const (
+	recordFile = "record.json"
+	pidFile    = "pid"
+	spoolFile  = "spool"
+	stdinFIFO  = "in"
+	stdoutFIFO = "out"
+	stderrFIFO = "err"
+	execPrefix = "exec-"
+)
+
+// recordVersion is the version of the record's format.
+const recordVersion = 1
+
+// States of a record. A starting container is undone by a successor unless its
+// PID file says that the OCI runtime had got through.
+const (
+	stateStarting = "starting"
+	stateRunning  = "running" // or ended: that is in the journal
+)
+
+// record is what a successor must know of a container. It is written before
+// acting and replaced by rename, without fsync: no container outlives the kernel.
+type record struct {
+	Version   int                `json:"version"`
+	ID        string             `json:"id"`
+	SandboxID string             `json:"sandbox,omitempty"`
+	Bundle    string             `json:"bundle,omitempty"`
+	Handler   ociruntime.Handler `json:"handler"`
+	Terminal  bool               `json:"terminal,omitempty"`
+	Stdin     bool               `json:"stdin,omitempty"`
+	StdinOnce bool               `json:"stdin_once,omitempty"`
+	LogPath   string             `json:"log_path,omitempty"`
+	Cgroup    string             `json:"cgroup,omitempty"`
+	Deadline  time.Duration      `json:"deadline"`
+	Infra     bool               `json:"infra,omitempty"`
+
+	State       string `json:"state"`
+	PID         int    `json:"pid,omitempty"`
+	Started     uint64 `json:"started,omitempty"`
+	StartedNano int64  `json:"started_at,omitempty"`
+	LogInode    uint64 `json:"log_inode,omitempty"`
+	StdinClosed bool   `json:"stdin_closed,omitempty"`
+}
+
+// execRecord is what a successor must know of an exec.
+type execRecord struct {
+	ID      string `json:"id"`
+	Session string `json:"session"`
+	PID     int    `json:"pid"`
+	Started uint64 `json:"started"`
+}
+
+// save replaces the JSON file at path.
+func save(path string, value any) error {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
+	}
+	fresh := path + ".new"
+	if err := os.WriteFile(fresh, text, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", filepath.Base(path), err), remove(fresh))
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", filepath.Base(path), err), remove(fresh))
+	}
+	return nil
+}
+
+// load reads a record.
+func load(dir string) (record, error) {
+	text, err := os.ReadFile(filepath.Join(dir, recordFile))
+	if err != nil {
+		return record{}, fmt.Errorf("read record: %w", err)
+	}
+	return parseRecord(text, filepath.Base(dir))
+}
+
+func parseRecord(text []byte, id string) (record, error) {
+	var r record
+	if err := json.Unmarshal(text, &r); err != nil {
+		return record{}, fmt.Errorf("parse record: %w", err)
+	}
+	if r.Version != recordVersion || r.ID != id || r.State == stateRunning && r.PID <= 1 {
+		return record{}, fmt.Errorf("parse record: version %d, ID %q, PID %d make no sense: %w", r.Version, r.ID, r.PID, errdefs.ErrInternal)
+	}
+	return r, nil
+}
+
+// remove removes a file that may not be there.
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// checkID refuses what would not be a plain name in a directory.
+func checkID(field, id string) error {
+	const maxID = 128
+	if id == "" || id == "." || id == ".." || len(id) > maxID {
+		return fmt.Errorf("%s %q is empty, a directory link or longer than %d: %w", field, id, maxID, errdefs.ErrInvalidArgument)
+	}
+	for _, r := range id {
+		if r != '-' && r != '_' && r != '.' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') {
+			return fmt.Errorf("%s %q holds %q: %w", field, id, r, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}

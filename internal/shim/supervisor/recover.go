@@ -1,0 +1,332 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/shim/journal"
+	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/shim/wire"
+)
+
+// lostReason is why an exit is unknown when nobody held a pidfd that could tell.
+const lostReason = "the process ended while no supervisor was there, and its exit status was not kept by anybody"
+
+// recoverAll takes over every container in the directory. What cannot be read is
+// set aside and never stops the start.
+func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
+	entries, err := os.ReadDir(s.containersDir())
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	for _, entry := range entries {
+		dir := filepath.Join(s.containersDir(), entry.Name())
+		rec, err := load(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			err = os.RemoveAll(dir) // killed before the record was written: nothing was done yet
+		}
+		if err != nil {
+			s.log.Error("set aside a container that cannot be read", "directory", entry.Name(), "error", err)
+			aside := filepath.Join(s.cfg.Dir, fmt.Sprintf("unreadable-%s-%d", entry.Name(), time.Now().UnixNano()))
+			if err := os.Rename(dir, aside); err != nil {
+				s.log.Error("set aside a container", "directory", entry.Name(), "error", err)
+			}
+			continue
+		}
+		if rec.ID == "" {
+			continue
+		}
+		c := s.newContainer(rec)
+		s.containers[c.id] = c
+		s.resume(ctx, c, handed)
+	}
+	s.session = handed.session
+	for _, t := range handed.taps {
+		if c := s.containers[t.container]; c != nil && c.io != nil {
+			c.io.writer.Locked(func() { c.io.taps[t.id] = t.tap })
+		} else {
+			t.tap.close()
+		}
+	}
+	return s.journal.Keep(func(id string) bool { return s.containers[id] != nil })
+}
+
+// resume takes over one container. It holds the token, like a start.
+func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover) {
+	rec := c.record()
+	if rec.State == stateStarting && !c.gotThrough() {
+		s.log.Info("undo a start that was cut off", "container", c.id)
+		s.wg.Go(func() {
+			defer c.release()
+			if err := c.undoStart(false); err != nil {
+				s.log.Error("undo a start that was cut off", "container", c.id, "error", err)
+			}
+		})
+		return
+	}
+	defer c.release()
+	if !rec.Infra {
+		if err := c.resumeIO(handed.files[containerName(c.id)]); err != nil {
+			s.log.Error("resume the output of a container", "container", c.id, "error", err)
+		}
+	}
+	c.resumeInit()
+	close(c.ready)
+	if e, ok := s.journal.Last(c.id); ok {
+		c.resumeExit(e)
+	}
+	c.resumeExecs(ctx, handed)
+}
+
+// gotThrough completes the record of a start whose OCI runtime had finished.
+func (c *container) gotThrough() bool {
+	rec := c.record()
+	if rec.Infra {
+		return false
+	}
+	pid, err := ociruntime.ReadPID(filepath.Join(c.dir, pidFile))
+	if err != nil {
+		return false
+	}
+	var started uint64
+	if _, recorded := c.s.journal.Last(c.id); !recorded {
+		// The runtime wrote the ID a moment ago; that the process is in the container's
+		// cgroup excludes what little doubt is left.
+		procs, err := c.s.cfg.Cgroups.Procs(rec.Cgroup, true)
+		if rec.Cgroup != "" && (err != nil || !slices.Contains(procs, pid)) {
+			return false
+		}
+		stat, err := proc.Read(pid)
+		if err != nil {
+			return false
+		}
+		started = stat.Started
+	}
+	err = c.change(func(r *record) {
+		r.State, r.PID, r.Started, r.StartedNano = stateRunning, pid, started, time.Now().UnixNano()
+	})
+	if err != nil {
+		c.s.log.Error("complete the record of a start", "container", c.id, "error", err)
+	}
+	return err == nil
+}
+
+// resumeIO opens log and FIFOs again; what a predecessor handed over is used as it is.
+func (c *container) resumeIO(files wire.Files) error {
+	rec := c.record()
+	inode := rec.LogInode
+	io, err := newStdio(c.s.log, &c.s.wg, c.dir, &rec)
+	if err != nil {
+		return err
+	}
+	io.stdout, io.stderr, io.stdin, io.console = files[wire.Stdout], files[wire.Stderr], files[wire.Stdin], files[wire.Console]
+	c.mu.Lock()
+	c.io = io
+	c.mu.Unlock()
+	if rec.LogInode != inode {
+		if err := c.change(func(r *record) { r.LogInode = rec.LogInode }); err != nil {
+			return err
+		}
+	}
+	if err := io.openFIFOs(c.dir, &rec); err != nil {
+		return err
+	}
+	io.run()
+	return nil
+}
+
+// resumeInit finds the init process. One that is gone, and whose exit is not in
+// the journal, is lost until a client hands back a pidfd, or says that it has none.
+func (c *container) resumeInit() {
+	rec := c.record()
+	c.init.pid, c.init.started = rec.PID, rec.Started
+	if _, recorded := c.s.journal.Last(c.id); recorded {
+		return
+	}
+	if !c.s.followRecorded(c.init) {
+		c.s.log.Warn("the process of a container is gone", "container", c.id, "pid", rec.PID)
+	}
+}
+
+// followRecorded is follow for a process whose start time is on record; without
+// one its ID says nothing.
+func (s *Supervisor) followRecorded(p *process) bool {
+	if p.started != 0 {
+		return s.follow(p)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gone = true
+	return false
+}
+
+// resumeExit continues an exit that is in the journal.
+func (c *container) resumeExit(e journal.Entry) {
+	p := c.init
+	p.mu.Lock()
+	p.ended, p.status, p.known, p.reason, p.at = true, e.Status, e.Known, e.Reason, time.Unix(0, e.AtNano)
+	p.mu.Unlock()
+	close(p.done)
+	if !e.Final {
+		c.s.wg.Go(func() { c.finish(e) })
+		return
+	}
+	c.mu.Lock()
+	c.exit = &e
+	c.mu.Unlock()
+	c.s.publish(c)
+	close(c.over)
+}
+
+// resumeExecs takes over the execs that a predecessor had started. One that was
+// being started was reported to its client as failed, so it is ended.
+func (c *container) resumeExecs(ctx context.Context, handed *handover) {
+	entries, err := os.ReadDir(c.dir)
+	if err != nil {
+		c.s.log.Error("list execs", "container", c.id, "error", err)
+		return
+	}
+	for _, entry := range entries {
+		id, found := strings.CutPrefix(entry.Name(), execPrefix)
+		if !found {
+			continue
+		}
+		if err := c.resumeExec(ctx, id, handed.files[execName(c.id, id)]); err != nil {
+			c.s.log.Error("resume exec", "container", c.id, "exec", id, "error", err)
+		}
+	}
+}
+
+func (c *container) resumeExec(ctx context.Context, id string, files wire.Files) error {
+	e, err := c.newExecution(id, "")
+	if err != nil {
+		return err
+	}
+	defer close(e.ready)
+	text, err := os.ReadFile(filepath.Join(e.dir, recordFile))
+	var rec execRecord
+	if err == nil {
+		err = json.Unmarshal(text, &rec)
+	}
+	if err != nil {
+		return c.undoExec(ctx, e)
+	}
+	e.session, e.process.pid, e.process.started, e.console = rec.Session, rec.PID, rec.Started, files[wire.Console]
+	if !c.s.followRecorded(e.process) {
+		c.s.log.Warn("the process of an exec is gone", "container", c.id, "exec", id, "pid", rec.PID)
+	}
+	return nil
+}
+
+// undoExec ends an exec whose start was cut off.
+func (c *container) undoExec(ctx context.Context, e *execution) error {
+	if pid, err := ociruntime.ReadPID(filepath.Join(e.dir, pidFile)); err == nil {
+		if stat, err := proc.Read(pid); err == nil {
+			e.process.pid, e.process.started = pid, stat.Started
+			if err := c.killTree(ctx, e.process); err != nil {
+				return err
+			}
+		}
+	}
+	return c.dropExecution(e)
+}
+
+// takeBack accepts what a client kept of a container or an exec: the terminal and
+// the write end of a stdin, which cannot be opened by name, and a pidfd, which
+// may know how a process ended that is gone.
+func (s *Supervisor) takeBack(name string, files wire.Files) error {
+	defer files.Close() // what is taken is taken out of it
+	kind, rest, _ := strings.Cut(name, "/")
+	id, execID, _ := strings.Cut(rest, "/")
+	c, err := s.find(id)
+	if err != nil {
+		return nil //nolint:nilerr // it was deleted meanwhile; the client need not know
+	}
+	if kind == "exec" {
+		e, err := c.execution(execID)
+		if err != nil {
+			return nil //nolint:nilerr // its start was undone, or it was released meanwhile
+		}
+		c.mu.Lock()
+		if e.console == nil {
+			e.console = files[wire.Console]
+			delete(files, wire.Console)
+		}
+		c.mu.Unlock()
+		s.takePidfd(e.process, files)
+		return nil
+	}
+	c.takeStdio(files)
+	s.takePidfd(c.init, files)
+	return nil
+}
+
+func (c *container) takeStdio(files wire.Files) {
+	c.mu.Lock()
+	io, closed := c.io, c.rec.StdinClosed
+	c.mu.Unlock()
+	if io == nil {
+		return
+	}
+	io.mu.Lock()
+	defer io.mu.Unlock()
+	if io.stdin == nil && files[wire.Stdin] != nil && !closed {
+		io.stdin = files[wire.Stdin]
+		delete(files, wire.Stdin)
+	}
+	if io.console == nil && files[wire.Console] != nil {
+		io.console = files[wire.Console]
+		delete(files, wire.Console)
+		io.pump(io.console, io.writer.CopyTerminal)
+	}
+}
+
+func (s *Supervisor) takePidfd(p *process, files wire.Files) {
+	if pidfd := files[wire.Pidfd]; pidfd != nil && p.lost() {
+		s.learn(p, pidfd)
+	}
+}
+
+// settle ends the wait for pidfds: what is lost now is unknown.
+func (s *Supervisor) settle() {
+	s.mu.Lock()
+	list := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		list = append(list, c)
+	}
+	s.mu.Unlock()
+	for _, c := range list {
+		if !c.isReady() {
+			continue
+		}
+		settleProcess(c.init)
+		c.mu.Lock()
+		execs := make([]*execution, 0, len(c.execs))
+		for _, e := range c.execs {
+			execs = append(execs, e)
+		}
+		c.mu.Unlock()
+		for _, e := range execs {
+			select {
+			case <-e.ready:
+				settleProcess(e.process)
+			default:
+			}
+		}
+	}
+}
+
+// settleProcess gives up a process that is lost: gone, and its exit with it.
+func settleProcess(p *process) {
+	if p.lost() {
+		p.end(0, false, lostReason, time.Now())
+	}
+}

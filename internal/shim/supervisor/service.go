@@ -1,0 +1,405 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/shim/wire"
+)
+
+// service is the protocol's edge: it translates messages and errors.
+type service struct{ s *Supervisor }
+
+// gated runs an operation that an upgrade must wait for.
+func gated[T any](g *service, operation func() (*T, error)) (*T, error) {
+	leave, err := g.s.gate.enter()
+	if err != nil {
+		return nil, wire.Encode(err)
+	}
+	defer leave()
+	result, err := operation()
+	if err != nil {
+		return nil, wire.Encode(err)
+	}
+	return result, nil
+}
+
+// on runs an operation on one container.
+func (g *service) on(id string, operation func(c *container) error) (*wire.Empty, error) {
+	return gated(g, func() (*wire.Empty, error) {
+		c, err := g.s.find(id)
+		if err == nil {
+			err = operation(c)
+		}
+		return &wire.Empty{}, err
+	})
+}
+
+func containerName(id string) string { return "container/" + id }
+
+func execName(containerID, id string) string { return "exec/" + containerID + "/" + id }
+
+func durationOf(nano int64) time.Duration {
+	const fallback = 2 * time.Minute
+	if nano <= 0 {
+		return fallback
+	}
+	return time.Duration(nano)
+}
+
+func (g *service) Hello(_ context.Context, req *wire.HelloRequest) (*wire.HelloResponse, error) {
+	return gated(g, func() (*wire.HelloResponse, error) {
+		g.s.mu.Lock()
+		changed := g.s.session != req.Session
+		g.s.session = req.Session
+		var list []*container
+		for _, c := range g.s.containers {
+			list = append(list, c)
+		}
+		if changed {
+			for name, files := range g.s.deposits {
+				files.Close()
+				delete(g.s.deposits, name)
+			}
+		}
+		g.s.mu.Unlock()
+		resp := &wire.HelloResponse{Version: g.s.cfg.Version, Pid: int32(os.Getpid()), Generation: g.s.generation}
+		for _, c := range list {
+			if !c.isReady() {
+				continue
+			}
+			c.endStrangers(req.Session)
+			if c.init.running() && !c.init.lost() {
+				resp.Containers = append(resp.Containers, &wire.Held{Id: c.id, Pid: int32(c.init.pid), Started: c.init.started})
+			}
+		}
+		return resp, nil
+	})
+}
+
+func (g *service) Settle(context.Context, *wire.SettleRequest) (*wire.Empty, error) {
+	return gated(g, func() (*wire.Empty, error) {
+		g.s.settle()
+		return &wire.Empty{}, nil
+	})
+}
+
+func (g *service) Start(ctx context.Context, req *wire.StartRequest) (*wire.StartResponse, error) {
+	return gated(g, func() (*wire.StartResponse, error) {
+		h := req.GetHandler()
+		rec, err := g.s.start(ctx, record{
+			ID: req.Id, SandboxID: req.SandboxId, Bundle: req.Bundle,
+			Handler: ociruntime.Handler{
+				Name: h.GetName(), Type: h.GetType(), Path: h.GetPath(), Root: h.GetRoot(),
+				SystemdCgroup: h.GetSystemdCgroup(), Options: h.GetOptions(),
+			},
+			Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
+			LogPath: req.LogPath, Cgroup: req.CgroupPath, Deadline: durationOf(req.DeadlineNano),
+		})
+		return &wire.StartResponse{Pid: int32(rec.PID), AtNano: rec.StartedNano}, err
+	})
+}
+
+func (g *service) StartInfra(ctx context.Context, req *wire.StartInfraRequest) (*wire.StartResponse, error) {
+	return gated(g, func() (*wire.StartResponse, error) {
+		rec, err := g.s.startInfra(ctx, req)
+		return &wire.StartResponse{Pid: int32(rec.PID), AtNano: rec.StartedNano}, err
+	})
+}
+
+func (g *service) Kill(_ context.Context, req *wire.KillRequest) (*wire.Empty, error) {
+	return g.on(req.Id, func(c *container) error { return c.kill(syscall.Signal(req.Signal)) })
+}
+
+func (g *service) KillAll(ctx context.Context, req *wire.Container) (*wire.Empty, error) {
+	return g.on(req.Id, func(c *container) error { return c.killAll(ctx) })
+}
+
+func (g *service) Delete(ctx context.Context, req *wire.Container) (*wire.Empty, error) {
+	return gated(g, func() (*wire.Empty, error) {
+		c, err := g.s.find(req.Id)
+		if err != nil {
+			return &wire.Empty{}, nil //nolint:nilerr // it is gone, as asked
+		}
+		if err := c.acquire(ctx); err != nil {
+			return nil, err
+		}
+		defer c.release() // whoever waits finds that it is gone
+		if c.isGone() {
+			return &wire.Empty{}, nil
+		}
+		return &wire.Empty{}, c.delete(ctx)
+	})
+}
+
+func (g *service) List(context.Context, *wire.Empty) (*wire.ListResponse, error) {
+	g.s.mu.Lock()
+	list := make([]*container, 0, len(g.s.containers))
+	for _, c := range g.s.containers {
+		list = append(list, c)
+	}
+	g.s.mu.Unlock()
+	resp := &wire.ListResponse{}
+	for _, c := range list {
+		if c.isReady() && !c.startFailed() {
+			resp.Containers = append(resp.Containers, c.state())
+		}
+	}
+	return resp, nil
+}
+
+func (g *service) NextExits(ctx context.Context, req *wire.NextExitsRequest) (*wire.NextExitsResponse, error) {
+	for cursor := req.Cursor; ; {
+		list, next, more := g.s.exitsAfter(cursor)
+		resp := &wire.NextExitsResponse{Cursor: next}
+		for _, c := range list {
+			if m := c.exitMessage(); m != nil {
+				resp.Exits = append(resp.Exits, m)
+			}
+		}
+		if len(resp.Exits) > 0 {
+			return resp, nil
+		}
+		select {
+		case <-more:
+			cursor = next
+		case <-ctx.Done():
+			return nil, wire.Encode(ctx.Err())
+		}
+	}
+}
+
+func (g *service) Update(ctx context.Context, req *wire.UpdateRequest) (*wire.Empty, error) {
+	return g.on(req.Id, func(c *container) error {
+		var resources specs.LinuxResources
+		if err := json.Unmarshal(req.Resources, &resources); err != nil {
+			return fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		if err := c.acquire(ctx); err != nil {
+			return err
+		}
+		defer c.release()
+		return c.update(ctx, req.Resources)
+	})
+}
+
+// update changes the limits. Preconditions: the caller holds the token.
+func (c *container) update(ctx context.Context, resources []byte) error {
+	if err := c.running(); err != nil {
+		return err
+	}
+	rec := c.record()
+	if rec.Infra {
+		return fmt.Errorf("%s is an infra process: %w", c.id, errdefs.ErrInvalidArgument)
+	}
+	runtime, err := ociruntime.New(rec.Handler, c.s.children)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(c.dir, "resources.json")
+	if err := os.WriteFile(file, resources, 0o600); err != nil {
+		return fmt.Errorf("write resources: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rec.Deadline)
+	defer cancel()
+	return errors.Join(runtime.Update(ctx, c.dir, c.id, file), os.Remove(file))
+}
+
+func (g *service) ReopenLog(ctx context.Context, req *wire.Container) (*wire.Empty, error) {
+	return g.on(req.Id, func(c *container) error {
+		if err := c.acquire(ctx); err != nil {
+			return err
+		}
+		defer c.release()
+		c.mu.Lock()
+		io := c.io
+		c.mu.Unlock()
+		if io == nil {
+			return notFound(c.id)
+		}
+		return io.writer.Reopen(func(inode uint64) error {
+			return c.change(func(r *record) { r.LogInode = inode })
+		})
+	})
+}
+
+func (g *service) Exec(ctx context.Context, req *wire.ExecRequest) (*wire.ExecResponse, error) {
+	return gated(g, func() (*wire.ExecResponse, error) {
+		stdio := g.s.withdraw(req.Stdio)
+		defer stdio.Close()
+		c, err := g.s.find(req.ContainerId)
+		if err != nil {
+			return nil, err
+		}
+		if err := makeBlocking(stdio); err != nil {
+			return nil, err
+		}
+		e, err := c.exec(context.WithoutCancel(ctx), req, stdio)
+		if err != nil {
+			return nil, err
+		}
+		return &wire.ExecResponse{Pid: int32(e.process.pid)}, nil
+	})
+}
+
+// makeBlocking undoes what a client's poller did to descriptors that become a process's stdio.
+func makeBlocking(files wire.Files) error {
+	for kind, f := range files {
+		if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
+			return fmt.Errorf("make %s blocking: %w", kind, err)
+		}
+	}
+	return nil
+}
+
+func (g *service) ExecWait(ctx context.Context, req *wire.ExecRef) (*wire.Exit, error) {
+	c, err := g.s.find(req.ContainerId)
+	if err != nil {
+		return nil, wire.Encode(err)
+	}
+	exit, err := c.waitExec(ctx, req.Id)
+	return exit, wire.Encode(err)
+}
+
+func (g *service) ExecKill(ctx context.Context, req *wire.ExecRef) (*wire.Empty, error) {
+	return g.on(req.ContainerId, func(c *container) error {
+		e, err := c.execution(req.Id)
+		if err != nil {
+			return err
+		}
+		select {
+		case <-e.ready:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		return c.killTree(ctx, e.process)
+	})
+}
+
+func (g *service) ExecRelease(_ context.Context, req *wire.ExecRef) (*wire.Empty, error) {
+	return g.on(req.ContainerId, func(c *container) error {
+		e, err := c.execution(req.Id)
+		if err != nil {
+			return nil //nolint:nilerr // it is gone, as asked
+		}
+		if e.process.running() {
+			return fmt.Errorf("exec %s in container %s still runs: %w", e.id, c.id, errdefs.ErrFailedPrecondition)
+		}
+		return c.dropExecution(e)
+	})
+}
+
+func (g *service) Attach(_ context.Context, req *wire.AttachRequest) (*wire.AttachResponse, error) {
+	return gated(g, func() (*wire.AttachResponse, error) {
+		c, err := g.s.find(req.Id)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.running(); err != nil {
+			return nil, err
+		}
+		c.mu.Lock()
+		io, rec := c.io, c.rec
+		c.mu.Unlock()
+		if io == nil {
+			return nil, fmt.Errorf("container %s has no output: %w", c.id, errdefs.ErrFailedPrecondition)
+		}
+		id, files, err := io.attach(req.Session, req.Stdin && rec.Stdin, rec.Terminal)
+		if err != nil {
+			return nil, err
+		}
+		if err := g.s.deposit("attach/"+id, files); err != nil {
+			io.detach(func(other string, _ *tap) bool { return other == id })
+			return nil, err
+		}
+		return &wire.AttachResponse{Attachment: id, Terminal: rec.Terminal}, nil
+	})
+}
+
+func (g *service) Detach(_ context.Context, req *wire.AttachRef) (*wire.Empty, error) {
+	return g.on(req.Id, func(c *container) error {
+		c.mu.Lock()
+		io := c.io
+		c.mu.Unlock()
+		if io != nil {
+			io.detach(func(id string, _ *tap) bool { return id == req.Attachment })
+		}
+		return nil
+	})
+}
+
+func (g *service) CloseStdin(_ context.Context, req *wire.Container) (*wire.Empty, error) {
+	return g.on(req.Id, (*container).closeStdin)
+}
+
+func (g *service) Resize(_ context.Context, req *wire.ResizeRequest) (*wire.Empty, error) {
+	return g.on(req.Id, func(c *container) error {
+		const limit = 1<<16 - 1
+		if req.Columns > limit || req.Rows > limit {
+			return fmt.Errorf("terminal size %dx%d is beyond %d: %w", req.Columns, req.Rows, limit, errdefs.ErrInvalidArgument)
+		}
+		console, err := c.terminal(req.ExecId)
+		if err != nil {
+			return err
+		}
+		defer console.Close()
+		size := &unix.Winsize{Col: uint16(req.Columns), Row: uint16(req.Rows)}
+		if err := unix.IoctlSetWinsize(int(console.Fd()), unix.TIOCSWINSZ, size); err != nil {
+			return fmt.Errorf("resize terminal: %w", err)
+		}
+		// Fd has made the open file blocking, which its other users would notice.
+		return unix.SetNonblock(int(console.Fd()), true)
+	})
+}
+
+// terminal returns a duplicate of the console of the container or of one of its execs.
+func (c *container) terminal(execID string) (*os.File, error) {
+	var console *os.File
+	if execID != "" {
+		e, err := c.execution(execID)
+		if err != nil {
+			return nil, err
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		console = e.console
+	} else {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.io == nil {
+			return nil, notFound(c.id)
+		}
+		c.io.mu.Lock()
+		defer c.io.mu.Unlock()
+		console = c.io.console
+	}
+	if console == nil {
+		return nil, fmt.Errorf("container %s %s has no terminal: %w", c.id, execID, errdefs.ErrFailedPrecondition)
+	}
+	return wire.Dup(console)
+}
+
+func (g *service) Upgrade(ctx context.Context, req *wire.UpgradeRequest) (*wire.Empty, error) {
+	return &wire.Empty{}, wire.Encode(g.s.upgrade(ctx, req.Binary))
+}
+
+func (g *service) Shutdown(context.Context, *wire.Empty) (*wire.Empty, error) {
+	g.s.mu.Lock()
+	defer g.s.mu.Unlock()
+	if n := len(g.s.containers); n > 0 {
+		return nil, wire.Encode(fmt.Errorf("supervisor looks after %d containers: %w", n, errdefs.ErrFailedPrecondition))
+	}
+	g.s.stop()
+	return &wire.Empty{}, nil
+}
