@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
 	"slices"
 	"syscall"
 
@@ -88,6 +89,19 @@ func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is
 // a connection that broke off could not be told from an archive that is cut,
 // nor an address from a file that cannot be reached.
 type remoteError struct{ error }
+
+// maxRemoteText bounds what of a registry's answer gets into an error.
+const maxRemoteText = 4 << 10
+
+// query is what follows the path of an address. Registries send clients on to
+// addresses that are signed: whoever has them can fetch without an account.
+var query = regexp.MustCompile(`(https?://[^\s"?]+)\?[^\s"]*[^\s":]`)
+
+// Error returns the cause's text without secrets.
+func (e remoteError) Error() string {
+	text := query.ReplaceAllString(e.error.Error(), "$1?…")
+	return text[:min(len(text), maxRemoteText)]
+}
 
 // Unwrap returns the cause.
 func (e remoteError) Unwrap() error { return e.error }

@@ -161,3 +161,26 @@ func TestCancelledPull(t *testing.T) {
 		t.Errorf("repeated pull: got %s, want %s", id, a.ID)
 	}
 }
+
+// Where a registry sends the node on to is signed, and does not get into an
+// error, which everybody may see who sees the pod.
+func TestErrorsKeepSecrets(t *testing.T) {
+	f := newFixture(t)
+	ref, _ := f.push("hello:1", hello())
+	signed := "http://" + f.proxy.Host + "/storage/blob?X-Amz-Credential=abc&X-Amz-Signature=top-secret"
+	onward := registry.Fault{Path: "/blobs/", Status: http.StatusTemporaryRedirect, Header: http.Header{"Location": {signed}}}
+	for name, fault := range map[string]registry.Fault{
+		"refused": {Path: "/storage/", Status: http.StatusForbidden}, "broken": {Path: "/storage/", Cut: -1},
+		"silent": {Path: "/storage/", Status: http.StatusServiceUnavailable},
+	} {
+		f.proxy.Inject(onward, fault)
+		_, err := f.Pull(t.Context(), ref, image.Auth{})
+		if err == nil || strings.Contains(err.Error(), "top-secret") || strings.Contains(err.Error(), "abc") {
+			t.Errorf("%s: got %v, want an error without the signature", name, err)
+		}
+		if name == "refused" && !strings.Contains(err.Error(), "/storage/blob?…: 403 Forbidden") {
+			t.Errorf("%s: got %v, want that it names where and what", name, err)
+		}
+	}
+	f.nothingLeft()
+}

@@ -43,6 +43,20 @@ func TestPullByTag(t *testing.T) {
 	}
 }
 
+// Pulling what is there asks what the tag stands for and fetches nothing.
+func TestPullAgain(t *testing.T) {
+	f := newFixture(t)
+	ref, _ := f.push("hello:1", hello())
+	first := f.pull(ref)
+	fetched := f.proxy.Count("GET", "/v2/")
+	if second := f.pull(ref); second != first {
+		t.Errorf("got %s, want %s", second, first)
+	}
+	if now := f.proxy.Count("GET", "/v2/"); now != fetched {
+		t.Errorf("the second pull fetched %d times", now-fetched)
+	}
+}
+
 // A pull by digest gives no tag.
 func TestPullByDigest(t *testing.T) {
 	f := newFixture(t)
