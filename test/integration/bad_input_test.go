@@ -258,7 +258,7 @@ func TestBadRegistry(t *testing.T) {
 		{"wrong-digest", registry.Fault{Method: "GET", Path: "/blobs/", Rewrite: registry.Corrupt}, codes.FailedPrecondition},
 		{"too-long", registry.Fault{Method: "GET", Path: "/blobs/", Rewrite: registry.Pad}, codes.FailedPrecondition},
 		{"too-short", registry.Fault{Method: "GET", Path: "/blobs/", Rewrite: registry.Shorten}, codes.FailedPrecondition},
-		{"cut", registry.Fault{Method: "GET", Path: "/blobs/", Cut: 100}, codes.Unknown},
+		{"cut", registry.Fault{Method: "GET", Path: "/blobs/", Cut: -1}, codes.Unknown},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			proxy.Inject(c.fault)
@@ -272,8 +272,8 @@ func TestBadRegistry(t *testing.T) {
 	wantError(t, pull("127.0.0.1:1/busybox:1"), codes.Unknown, "RegistryUnavailable")
 	wantError(t, pull("Not/A:Reference:"), codes.InvalidArgument)
 	wantError(t, pull(""), codes.InvalidArgument)
-	proxy.Inject()
+	proxy.Inject(registry.Fault{Method: "GET", Path: "/blobs/", Cut: 100, Times: 3})
 	if err := pull(ref); err != nil {
-		t.Errorf("pull when the registry behaves again: %v", err)
+		t.Errorf("pull when the registry breaks off only now and then: %v", err)
 	}
 }

@@ -36,7 +36,7 @@ func TestContainerOptions(t *testing.T) {
 				c.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("one two")}}
 			}, `echo "$A $PATH"`, "one two /bin"},
 			{"working-directory", func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "/made/for/it" }, "pwd", "/made/for/it"},
-			{"arguments", func(c *runtimeapi.ContainerConfig) { c.Args = []string{"-c", "sleep 1000", "zero", "first"} }, `tr '\0' ' ' </proc/1/cmdline`, "sh -c sleep 1000 zero first "},
+			{"arguments", func(c *runtimeapi.ContainerConfig) { c.Args = []string{"-c", "sleep 1000; true", "zero", "first"} }, `tr '\0' ' ' </proc/1/cmdline`, "sh -c sleep 1000; true zero first "},
 			{"user-id", func(c *runtimeapi.ContainerConfig) {
 				c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1234}
 				c.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 4321}
@@ -137,8 +137,11 @@ func TestResources(t *testing.T) {
 		c := n.RunPod().Start([]string{"sleep", "1000"}, func(c *runtimeapi.ContainerConfig) {
 			c.Linux.Resources = &runtimeapi.LinuxContainerResources{
 				CpuShares: 256, CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 64 << 20,
-				Unified:        map[string]string{"memory.oom.group": "1"},
 				HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 0}},
+			}
+			// What kubelet adds on cgroup v2 only.
+			if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+				c.Linux.Resources.Unified = map[string]string{"memory.oom.group": "1", "memory.low": "0"}
 			}
 		})
 		r := c.Status().GetResources().GetLinux()

@@ -205,6 +205,9 @@ func TestKillDuringRequests(t *testing.T) {
 
 // makePod goes as far as it gets: the daemon may be killed under each call.
 func makePod(n *harness.Node, sandbox *runtimeapi.PodSandboxConfig, container *runtimeapi.ContainerConfig) {
+	if err := os.MkdirAll(sandbox.GetLogDirectory(), 0o755); err != nil {
+		return
+	}
 	pod, err := n.Runtime.RunPodSandbox(n.Context(), &runtimeapi.RunPodSandboxRequest{Config: sandbox})
 	if err != nil {
 		return

@@ -42,7 +42,7 @@ func TestLogFormat(t *testing.T) {
 // TestReopenLog: after the rename the new file is there at once, and of a thousand lines written meanwhile none is lost.
 func TestReopenLog(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
-	c := n.RunPod().Start([]string{"sh", "-c", "i=0; while [ $i -lt 1000 ]; do echo line $i; i=$((i+1)); done; sleep 1000"})
+	c := n.RunPod().Start([]string{"sh", "-c", "i=0; while [ $i -lt 1000 ]; do echo line $i; i=$((i+1)); usleep 500; done; sleep 1000"})
 	var files []string
 	for i := range 5 {
 		old := fmt.Sprintf("%s.%d", c.LogFile(), i)

@@ -156,12 +156,15 @@ func TestAddressesDoNotLeak(t *testing.T) {
 // TestSubnetIsUsedUp: the pod too many gets a clear error, and one that goes makes room.
 func TestSubnetIsUsedUp(t *testing.T) {
 	n := harness.Start(t, harness.Options{Configure: func(c *config.Config) {
-		c.Network.BuiltinSubnet = []string{strings.Replace(c.Network.BuiltinSubnet[0], ".0/24", ".0/30", 1)}
+		c.Network.BuiltinSubnet = []string{strings.Replace(c.Network.BuiltinSubnet[0], ".0/24", ".0/29", 1)}
 	}})
-	only := n.RunPod()
+	var pods []*harness.Pod
+	for range 1<<3 - 3 { // all but the network's, the bridge's and the broadcast address
+		pods = append(pods, n.RunPod())
+	}
 	_, err := n.Runtime.RunPodSandbox(n.Context(), &runtimeapi.RunPodSandboxRequest{Config: n.PodConfig()})
 	wantError(t, err, codes.ResourceExhausted, "no free address")
-	only.Stop()
+	pods[2].Stop()
 	n.RunPod()
 }
 
