@@ -38,7 +38,8 @@ type cni struct {
 	bins     []string
 	timeout  time.Duration // of one ADD, DEL, CHECK, GC or STATUS of a whole list
 	lib      *libcni.CNIConfig
-	standIns string // directory for namespaces that stand in for lost ones
+	uncached *libcni.CNIConfig // for stand-ins: leaves the cached result alone
+	standIns string            // directory of the namespaces of stand-ins
 	log      *slog.Logger
 
 	mu     sync.Mutex
@@ -110,7 +111,16 @@ func (c *cni) remove(ctx context.Context, list *libcni.NetworkConfigList, rt *li
 	if !namespace.Exists(rt.NetNS) {
 		rt.NetNS = "" // the specification's way to say that it is gone
 	}
-	err := c.withStandIn(ctx, list, rt, func() error { return c.lib.DelNetworkList(ctx, list, rt) })
+	if err := c.withStandIns(ctx, list, *rt); err != nil {
+		return fmt.Errorf("network %s: %w", list.Name, err)
+	}
+	err := c.lib.DelNetworkList(ctx, list, rt)
+	if err != nil && ctx.Err() == nil {
+		// After an interrupted ADD or DEL plugins trip over the first thing that is not there, having removed what was
+		// before it: bridge with iptables-nft, over a chain it had not made yet. The second call passes.
+		c.log.Debug("repeat DEL", "pod", rt.ContainerID, "network", list.Name, "error", err)
+		err = c.lib.DelNetworkList(ctx, list, rt)
+	}
 	if err != nil {
 		return fmt.Errorf("network %s: %w", list.Name, classify(err))
 	}

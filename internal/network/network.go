@@ -147,6 +147,7 @@ func newManager(options Options) (*Manager, error) {
 	m.cni = &cni{
 		dir: options.ConfDir, bins: options.BinDirs, timeout: options.PluginTimeout, log: options.Log,
 		standIns: filepath.Join(options.Root, "stand-in"),
+		uncached: libcni.NewCNIConfigWithCacheDir(options.BinDirs, filepath.Join(options.Root, "uncached"), &plugins{}),
 		lib:      libcni.NewCNIConfigWithCacheDir(options.BinDirs, filepath.Join(options.Root, "cni"), &plugins{}),
 	}
 	return m, nil

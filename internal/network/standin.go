@@ -20,26 +20,32 @@ import (
 // ptp read the addresses that they masquerade off that device, up to release 1.5 at least; without it their rules stay in
 // the host's packet filter for good.
 
-// withStandIn calls del, with the namespace of rt replaced by a stand-in if that is what the plugins of the list need.
-func (c *cni) withStandIn(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, del func() error) error {
+// withStandIns runs DEL for a pod that has lost its device once for each of its addresses, if the plugins of the list need
+// that. One by one, as the plugins give up at the first rule that is gone already. What they say of it does not matter: it
+// is for the DEL without a namespace, which follows, to succeed or fail.
+func (c *cni) withStandIns(ctx context.Context, list *libcni.NetworkConfigList, rt libcni.RuntimeConf) error {
 	if !masquerades(list) || hasDevice(rt) {
-		return del()
+		return nil
 	}
-	addresses := c.remembered(list, rt)
-	if len(addresses) == 0 {
-		return del() // ADD did not succeed: there is nothing to masquerade
+	var errs []error
+	for _, address := range c.remembered(list, rt) { // none if ADD did not succeed
+		dir := filepath.Join(c.standIns, rt.ContainerID)
+		paths, err := namespace.Create(ctx, namespace.Request{Dir: dir, Net: true})
+		if err == nil {
+			err = namespace.Do(paths.Net, func() error { return standIn(rt.IfName, address) })
+			if err == nil {
+				rt.NetNS = paths.Net
+				if err := c.uncached.DelNetworkList(ctx, list, &rt); err != nil {
+					c.log.Debug("remove rules of a pod without its device", "pod", rt.ContainerID, "address", address, "error", err)
+				}
+			}
+			err = errors.Join(err, namespace.Remove(ctx, dir))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("stand in for lost device with %s: %w", address, err))
+		}
 	}
-	dir := filepath.Join(c.standIns, rt.ContainerID)
-	paths, err := namespace.Create(ctx, namespace.Request{Dir: dir, Net: true})
-	if err != nil {
-		return fmt.Errorf("stand in for the lost namespace: %w", err)
-	}
-	if err := namespace.Do(paths.Net, func() error { return standIn(rt.IfName, addresses) }); err != nil {
-		err = fmt.Errorf("stand in for the lost namespace: %w", err)
-		return errors.Join(err, namespace.Remove(ctx, dir))
-	}
-	rt.NetNS = paths.Net
-	return errors.Join(del(), namespace.Remove(ctx, dir))
+	return errors.Join(errs...)
 }
 
 // removeStandIns takes away what interrupted calls have left.
@@ -71,7 +77,7 @@ func masquerades(list *libcni.NetworkConfigList) bool {
 	return false
 }
 
-func hasDevice(rt *libcni.RuntimeConf) bool {
+func hasDevice(rt libcni.RuntimeConf) bool {
 	return namespace.Do(rt.NetNS, func() error {
 		_, err := netlink.LinkByName(rt.IfName)
 		return err
@@ -79,8 +85,8 @@ func hasDevice(rt *libcni.RuntimeConf) bool {
 }
 
 // remembered returns the addresses that a pod was given, as the cache knows.
-func (c *cni) remembered(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) []netip.Prefix {
-	answer, err := c.lib.GetNetworkListCachedResult(list, rt)
+func (c *cni) remembered(list *libcni.NetworkConfigList, rt libcni.RuntimeConf) []netip.Prefix {
+	answer, err := c.lib.GetNetworkListCachedResult(list, &rt)
 	if err != nil || answer == nil {
 		return nil
 	}
@@ -95,8 +101,8 @@ func (c *cni) remembered(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf)
 	return addresses
 }
 
-// standIn makes a device with addresses in the namespace of the calling thread.
-func standIn(name string, addresses []netip.Prefix) error {
+// standIn makes a device with an address in the namespace of the calling thread.
+func standIn(name string, address netip.Prefix) error {
 	attributes := netlink.NewLinkAttrs()
 	attributes.Name = name
 	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: "peer"}); err != nil {
@@ -106,10 +112,8 @@ func standIn(name string, addresses []netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("look up device %s: %w", name, err)
 	}
-	for _, address := range addresses {
-		if err := addAddress(netlink.AddrAdd, link, address); err != nil {
-			return fmt.Errorf("give %s address %s: %w", name, address, err)
-		}
+	if err := addAddress(netlink.AddrAdd, link, address); err != nil {
+		return fmt.Errorf("give %s address %s: %w", name, address, err)
 	}
 	return nil
 }
