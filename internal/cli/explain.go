@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -15,22 +17,23 @@ import (
 	"github.com/berth-runtime/berth/internal/config"
 )
 
-// explain returns the text of an error without the words of the transport.
+var (
+	// transportWords are those of gRPC in front of the runtime's own.
+	transportWords = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+	// longID is an ID in full, not that of a digest.
+	longID = regexp.MustCompile(`(^|[^:0-9a-f])([0-9a-f]{12})[0-9a-f]{52}\b`)
+	// kindWords say of what kind an error is that has said what is wrong.
+	kindWords = regexp.MustCompile(`: (invalid argument|failed precondition)( \(pod [^)]*\))?$`)
+)
+
+// explain returns the text of an error as people want to read it: without the
+// words of the transport, with short IDs, and nothing twice in a row.
 func explain(err error) string {
-	text := err.Error()
-	// Wrapped status errors hold their transport's words in the middle.
-	for {
-		start := strings.Index(text, "rpc error: code = ")
-		if start < 0 {
-			return text
-		}
-		const desc = " desc = "
-		end := strings.Index(text[start:], desc)
-		if end < 0 {
-			return text
-		}
-		text = text[:start] + text[start+end+len(desc):]
-	}
+	text := transportWords.ReplaceAllString(err.Error(), "")
+	text = longID.ReplaceAllString(text, "$1$2")
+	text = kindWords.ReplaceAllString(text, "$2")
+	parts := slices.Compact(strings.Split(text, ": "))
+	return strings.Join(parts, ": ")
 }
 
 // hintedError is an error that comes with what to do about it.

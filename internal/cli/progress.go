@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -80,6 +79,8 @@ func (p *progress) run(ctx context.Context, client berthv1.NodeClient) {
 	}
 }
 
+// receive passes on what the runtime tells. Why it stops telling is of no
+// interest: what becomes of the pull is said by the pull.
 func (p *progress) receive(ctx context.Context, client berthv1.NodeClient, updates chan<- *berthv1.WatchPullResponse) {
 	stream, err := client.WatchPull(ctx, &berthv1.WatchPullRequest{Ref: p.ref})
 	for err == nil {
@@ -87,9 +88,6 @@ func (p *progress) receive(ctx context.Context, client berthv1.NodeClient, updat
 		if u, err = stream.Recv(); err == nil {
 			updates <- u
 		}
-	}
-	if !errors.Is(err, io.EOF) && !watchEnded(err) && ctx.Err() == nil {
-		fmt.Fprintf(p.out, "berth: no progress from here on: %s\n", explain(err))
 	}
 }
 

@@ -92,7 +92,9 @@ func pullError(ctx context.Context, ref string, err error) error {
 		return fmt.Errorf("pull %s: %w", ref, context.Cause(ctx))
 	}
 	text := explain(err)
-	err = fmt.Errorf("pull %s: %w", ref, err)
+	if !strings.Contains(text, "pull ") { // berthd says so itself
+		err = fmt.Errorf("pull %s: %w", ref, err)
+	}
 	switch {
 	case strings.HasPrefix(text, "RegistryUnavailable"):
 		return &hintedError{err: err, next: "The registry does not answer as it should. Check its name, the network, and mirrors in the registry_config_dir of: berth config show"}
@@ -176,15 +178,6 @@ func fileCredentials(file, ref string) (*runtimeapi.AuthConfig, error) {
 		}, nil
 	}
 	return nil, fmt.Errorf("%s holds no credentials for %s", file, host)
-}
-
-// watchEnded says whether a stream of progress ended as it should.
-func watchEnded(err error) bool {
-	switch status.Code(err) {
-	case codes.Unimplemented, codes.NotFound, codes.Canceled:
-		return true
-	}
-	return false
 }
 
 // layerWord is the state of a layer in a word.

@@ -91,6 +91,9 @@ func (r *run) all(ctx context.Context, image string, command []string) error {
 	if _, err := r.o.container(image, image, command, pod); err != nil {
 		return err
 	}
+	if err := r.checkFree(ctx); err != nil {
+		return err
+	}
 	imageID, err := r.image(ctx, image)
 	if err != nil {
 		return err
@@ -110,6 +113,24 @@ func (r *run) all(ctx context.Context, image string, command []string) error {
 		return err
 	}
 	return r.foreground(ctx)
+}
+
+// checkFree refuses a name that was given and is another pod's. The CRI lets
+// pods share a name, but then no command could tell which is meant.
+func (r *run) checkFree(ctx context.Context) error {
+	pods, err := r.node.pods(ctx)
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	for _, p := range pods {
+		if p.Metadata.GetName() == r.o.name && p.Metadata.GetNamespace() == r.o.namespace {
+			return &hintedError{
+				err:  fmt.Errorf("the name %s is that of pod %s, which is %s", r.o.name, short(p.Id), podState(p.State)),
+				next: "Choose another with --name, or remove that pod with: berth rm " + short(p.Id),
+			}
+		}
+	}
+	return nil
 }
 
 // image returns the ID of the image, which it pulls if it has to.

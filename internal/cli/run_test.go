@@ -48,6 +48,15 @@ func TestRunPullsAndDetaches(t *testing.T) {
 	newCanned().berth(t, "run", "--pull", "never", "fresh").complains(t, exitBerth, "image fresh is not here", "berth pull fresh")
 }
 
+func TestRunNameTaken(t *testing.T) {
+	c := newCanned()
+	c.berth(t, "run", "--name", "web", "--namespace", "shop", "nginx:1.27").
+		complains(t, exitBerth, "the name web is that of pod a1a1a1a1a1a1, which is ready", "berth rm a1a1a1a1a1a1")
+	if c.noted() != "" {
+		t.Errorf("something was asked of the runtime: %s", c.noted())
+	}
+}
+
 // A container that does not start leaves nothing, and the code says why.
 func TestRunCleansUp(t *testing.T) {
 	c := newCanned()

@@ -17,7 +17,7 @@ import (
 // run: runc, crun and runsc, with or without a path.
 var (
 	notFound   = regexp.MustCompile(`(?i)executable file .*not found|exec: .*no such file or directory|executable .*no such file or directory`)
-	notAllowed = regexp.MustCompile(`(?i)(exec|executable|open|start).*permission denied|is a directory`)
+	notAllowed = regexp.MustCompile(`(?i)executable: (permission denied|operation not permitted)|exec: .*(permission denied|is a directory)`)
 )
 
 // commandError gives an error about a command that could not be run the exit
@@ -40,7 +40,7 @@ func commandError(err error) error {
 // names the call, the pod and the container in each of its errors.
 func runtimeError(tried string, err error) error {
 	text := explain(err)
-	for _, call := range []string{"run sandbox: ", "create container: ", "start container: ", "exec in container "} {
+	for _, call := range []string{"run sandbox: ", "create container", "start container: ", "exec in container "} {
 		if strings.HasPrefix(text, call) {
 			return err
 		}
