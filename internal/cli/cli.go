@@ -89,20 +89,31 @@ Wherever an ID is asked for, an unambiguous beginning of it will do, and so will
 	}
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&a.endpoint, "endpoint", "",
-		"socket of the runtime (default: $"+endpointVariable+", or listen of the configuration file, or "+config.DefaultListen+")")
-	flags.StringVarP(&a.format, "output", "o", formatTable, "how to show results: table, json or yaml")
-	flags.StringVar(&a.configFile, "config", config.DefaultFile, "configuration file of the daemon")
+		"`SOCKET` of the runtime (default: $"+endpointVariable+", or listen of the configuration file, or "+config.DefaultListen+")")
+	flags.StringVarP(&a.format, "output", "o", formatTable, "`FORMAT` of results: table, json or yaml")
+	flags.StringVar(&a.configFile, "config", config.DefaultFile, "configuration `FILE` of the daemon")
 	flags.DurationVar(&a.timeout, "timeout", defaultTimeout, "how long to wait for an answer to a simple question")
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &usageError{cmd: c, err: err}
 	})
-	cmd.AddCommand(
-		a.runCommand(), a.execCommand(), a.attachCommand(), a.logsCommand(),
-		a.podsCommand(), a.psCommand(), a.inspectCommand(), a.stopCommand(), a.rmCommand(),
-		a.imagesCommand(), a.pullCommand(), a.rmiCommand(),
-		a.checkCommand(), a.configCommand(), a.versionCommand(),
-	)
+	a.group(cmd, "Containers and pods:", completeObjects, a.runCommand(), a.execCommand(), a.attachCommand(), a.logsCommand(),
+		a.podsCommand(), a.psCommand(), a.inspectCommand(), a.stopCommand(), a.rmCommand())
+	a.group(cmd, "Images:", completeImages, a.imagesCommand(), a.pullCommand(), a.rmiCommand())
+	a.group(cmd, "This node:", nil, a.checkCommand(), a.configCommand(), a.versionCommand())
 	return cmd
+}
+
+// group adds commands under a title of the help, with what completes their
+// arguments.
+func (a *app) group(root *cobra.Command, title string, complete completion, commands ...*cobra.Command) {
+	root.AddGroup(&cobra.Group{ID: title, Title: title})
+	for _, c := range commands {
+		c.GroupID = title
+		if complete != nil && c.ValidArgsFunction == nil {
+			c.ValidArgsFunction = a.completer(complete)
+		}
+	}
+	root.AddCommand(commands...)
 }
 
 // noCommand refuses words that are no command, with those that are close.

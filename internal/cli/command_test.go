@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -42,6 +43,30 @@ func TestHelp(t *testing.T) {
 	for _, args := range [][]string{{}, {"--help"}, {"run", "--help"}, {"config"}} {
 		if got := berth(t, args...); got.code != 0 || !strings.Contains(got.out, "Usage:") {
 			t.Errorf("berth %v ends with %d and\n%s%s", args, got.code, got.out, got.err)
+		}
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	if got := newCanned().berth(t, "__complete", "exec", ""); !strings.Contains(got.out, "web\tpod in shop, ready\n") || !strings.Contains(got.out, "web/nginx\tcontainer, running\n") {
+		t.Errorf("exec completes to\n%s", got.out)
+	}
+	if got := newCanned().berth(t, "__complete", "run", ""); !strings.Contains(got.out, "registry.example/pg:16\t999 B\n") {
+		t.Errorf("run completes to\n%s", got.out)
+	}
+}
+
+func TestSeconds(t *testing.T) {
+	var d time.Duration
+	s := newSeconds(&d, time.Minute)
+	for text, want := range map[string]time.Duration{"0": 0, "10": 10 * time.Second, "1m30s": 90 * time.Second} {
+		if err := s.Set(text); err != nil || d != want {
+			t.Errorf("Set(%q) gives %v (%v), want %v", text, d, err, want)
+		}
+	}
+	for _, text := range []string{"", "-1", "-5s", "soon", "99999999999"} {
+		if err := s.Set(text); err == nil {
+			t.Errorf("Set(%q) is accepted as %v", text, d)
 		}
 	}
 }

@@ -22,8 +22,8 @@ func (f *listFlags) add(cmd *cobra.Command, all string) {
 	flags.BoolVarP(&f.all, "all", "a", false, all)
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print IDs only")
 	flags.BoolVar(&f.noTrunc, "no-trunc", false, "show IDs in full")
-	flags.StringArrayVarP(&f.labels, "label", "l", nil, "only those with this label, as KEY or KEY=VALUE (may be repeated)")
-	flags.StringVarP(&f.namespace, "namespace", "n", "", "only those in this namespace")
+	flags.StringArrayVarP(&f.labels, "label", "l", nil, "only those with this label, as `KEY` or KEY=VALUE (may be repeated)")
+	flags.StringVarP(&f.namespace, "namespace", "n", "", "only those in this `NAMESPACE`")
 }
 
 func (f *listFlags) match(labels map[string]string, namespace string) bool {
@@ -116,7 +116,7 @@ func (a *app) psCommand() *cobra.Command {
 		},
 	}
 	f.add(cmd, "also containers that do not run")
-	cmd.Flags().StringVarP(&pod, "pod", "p", "", "only those of this pod")
+	cmd.Flags().StringVarP(&pod, "pod", "p", "", "only those of this `POD`")
 	return cmd
 }
 

@@ -46,7 +46,7 @@ func (a *app) logsCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the container ends")
 	cmd.Flags().IntVarP(&tail, "tail", "n", -1, "begin with the last `N` lines; -1 means all")
-	cmd.Flags().StringVar(&since, "since", "", "begin at a time, as 2026-01-31T12:00:00Z, or that long ago, as 10m")
+	cmd.Flags().StringVar(&since, "since", "", "begin at a `TIME`, as 2026-01-31T12:00:00Z, or that long ago, as 10m")
 	cmd.Flags().BoolVarP(&stamps, "timestamps", "t", false, "show when each line was written")
 	return cmd
 }

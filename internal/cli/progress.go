@@ -122,18 +122,21 @@ func (p *progress) stage() string {
 func (p *progress) summary() string {
 	var done, total uint64
 	for _, l := range p.last.GetLayers() {
+		if l.State == berthv1.LayerState_LAYER_STATE_EXISTS {
+			continue
+		}
 		done += uint64(max(0, l.Done))
 		total += uint64(max(0, l.Total))
 	}
 	text := fmt.Sprintf("%s: %s", p.ref, p.stage())
+	elapsed := p.now().Sub(p.start).Truncate(time.Second)
 	if total > 0 {
 		text += fmt.Sprintf(", %s of %s", size(done), size(total))
 	}
-	return text + ", " + p.elapsed()
-}
-
-func (p *progress) elapsed() string {
-	return p.now().Sub(p.start).Truncate(time.Second).String()
+	if total > 0 && elapsed > 0 {
+		text += fmt.Sprintf(" (%s/s)", size(done/uint64(elapsed/time.Second)))
+	}
+	return text + ", " + elapsed.String()
 }
 
 // lines are the bars: one for each layer that is not done, and the summary.

@@ -28,7 +28,7 @@ func TestProgressLines(t *testing.T) {
 		"  333333333333  " + strings.Repeat("─", 30) + "        0 B / 0 B       waiting",
 		"  444444444444  " + strings.Repeat("━", 30) + "        9 B / 4 B       unpacking",
 		"  555555555555  " + strings.Repeat("─", 30) + "        0 B / 4 B       ",
-		"a/b:1: downloading, 1.0 MB of 2.0 MB, 3s",
+		"a/b:1: downloading, 1.0 MB of 2.0 MB (333.5 kB/s), 3s",
 	}
 	got := p.lines()
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {

@@ -27,9 +27,8 @@ type credentialFlags struct {
 }
 
 func (f *credentialFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.user, "creds", "", "user and password for the registry, as USER[:PASSWORD]; the password is asked for if it is left out")
-	cmd.Flags().StringVar(&f.file, "auth-file", "", "file with credentials as `docker login` writes it, such as ~/.docker/config.json")
-	cmd.Flags().Lookup("auth-file").Usage = strings.ReplaceAll(cmd.Flags().Lookup("auth-file").Usage, "`", "")
+	cmd.Flags().StringVar(&f.user, "creds", "", "credentials for the registry, as `USER[:PASSWORD]`; the password is asked for if it is left out")
+	cmd.Flags().StringVar(&f.file, "auth-file", "", "`FILE` with credentials as docker login writes it, such as ~/.docker/config.json")
 }
 
 func (a *app) pullCommand() *cobra.Command {

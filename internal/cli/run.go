@@ -40,6 +40,7 @@ not there.
 On a node where kubelet runs, kubelet removes pods that it does not know of, such as these.`,
 		Example: `  berth run --rm -it busybox sh
   berth run -d --name web -p 8080:80 -v ./site:/usr/share/nginx/html:ro nginx`,
+		ValidArgsFunction: a.completer(completeImages),
 		Args: func(cmd *cobra.Command, words []string) error {
 			if len(words) == 0 {
 				return &usageError{cmd: cmd, err: errNoImage}

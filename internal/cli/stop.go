@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,7 +39,7 @@ Stopping a pod gives back its addresses and ports; it cannot be started again. A
 			})
 		},
 	}
-	cmd.Flags().DurationVarP(&grace, "grace", "t", defaultGrace, "how long to wait before killing; 0 kills at once")
+	cmd.Flags().VarP(newSeconds(&grace, defaultGrace), "grace", "t", "`SECONDS`, or a duration such as 1m, to wait before killing; 0 kills at once")
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "all pods on this node")
 	return cmd
 }
@@ -66,6 +67,39 @@ A container that was made by "berth run" is the only one of its pod, and removin
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "also what runs; it is killed")
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "all pods on this node")
 	return cmd
+}
+
+// seconds is a flag for a time: a number of seconds, as other tools have it, or
+// a duration with its unit.
+type seconds struct{ value *time.Duration }
+
+func newSeconds(value *time.Duration, initial time.Duration) seconds {
+	*value = initial
+	return seconds{value: value}
+}
+
+// String returns the duration with its unit.
+func (s seconds) String() string {
+	if s.value == nil {
+		return ""
+	}
+	return s.value.String()
+}
+
+// Type is the name of the type for help; the usage of the flag has a better one.
+func (seconds) Type() string { return "seconds" }
+
+// Set reads what was written on the command line.
+func (s seconds) Set(text string) error {
+	d, err := time.ParseDuration(text)
+	if n, numErr := strconv.ParseUint(text, 10, 31); numErr == nil {
+		d, err = time.Duration(n)*time.Second, nil //nolint:gosec // 31 bits
+	}
+	if err != nil || d < 0 {
+		return errors.New("want seconds such as 10, or a duration such as 1m30s")
+	}
+	*s.value = d
+	return nil
 }
 
 // each does something to every pod or container that is named, and prints what
