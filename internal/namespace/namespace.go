@@ -57,7 +57,7 @@ func Create(ctx context.Context, req Request) (Paths, error) {
 	if err := ctx.Err(); err != nil {
 		return Paths{}, fmt.Errorf("create namespaces in %s: %w", req.Dir, err)
 	}
-	if err := prepareDir(req.Dir); err != nil {
+	if err := prepareDir(ctx, req.Dir); err != nil {
 		return Paths{}, err
 	}
 	if err := create(req); err != nil {
@@ -145,12 +145,12 @@ func (req Request) validate() error {
 }
 
 // prepareDir leaves an empty directory at dir.
-func prepareDir(dir string) error {
+func prepareDir(ctx context.Context, dir string) error {
 	err := os.Mkdir(dir, 0o700)
 	if errors.Is(err, os.ErrNotExist) {
 		err = os.MkdirAll(dir, 0o700)
 	} else if errors.Is(err, os.ErrExist) {
-		if err := Remove(context.Background(), dir); err != nil {
+		if err := Remove(ctx, dir); err != nil {
 			return fmt.Errorf("undo earlier namespaces: %w", err)
 		}
 		err = os.Mkdir(dir, 0o700)

@@ -48,8 +48,7 @@ const portmap = `, {"type": "portmap", "capabilities": {"portMappings": true}}`
 // withList opens a rig with a conflist, and removes what the bridge plugin leaves on purpose: its bridge.
 func withList(t *testing.T, list string, change func(*Options)) *rig {
 	t.Helper()
-	var r *rig
-	r = newRig(t, func(o *Options) {
+	return newRig(t, func(o *Options) {
 		if change != nil {
 			change(o)
 		}
@@ -57,7 +56,6 @@ func withList(t *testing.T, list string, change func(*Options)) *rig {
 		must(t, os.WriteFile(filepath.Join(o.ConfDir, "10-mynet.conflist"), []byte(list), 0o600))
 		t.Cleanup(func() { removePluginLeftovers(t) })
 	})
-	return r
 }
 
 // removePluginLeftovers takes away what plugins keep without a pod, after checking that it is no more than that.

@@ -90,8 +90,11 @@ func (m *Manager) collectPlugins(ctx context.Context, live map[string]bool) erro
 
 // withAttached adds the pods in the hands of this process.
 func (m *Manager) withAttached(live map[string]bool) map[string]bool {
-	all := map[string]bool{}
-	maps.Copy(all, live)
+	all := maps.Clone(live)
+	if all == nil {
+		all = map[string]bool{}
+	}
+	maps.DeleteFunc(all, func(_ string, lives bool) bool { return !lives })
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for id := range m.attached {

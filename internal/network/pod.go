@@ -118,14 +118,13 @@ func (p port) conflicts(q port) bool {
 	if p.Protocol != q.Protocol || p.Host != q.Host {
 		return false
 	}
-	any := func(a netip.Addr) bool { return !a.IsValid() || a.IsUnspecified() }
 	switch {
 	case !p.Address.IsValid() || !q.Address.IsValid():
 		return true
 	case p.Address.Is4() != q.Address.Is4():
 		return false
 	default:
-		return p.Address == q.Address || any(p.Address) || any(q.Address)
+		return p.Address == q.Address || p.Address.IsUnspecified() || q.Address.IsUnspecified()
 	}
 }
 

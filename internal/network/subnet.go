@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -122,8 +123,10 @@ func defaultSubnets(instance, bridge string) (subnets, error) {
 		}
 		nets[0] = chosen
 	}
-	if disabled, err := os.ReadFile(ipv6Default); err != nil || len(disabled) == 0 || disabled[0] == '1' {
+	if disabled, err := os.ReadFile(ipv6Default); errors.Is(err, os.ErrNotExist) || err == nil && bytes.HasPrefix(disabled, []byte("1")) {
 		return nets, nil // a host without IPv6
+	} else if err != nil {
+		return nil, fmt.Errorf("look whether the host has IPv6: %w", err)
 	}
 	if instance == "" {
 		return append(nets, netip.MustParsePrefix(DefaultSubnet6)), nil
