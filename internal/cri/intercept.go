@@ -90,18 +90,8 @@ func (s *Server) guard(ctx context.Context, method string, call func() error) (e
 // logCall writes the line of one call. Requests are not logged: they hold
 // secrets of registries and of environments.
 func (s *Server) logCall(ctx context.Context, method string, about *subject, took time.Duration, err error) {
-	level := slog.LevelInfo
 	code := status.Code(err)
-	switch code {
-	case codes.OK, codes.NotFound, codes.Unimplemented, codes.Canceled:
-		if quiet[method] {
-			level = slog.LevelDebug
-		}
-	case codes.Unknown, codes.Internal, codes.DataLoss:
-		level = slog.LevelError
-	default:
-		level = slog.LevelWarn
-	}
+	level := s.levelOf(method, code)
 	if !s.Log.Enabled(ctx, level) {
 		return
 	}
@@ -110,6 +100,29 @@ func (s *Server) logCall(ctx context.Context, method string, about *subject, too
 		attributes = append(attributes, slog.String("error", status.Convert(err).Message()))
 	}
 	s.Log.LogAttrs(ctx, level, method, attributes...)
+}
+
+// levelOf says how important a call's line is: what clients do all the time is
+// for debugging, and an error that says nothing of its kind is for alarm. A pull
+// says nothing of its kind when the registry is at fault, see pullError.
+func (s *Server) levelOf(method string, code codes.Code) slog.Level {
+	switch code {
+	case codes.OK, codes.NotFound, codes.Unimplemented, codes.Canceled:
+		if quiet[method] {
+			return slog.LevelDebug
+		}
+		return slog.LevelInfo
+	case codes.Unavailable:
+		if s.isStopping() {
+			return slog.LevelInfo
+		}
+	case codes.Unknown, codes.Internal, codes.DataLoss:
+		if method != "PullImage" || code != codes.Unknown {
+			return slog.LevelError
+		}
+	default:
+	}
+	return slog.LevelWarn
 }
 
 // withReplyMargin moves the deadline of a call forward so that there is time

@@ -85,6 +85,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
+// isStopping reports whether Shutdown has begun.
+func (s *Server) isStopping() bool {
+	select {
+	case <-s.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
 // runtimeService implements the runtime service of the CRI. What a later slice
 // brings answers Unimplemented.
 type runtimeService struct {
