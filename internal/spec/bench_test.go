@@ -104,7 +104,7 @@ func (b *bench) makeRootfs() {
 		b.t.Fatalf("read busybox (install busybox-static): %v", err)
 	}
 	must(b.t, os.WriteFile(filepath.Join(root, "bin/busybox"), program, 0o755))
-	for _, name := range []string{"sh", "id", "cat", "grep", "hostname", "touch", "mount", "ls", "pwd", "echo", "head", "stat", "mkdir", "umount", "chmod", "env", "tail"} {
+	for _, name := range []string{"sh", "id", "cat", "grep", "hostname", "touch", "mount", "ls", "pwd", "echo", "head", "stat", "mkdir", "umount", "chmod", "env", "tail", "sleep"} {
 		must(b.t, os.Link(filepath.Join(root, "bin/busybox"), filepath.Join(root, "bin", name)))
 	}
 	must(b.t, os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"), 0o644))

@@ -3,6 +3,7 @@ package spec
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -302,5 +303,72 @@ func TestProcess(t *testing.T) {
 	}
 	if base.Terminal || slices.Contains(base.Env, defaultTerm) || base.Args[0] != "/entry" {
 		t.Errorf("the base was changed: %+v", base)
+	}
+}
+
+// TestProfileConditions decides the conditions that Docker's profiles have.
+func TestProfileConditions(t *testing.T) {
+	rule := func(name, conditions string) string {
+		return `{"names":["` + name + `"],"action":"SCMP_ACT_ALLOW"` + conditions + `}`
+	}
+	text := `{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[` + strings.Join([]string{
+		rule("always", ""),
+		rule("cap", `,"includes":{"caps":["CAP_BPF"]}`),
+		rule("no-cap", `,"includes":{"caps":["CAP_SYS_ADMIN"]}`),
+		rule("not-excluded", `,"excludes":{"caps":["CAP_SYS_ADMIN"]}`),
+		rule("excluded", `,"excludes":{"caps":["CAP_BPF"]}`),
+		rule("arch", `,"includes":{"arches":["`+runtime.GOARCH+`"]}`),
+		rule("other-arch", `,"includes":{"arches":["vax"]}`),
+		rule("old-kernel", `,"includes":{"minKernel":"2.6"}`),
+		rule("new-kernel", `,"includes":{"minKernel":"99.0"}`),
+	}, ",") + `]}`
+	profile, err := parseProfile([]byte(text), []string{"CAP_BPF"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, rule := range profile.Syscalls {
+		names = append(names, rule.Names...)
+	}
+	equal(t, "rules", names, []string{"always", "cap", "not-excluded", "arch", "old-kernel"})
+	for _, bad := range []string{
+		`{}`, `{"defaultAction":"ALLOW"}`, `{"defaultAction":"SCMP_ACT_ALLOW","architectures":["VAX"]}`,
+		`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"action":"SCMP_ACT_ALLOW"}]}`,
+		`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["x"],"action":"SCMP_ACT_ALLOW","args":[{"index":6,"op":"SCMP_CMP_EQ"}]}]}`,
+		`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["x"],"action":"SCMP_ACT_ALLOW","includes":{"minKernel":"new"}}]}`,
+	} {
+		if _, err := parseProfile([]byte(bad), nil); err == nil {
+			t.Errorf("%s: accepted", bad)
+		}
+	}
+}
+
+// TestSeccomp: absent means none, empty means the default, privileged ignores
+// what is asked.
+func TestSeccomp(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		profile *runtimeapi.SecurityProfile
+		change  func(in *Input)
+		want    bool
+	}{
+		{"absent", nil, nil, false},
+		{"default", &runtimeapi.SecurityProfile{}, nil, true},
+		{"unconfined", &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, nil, false},
+		{"no-kernel-support", &runtimeapi.SecurityProfile{}, func(in *Input) { in.Host.Seccomp = false }, false},
+		{"privileged", &runtimeapi.SecurityProfile{}, func(in *Input) {
+			in.Pod.Linux.SecurityContext.Privileged, in.Config.Linux.SecurityContext.Privileged = true, true
+		}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			in := testInput(t)
+			in.Config.Linux.SecurityContext.Seccomp = test.profile
+			if test.change != nil {
+				test.change(&in)
+			}
+			if got := build(t, in).Spec.Linux.Seccomp != nil; got != test.want {
+				t.Errorf("filter: got %t, want %t", got, test.want)
+			}
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package spec_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -205,6 +206,41 @@ func TestRunPropagation(t *testing.T) {
 			}
 			if err == nil {
 				must(t, unix.Unmount(filepath.Join(shared, "inside"), unix.MNT_DETACH))
+			}
+		}
+	})
+}
+
+// TestRunPropagationFromHost mounts on the host while the container runs.
+func TestRunPropagationFromHost(t *testing.T) {
+	onEach(t, func(b *bench) {
+		shared := filepath.Join(b.dir, "shared")
+		inside := filepath.Join(shared, "inside")
+		must(t, os.MkdirAll(inside, 0o755))
+		must(t, unix.Mount(shared, shared, "", unix.MS_BIND, ""))
+		defer func() { must(t, unix.Unmount(shared, unix.MNT_DETACH)) }()
+		must(t, unix.Mount("", shared, "", unix.MS_SHARED|unix.MS_REC, ""))
+		// A FIFO on either side says whose turn it is.
+		must(t, errors.Join(unix.Mkfifo(filepath.Join(shared, "ready"), 0o600), unix.Mkfifo(filepath.Join(shared, "go"), 0o600)))
+		for mode, want := range map[runtimeapi.MountPropagation]string{
+			runtimeapi.MountPropagation_PROPAGATION_PRIVATE:           "0",
+			runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: "1",
+			runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:     "1",
+		} {
+			in := b.input(`echo > /m/ready; cat /m/go; echo "seen=$(grep -c ' /m/inside ' /proc/self/mounts)"`)
+			in.Config.Linux.SecurityContext.Privileged = true
+			in.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/m", HostPath: shared, Propagation: mode}}
+			mounted := make(chan error, 1)
+			go func() {
+				_, err := os.ReadFile(filepath.Join(shared, "ready"))
+				mounted <- errors.Join(err, unix.Mount("none", inside, "tmpfs", 0, "size=1m"),
+					os.WriteFile(filepath.Join(shared, "go"), nil, 0))
+			}()
+			facts := b.facts(in)
+			must(t, <-mounted)
+			must(t, unix.Unmount(inside, unix.MNT_DETACH))
+			if facts["seen"] != want {
+				t.Errorf("%s: mounts of the host seen: got %q, want %q", mode, facts["seen"], want)
 			}
 		}
 	})
