@@ -69,6 +69,19 @@ func countProcesses() (counts, error) {
 	return all, nil
 }
 
+// Processes describes the descendants of this process, for the report of a failure.
+func Processes() string {
+	found, err := descendants()
+	if err != nil {
+		return err.Error()
+	}
+	var out strings.Builder
+	for _, p := range found {
+		out.WriteString(p.words() + "\n")
+	}
+	return out.String()
+}
+
 func descendants() ([]process, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {

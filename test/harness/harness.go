@@ -199,8 +199,9 @@ func removeCgroups(path string) error {
 
 // dump shows what helps to understand a failure.
 func (n *Node) dump() {
-	n.t.Logf("log of berthd and berth-shim:\n%s", n.Log())
-	for _, args := range [][]string{{"ip", "-br", "addr"}, {"nft", "list", "ruleset"}, {"ps", "-eo", "pid,ppid,stat,lstart,args", "--forest"}} {
+	n.t.Logf("log of berthd:\n%s", n.Log())
+	n.t.Logf("processes of the test:\n%s", census.Processes())
+	for _, args := range [][]string{{"ip", "-br", "addr"}, {"nft", "list", "ruleset"}} {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(n.t.Context()), 10*time.Second)
 		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
 		cancel()

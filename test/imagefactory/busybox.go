@@ -41,6 +41,11 @@ func BusyboxFiles() ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
+	return BusyboxTree(found.program, found.applets, passwd, group), nil
+}
+
+// BusyboxTree is the same for another busybox and other accounts.
+func BusyboxTree(program []byte, applets []string, passwd, group string) []File {
 	files := []File{
 		Dir("bin"), Dir("dev"), Dir("etc"), Dir("home"), Dir("proc"), Dir("sys"), Dir("usr"), Dir("var"), Dir("var/www"),
 		{Path: "root", Kind: tar.TypeDir, Mode: 0o700},
@@ -48,12 +53,14 @@ func BusyboxFiles() ([]File, error) {
 		{Path: "tmp", Kind: tar.TypeDir, Mode: 0o777 | fs.ModeSticky},
 		Symlink("usr/bin", "../bin"), Symlink("sbin", "bin"),
 		Regular("etc/passwd", passwd), Regular("etc/group", group),
-		Program("bin/busybox", found.program),
+		Program("bin/busybox", program),
 	}
-	for _, applet := range found.applets {
-		files = append(files, Hardlink("bin/"+applet, "bin/busybox"))
+	for _, applet := range applets {
+		if applet != "busybox" {
+			files = append(files, Hardlink("bin/"+applet, "bin/busybox"))
+		}
 	}
-	return files, nil
+	return files
 }
 
 // Busybox builds a small image with a shell from Debian's busybox-static. It
@@ -95,8 +102,7 @@ var readBusybox = sync.OnceValues(func() (busybox, error) {
 	if err != nil {
 		return busybox{}, fmt.Errorf("list busybox applets: %w", err)
 	}
-	applets := slices.DeleteFunc(strings.Fields(string(list)), func(name string) bool { return name == "busybox" })
-	return busybox{program: program, applets: applets}, nil
+	return busybox{program: program, applets: strings.Fields(string(list))}, nil
 })
 
 // MinimalConfig is the configuration of an image that runs one command.

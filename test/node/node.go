@@ -17,7 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/config"
@@ -130,7 +132,12 @@ func (n *Node) StartDaemon(ctx context.Context) (err error) {
 		case <-ctx.Done():
 		}
 	}()
-	if _, err := n.Runtime.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true)); err != nil {
+	_, err = n.Runtime.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
+	for status.Code(err) == codes.Unavailable && ctx.Err() == nil {
+		// The connection was the last daemon's, which the client has only noticed now.
+		_, err = n.Runtime.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
+	}
+	if err != nil {
 		return fmt.Errorf("wait for berthd to answer: %w; its log ends:\n%s", errors.Join(err, n.Kill()), n.LogTail())
 	}
 	return nil
@@ -185,11 +192,14 @@ func (n *Node) Restart(ctx context.Context, sig unix.Signal) error {
 	return n.StartDaemon(ctx)
 }
 
-// Log is everything that berthd and its berth-shim have written so far.
+// Log is everything that berthd has written so far, and what its berth-shim has.
 func (n *Node) Log() string {
 	data, err := os.ReadFile(n.logFile())
 	if err != nil {
 		return err.Error()
+	}
+	if said, err := os.ReadFile(filepath.Join(n.Config.State, "shim", "shim.log")); err == nil && len(said) > 0 {
+		data = fmt.Appendf(data, "berth-shim:\n%s", said)
 	}
 	return string(data)
 }

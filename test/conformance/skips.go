@@ -1,0 +1,72 @@
+package conformance
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// excuse is why a spec may be skipped. There is no other reason: every other skip is a failure.
+type excuse struct {
+	// message begins the reason that the spec gives.
+	message string
+	// why says it in our words.
+	why string
+	// holds tells whether it is true on this machine. Nil: it is no matter of the machine, but not built yet, and the
+	// excuse must go as soon as nothing needs it any more.
+	holds func() (bool, error)
+}
+
+var excuses = []excuse{
+	{
+		message: "AppArmor is disabled on this host",
+		why:     "the kernel has no AppArmor",
+		holds:   func() (bool, error) { return kernelLacks("/sys/module/apparmor/parameters/enabled") },
+	},
+	{message: "no runtime handler found which supports user namespaces", why: "user namespaces are not built yet"},
+	{message: "runtime does not implement recursive readonly mounts", why: "recursive read-only mounts are not built yet"},
+}
+
+// kernelLacks looks at a switch of the kernel: a file that says Y if it is on.
+func kernelLacks(file string) (bool, error) {
+	data, err := os.ReadFile(file)
+	if os.IsNotExist(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a feature of the kernel: %w", err)
+	}
+	return strings.TrimSpace(string(data)) != "Y", nil
+}
+
+// excused returns the excuse for a skip.
+func excused(s spec) (excuse, error) {
+	for _, e := range excuses {
+		if !strings.HasPrefix(s.message, e.message) {
+			continue
+		}
+		if e.holds == nil {
+			return e, nil
+		}
+		holds, err := e.holds()
+		if err != nil {
+			return e, err
+		}
+		if !holds {
+			return e, fmt.Errorf("it says %q, but that is not so here", s.message)
+		}
+		return e, nil
+	}
+	return excuse{}, fmt.Errorf("nothing excuses %q", s.message)
+}
+
+// needless returns the excuses for what is not built yet which no skip of a whole pass has used.
+func needless(used map[string]bool) []excuse {
+	var none []excuse
+	for _, e := range excuses {
+		if e.holds == nil && !used[e.message] {
+			none = append(none, e)
+		}
+	}
+	return none
+}
