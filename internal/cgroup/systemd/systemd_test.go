@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -71,6 +73,9 @@ func startBus(t *testing.T) {
 // manager answers as systemd's manager does.
 type manager struct {
 	conn *dbus.Conn
+
+	// mu guards what follows.
+	mu sync.Mutex
 	// units are the slices that run.
 	units map[string]map[string]dbus.Variant
 	// result is how jobs end.
@@ -85,6 +90,8 @@ func (m *manager) Subscribe() *dbus.Error { return nil }
 
 // StartTransientUnit starts a unit that has no file.
 func (m *manager) StartTransientUnit(name, _ string, properties []property, _ []auxiliary) (dbus.ObjectPath, *dbus.Error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if _, ok := m.units[name]; ok {
 		return "", dbus.NewError(errUnitExists, []any{"Unit " + name + " already exists."})
 	}
@@ -97,6 +104,8 @@ func (m *manager) StartTransientUnit(name, _ string, properties []property, _ []
 
 // StopUnit stops a unit.
 func (m *manager) StopUnit(name, _ string) (dbus.ObjectPath, *dbus.Error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if _, ok := m.units[name]; !ok {
 		return "", dbus.NewError(errNoSuchUnit, []any{"Unit " + name + " not loaded."})
 	}
@@ -104,8 +113,9 @@ func (m *manager) StopUnit(name, _ string) (dbus.ObjectPath, *dbus.Error) {
 	return m.job(name)
 }
 
-// job ends another job first, as happens on a busy machine, and the new one
-// before its caller has the answer.
+// job makes a job; the caller holds the lock. Another
+// job ends first, as happens on a busy machine, and the new one before its
+// caller has the answer.
 func (m *manager) job(unit string) (dbus.ObjectPath, *dbus.Error) {
 	m.jobs++
 	path := dbus.ObjectPath(fmt.Sprintf("/org/freedesktop/systemd1/job/%d", m.jobs))
@@ -120,6 +130,13 @@ func (m *manager) job(unit string) (dbus.ObjectPath, *dbus.Error) {
 		return "", dbus.MakeFailedError(err)
 	}
 	return path, nil
+}
+
+// set says how jobs end from now on, if they do.
+func (m *manager) set(result string, silent bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.result, m.silent = result, silent
 }
 
 func startManager(t *testing.T) *manager {
@@ -157,14 +174,19 @@ func TestSlice(t *testing.T) {
 			t.Fatalf("Start: %v", err)
 		}
 	}
-	if m.units["berth-test.slice"]["MemoryAccounting"].Value() != true {
-		t.Errorf("properties: got %v, want accounting of memory", m.units["berth-test.slice"])
+	m.mu.Lock()
+	properties := maps.Clone(m.units["berth-test.slice"])
+	m.mu.Unlock()
+	if properties["MemoryAccounting"].Value() != true {
+		t.Errorf("properties: got %v, want accounting of memory", properties)
 	}
 	for range 2 {
 		if err := Stop(deadline(t), "berth-test.slice"); err != nil {
 			t.Fatalf("Stop: %v", err)
 		}
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if len(m.units) != 0 {
 		t.Errorf("after Stop: got %v, want no slice", m.units)
 	}
@@ -173,7 +195,7 @@ func TestSlice(t *testing.T) {
 // TestFailedJob expects the result of a job that failed in the error.
 func TestFailedJob(t *testing.T) {
 	m := startManager(t)
-	m.result = "dependency"
+	m.set("dependency", false)
 	if err := Start(deadline(t), "berth-test.slice"); err == nil || !strings.Contains(err.Error(), "dependency") {
 		t.Errorf("got %v, want an error with the result", err)
 	}
@@ -182,7 +204,7 @@ func TestFailedJob(t *testing.T) {
 // TestHangingJob expects that the wait ends with the caller's context.
 func TestHangingJob(t *testing.T) {
 	m := startManager(t)
-	m.silent = true
+	m.set("", true)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if err := Start(ctx, "berth-test.slice"); !errors.Is(err, context.DeadlineExceeded) {
