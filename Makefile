@@ -10,7 +10,7 @@ LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
 BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w'
 
 .DEFAULT_GOAL := help
-.PHONY: build demo test lint install help generate fuzz clean
+.PHONY: build demo test lint install help generate bench fuzz clean
 
 help: ## list the targets (this)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,10 @@ lint: ## check format, style and length of files and functions (needs nothing bu
 	@test -z "$$(gofmt -l cmd internal test api)" || { gofmt -d cmd internal test api; exit 1; }
 	$(LINT) config verify
 	$(LINT) run ./...
+
+bench: build ## measure what kubelet waits for and what a pod costs (needs root and an idle machine; 1 min)
+	@tools/prepare test
+	BERTH_BIN=$(CURDIR)/bin $(GO) test -run '^$$' -bench . -benchtime 30x ./test/bench
 
 fuzz: ## fuzz every parser of foreign input for 20 s each (needs root; 5 min)
 	@tools/prepare test

@@ -1,14 +1,8 @@
-// Package bench measures what kubelet waits for, on a node of real programs.
-// Figures are medians of one run on one machine: compare them with those of
-// another runtime or an earlier commit only when both were taken in one go.
-//
-//	go test ./test/bench -bench . -benchtime 30x
 package bench
 
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,148 +14,132 @@ import (
 	"github.com/berth-runtime/berth/test/harness"
 )
 
-// watch collects the times of the operations of a pod's life.
-type watch struct {
-	b     *testing.B
-	times map[string][]time.Duration
+// steps collects how long each step of a pod's life takes.
+type steps struct {
+	order []string
+	took  map[string][]time.Duration
 }
 
-// measure runs an operation and notes how long it took.
-func (w *watch) measure(name string, operation func() error) {
-	w.b.Helper()
+func (s *steps) time(name string, do func()) {
 	begin := time.Now()
-	err := operation()
-	w.times[name] = append(w.times[name], time.Since(begin))
-	if err != nil {
-		w.b.Fatalf("%s: %v", name, err)
+	do()
+	if s.took == nil {
+		s.took = map[string][]time.Duration{}
+	}
+	if s.took[name] == nil {
+		s.order = append(s.order, name)
+	}
+	s.took[name] = append(s.took[name], time.Since(begin))
+}
+
+// report gives the median of each step.
+func (s *steps) report(b *testing.B) {
+	b.Helper()
+	b.ReportMetric(0, "ns/op") // the sum of all steps says nothing
+	for _, name := range s.order {
+		took := s.took[name]
+		slices.Sort(took)
+		b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, name+"-ms")
 	}
 }
 
-// report prints the median of each operation.
-func (w *watch) report() {
-	w.b.ReportMetric(0, "ns/op") // the whole life is no figure
-	for name, times := range w.times {
-		slices.Sort(times)
-		w.b.ReportMetric(float64(times[len(times)/2].Microseconds())/1000, name+"-p50-ms")
+// BenchmarkLife takes pods one after the other through their life, with each network and each OCI runtime.
+func BenchmarkLife(b *testing.B) {
+	networks := []struct {
+		name   string
+		list   func(testing.TB) string
+		change func(*runtimeapi.PodSandboxConfig)
+	}{
+		{"builtin", nil, func(*runtimeapi.PodSandboxConfig) {}},
+		{"cni", harness.PortmapList("1.0.0"), func(*runtimeapi.PodSandboxConfig) {}},
+		{"host", nil, func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+		}},
 	}
-}
-
-// BenchmarkPodLife takes one pod after the other from run to remove, with each
-// OCI runtime and with each kind of network.
-func BenchmarkPodLife(b *testing.B) {
-	for _, handler := range []string{"crun", "runc"} {
-		for network, conflist := range map[string]func(testing.TB) string{
-			"builtin": nil, "cni": harness.PortmapList("1.0.0"),
-		} {
-			b.Run(handler+"-"+network, func(b *testing.B) {
-				podLife(b, harness.Start(b, harness.Options{Handler: handler, Conflist: conflist}))
+	for _, handler := range []string{"runc", "crun"} {
+		for _, network := range networks {
+			b.Run(handler+"/"+network.name, func(b *testing.B) {
+				n := harness.Start(b, harness.Options{Handler: handler, Conflist: network.list})
+				n.Pull()
+				var s steps
+				for b.Loop() {
+					life(b, n, &s, network.change)
+				}
+				s.report(b)
 			})
 		}
 	}
 }
 
-func podLife(b *testing.B, n *harness.Node) {
-	w := &watch{b: b, times: map[string][]time.Duration{}}
-	n.Pull()
-	for i := 0; b.Loop(); i++ {
-		cfg := n.PodConfig(func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = fmt.Sprintf("bench-%d", i) })
-		var pod, container string
-		w.measure("run-pod", func() error {
-			answer, err := n.Runtime.RunPodSandbox(n.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
-			pod = answer.GetPodSandboxId()
-			return err
-		})
-		w.measure("create", func() error {
-			answer, err := n.Runtime.CreateContainer(n.Context(), &runtimeapi.CreateContainerRequest{
-				PodSandboxId: pod, SandboxConfig: cfg, Config: n.ContainerConfig([]string{"sleep", "1000"}),
-			})
-			container = answer.GetContainerId()
-			return err
-		})
-		w.measure("start", func() error {
-			_, err := n.Runtime.StartContainer(n.Context(), &runtimeapi.StartContainerRequest{ContainerId: container})
-			return err
-		})
-		w.measure("exec", func() error {
-			_, err := n.Runtime.ExecSync(n.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"/bin/true"}})
-			return err
-		})
-		w.measure("stop", func() error {
-			_, err := n.Runtime.StopContainer(n.Context(), &runtimeapi.StopContainerRequest{ContainerId: container})
-			return err
-		})
-		w.measure("stop-pod", func() error {
-			_, err := n.Runtime.StopPodSandbox(n.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
-			return err
-		})
-		w.measure("remove", func() error {
-			_, err := n.Runtime.RemoveContainer(n.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: container})
-			return err
-		})
-		w.measure("remove-pod", func() error {
-			_, err := n.Runtime.RemovePodSandbox(n.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
-			return err
-		})
-	}
-	w.report()
+func life(b *testing.B, n *harness.Node, s *steps, change func(*runtimeapi.PodSandboxConfig)) {
+	b.Helper()
+	var p *harness.Pod
+	var c *harness.Container
+	s.time("run-pod", func() { p = n.RunPod(change) })
+	config := n.ContainerConfig([]string{"sleep", "1000"})
+	config.Linux.SecurityContext.NamespaceOptions.Network = p.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork()
+	s.time("create+start", func() {
+		var err error
+		if c, err = p.Create(config); err != nil {
+			b.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			b.Fatal(err)
+		}
+	})
+	s.time("exec", func() { c.Exec("true") })
+	s.time("stop-container", func() { c.Stop(0) })
+	s.time("remove-container", c.Remove)
+	s.time("stop-pod", p.Stop)
+	s.time("remove-pod", p.Remove)
 }
 
-// BenchmarkPodMemory keeps pods and tells what each costs in memory of ours,
-// beyond its workload, and how long lists and stats of all of them take.
-func BenchmarkPodMemory(b *testing.B) {
+// BenchmarkIdlePods measures what a pod with one container costs beyond its workload: memory of berthd and berth-shim, and
+// what listing figures of all of them takes.
+func BenchmarkIdlePods(b *testing.B) {
+	const pods = 30
 	n := harness.Start(b, harness.Options{})
-	w := &watch{b: b, times: map[string][]time.Duration{}}
 	n.Pull()
-	first := n.RunPod()
-	first.Start([]string{"sleep", "1000"})
-	daemonBefore, shimBefore := ourMemory(b, n)
-	pods := 0
+	n.RunPod().Start([]string{"sleep", "1000"}) // what is made once is not a pod's
+	before := memory(b, n)
+	for range pods {
+		n.RunPod().Start([]string{"sleep", "1000"})
+	}
+	perPod := float64(memory(b, n)-before) / pods / 1024
+	var s steps
 	for b.Loop() {
-		pods++
-		n.RunPod(func(c *runtimeapi.PodSandboxConfig) { c.Metadata.Name = fmt.Sprintf("bench-%d", pods) }).Start([]string{"sleep", "1000"})
-	}
-	daemonAfter, shimAfter := ourMemory(b, n)
-	for range 20 {
-		w.measure("list", func() error {
-			_, err := n.Runtime.ListContainers(n.Context(), &runtimeapi.ListContainersRequest{})
-			return err
-		})
-		w.measure("stats", func() error {
-			_, err := n.Runtime.ListContainerStats(n.Context(), &runtimeapi.ListContainerStatsRequest{})
-			return err
-		})
-	}
-	w.report()
-	b.ReportMetric(float64(daemonAfter-daemonBefore)/float64(pods), "daemon-KiB/pod")
-	b.ReportMetric(float64(shimAfter-shimBefore)/float64(pods), "shim-KiB/pod")
-}
-
-// ourMemory is the memory of berthd and berth-shim in KiB.
-func ourMemory(b *testing.B, n *harness.Node) (daemon, shim int) {
-	b.Helper()
-	pid, err := n.ShimPID()
-	if err != nil {
-		b.Fatal(err)
-	}
-	return pss(b, n.PID()), pss(b, pid)
-}
-
-// pss reads the proportional set size of a process in KiB.
-func pss(b *testing.B, pid int) int {
-	b.Helper()
-	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "smaps_rollup"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	for line := range strings.Lines(string(data)) {
-		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
-			kib, err := strconv.Atoi(strings.Fields(rest)[0])
-			if err != nil {
+		s.time("list-stats", func() {
+			if _, err := n.Runtime.ListContainerStats(n.Context(), &runtimeapi.ListContainerStatsRequest{}); err != nil {
 				b.Fatal(err)
 			}
-			return kib
+		})
+	}
+	s.report(b)
+	b.ReportMetric(perPod, "KiB/pod")
+}
+
+// memory is the private memory and the share of what is shared (PSS) of berthd and berth-shim, in bytes.
+func memory(b *testing.B, n *harness.Node) int {
+	b.Helper()
+	shim, err := n.ShimPID()
+	if err != nil {
+		b.Fatal(err)
+	}
+	sum := 0
+	for _, pid := range []int{n.PID(), shim} {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for line := range strings.Lines(string(data)) {
+			if f := strings.Fields(line); f[0] == "Pss:" {
+				kib, err := strconv.Atoi(f[1])
+				if err != nil {
+					b.Fatal(err)
+				}
+				sum += kib << 10
+			}
 		}
 	}
-	b.Fatalf("process %d has no Pss", pid)
-	return 0
+	return sum
 }
