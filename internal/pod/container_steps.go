@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
@@ -242,16 +241,12 @@ func (c *container) endProcess(ctx context.Context) error {
 // kill ends every process of the container and waits for its exit code. One
 // that the supervisor does not know was never started, or was lost with it.
 func (c *container) kill(ctx context.Context) error {
-	e, id := c.engine, c.rec.ID
-	err := e.opts.Shim.KillAll(ctx, id)
-	if err == nil {
-		err = e.opts.Shim.Kill(ctx, id, unix.SIGKILL)
-	}
-	switch {
-	case errdefs.IsNotFound(err):
+	err := c.engine.opts.Shim.KillAll(ctx, c.rec.ID)
+	if errdefs.IsNotFound(err) {
 		c.lose("the supervisor does not know it")
 		return nil
-	case err != nil && !errdefs.IsFailedPrecondition(err):
+	}
+	if err != nil {
 		return err
 	}
 	select {

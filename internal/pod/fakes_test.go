@@ -149,12 +149,7 @@ func (f *fakeShim) Kill(_ context.Context, id string, sig syscall.Signal) error 
 }
 
 func (f *fakeShim) KillAll(_ context.Context, id string) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if _, ok := f.known[id]; !ok {
-		return fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
-	}
-	return nil
+	return f.finish(id, 128+int(syscall.SIGKILL))
 }
 
 // end ends a process by itself.
