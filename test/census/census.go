@@ -98,6 +98,14 @@ func Check(t testing.TB, marks ...string) {
 	t.Cleanup(c.settle)
 }
 
+// Mark gives the census of the running tests further marks, such as names that are known only later. Marks are unique, so
+// they are kept for good.
+func Mark(marks ...string) {
+	running.Lock()
+	defer running.Unlock()
+	running.marks = append(running.marks, marks...)
+}
+
 func begin(t testing.TB, marks []string) {
 	t.Helper()
 	running.Lock()

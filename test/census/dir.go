@@ -20,13 +20,8 @@ func Dir(t testing.TB) string {
 	if err != nil {
 		t.Fatalf("make a directory for the test: %v", err)
 	}
-	running.Lock()
-	running.marks = append(running.marks, dir, filepath.Base(dir))
-	running.Unlock()
+	Mark(dir, filepath.Base(dir))
 	t.Cleanup(func() {
-		running.Lock()
-		running.marks = remove(remove(running.marks, dir), filepath.Base(dir))
-		running.Unlock()
 		if !unmountBeneath(t, dir) {
 			return
 		}

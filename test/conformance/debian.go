@@ -82,24 +82,29 @@ func (d debian) source(ctx context.Context, dir, name string) error {
 
 // apt runs apt-get in dir after it has fetched the package lists.
 func (d debian) apt(ctx context.Context, dir string, args ...string) error {
-	lists, err := os.MkdirTemp("", "berth-apt-")
+	state, err := os.MkdirTemp("", "berth-apt-")
 	if err != nil {
 		return fmt.Errorf("make a directory for package lists: %w", err)
 	}
-	defer os.RemoveAll(lists)
+	defer os.RemoveAll(state)
+	for _, sub := range []string{"lists/partial", "cache/archives/partial"} {
+		if err := os.MkdirAll(filepath.Join(state, sub), 0o755); err != nil {
+			return fmt.Errorf("make a directory for package lists: %w", err)
+		}
+	}
 	var sources strings.Builder
 	for _, kind := range []string{"deb", "deb-src"} {
 		fmt.Fprintf(&sources, "%s [signed-by=%s] %s %s main\n", kind, debianKeyring, debianMirror, d.suite)
 	}
-	file := filepath.Join(lists, "sources.list")
+	file := filepath.Join(state, "sources.list")
 	if err := os.WriteFile(file, []byte(sources.String()), 0o600); err != nil {
 		return fmt.Errorf("write the sources of packages: %w", err)
 	}
 	apt := []string{
-		"apt-get", "-q", "-o", "Dir::Etc::SourceList=" + file, "-o", "Dir::Etc::SourceParts=-",
-		"-o", "Dir::State::Lists=" + lists, "-o", "Dir::Cache=" + lists, "-o", "APT::Sandbox::User=root",
+		"apt-get", "-q", "-o", "Dir::Etc::SourceList=" + file, "-o", "Dir::Etc::SourceParts=/dev/null",
+		"-o", "Dir::State::Lists=" + filepath.Join(state, "lists"), "-o", "Dir::Cache=" + filepath.Join(state, "cache"), "-o", "APT::Sandbox::User=root",
 	}
-	if _, err := run(ctx, lists, append(slices.Clone(apt), "update")...); err != nil {
+	if _, err := run(ctx, state, append(slices.Clone(apt), "update")...); err != nil {
 		return err
 	}
 	_, err = run(ctx, dir, append(slices.Clone(apt), args...)...)

@@ -59,8 +59,7 @@ func parseReport(data []byte) (*report, error) {
 			RunTime                           time.Duration
 			CapturedGinkgoWriterOutput        string
 			Failure                           struct {
-				Message          string
-				TimelineLocation struct{ Time time.Time }
+				Message string
 			}
 		}
 	}
@@ -113,8 +112,4 @@ func (r *report) with(o outcome) []spec {
 }
 
 // problem says what went wrong with the pass as a whole; empty if nothing did.
-func (r *report) problem() string {
-	return strings.Join(slices.DeleteFunc(slices.Clone(r.special), func(reason string) bool {
-		return strings.HasPrefix(reason, "Detected Programmatic Focus")
-	}), "; ")
-}
+func (r *report) problem() string { return strings.Join(r.special, "; ") }

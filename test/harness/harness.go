@@ -5,6 +5,8 @@ package harness
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -66,6 +68,7 @@ func Start(t testing.TB, opts Options) *Node {
 	bin := programs(t)
 	census.Check(t, opts.Marks...)
 	dir := census.Dir(t)
+	census.Mark(instance(filepath.Join(dir, "root")))
 	n := &Node{t: t, Registry: registry.Run(t, opts.Registry)}
 	n.pushBusybox()
 
@@ -103,6 +106,12 @@ func (n *Node) end() {
 	if n.t.Failed() && !failed {
 		n.dump()
 	}
+}
+
+// instance is how berthd tells its names on the host from those of other daemons: a hash of its root.
+func instance(root string) string {
+	sum := sha256.Sum256([]byte(root))
+	return hex.EncodeToString(sum[:])[:8]
 }
 
 // programs returns the directory of the programs under test: BERTH_BIN, or else they are built once for this process,

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os/exec"
 	"strings"
 	"sync"
@@ -84,6 +85,7 @@ func TestCrictl(t *testing.T) {
 	n.Eventually("the log has what was said", func() error { return logHas(c, "stdout F attached") })
 	has(run("", "logs", c.ID), "attached")
 
+	fetch(n, t, net.JoinHostPort(p.IP(), "8080")) // it listens
 	forward := crictl(ctx, t, n, "port-forward", p.ID, ":8080")
 	out, err := forward.StdoutPipe()
 	if err != nil {

@@ -186,8 +186,15 @@ func TestPortForward(t *testing.T) {
 				config.Linux.SecurityContext.NamespaceOptions.Network = c.mode
 			})
 			serve := fmt.Sprintf("mkdir /tmp/w && echo page >/tmp/w/index.html && exec httpd -f -p 127.0.0.1:%d -h /tmp/w", c.port)
-			p.Start([]string{"sh", "-c", serve}, func(config *runtimeapi.ContainerConfig) {
+			server := p.Start([]string{"sh", "-c", serve}, func(config *runtimeapi.ContainerConfig) {
 				config.Linux.SecurityContext.NamespaceOptions.Network = c.mode
+			})
+			// The client ends the whole forwarding with the first connection that is refused.
+			n.Eventually("the port is open", func() error {
+				if code := server.Exec("nc", "-z", "127.0.0.1", fmt.Sprint(c.port)).GetExitCode(); code != 0 {
+					return fmt.Errorf("nc ends with %d", code)
+				}
+				return nil
 			})
 			answer, err := n.Runtime.PortForward(n.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: p.ID, Port: []int32{c.port}})
 			if err != nil {

@@ -1,0 +1,140 @@
+package conformance
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/test/harness"
+)
+
+var (
+	handlers  = flag.String("handlers", "", "OCI runtimes to run critest with, e.g. runc,crun")
+	processes = flag.Int("processes", 1, "how many specs run at a time")
+	websocket = flag.Bool("websocket", false, "stream over WebSocket instead of SPDY")
+	focus     = flag.String("focus", "", "run only the specs whose names match")
+)
+
+// TestCritest runs the whole suite against a fresh node for each OCI runtime that -handlers names. It fails for every
+// spec that fails, and for every one that is skipped without an excuse.
+func TestCritest(t *testing.T) {
+	names := slices.DeleteFunc(strings.Split(*handlers, ","), func(name string) bool { return name == "" })
+	if len(names) == 0 {
+		t.Log("-handlers names no OCI runtime, so there is nothing to do")
+		return
+	}
+	c, err := openCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	im, err := makeImages(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := buildSuite(t.Context(), c, "../..", im[digestImage].Descriptor.Digest.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) { runPass(t, s, im, name) })
+	}
+}
+
+// runPass starts a node, runs the suite against it and judges the report.
+func runPass(t *testing.T, s suite, im images, handler string) {
+	n := harness.Start(t, harness.Options{Handler: handler})
+	if err := im.push(t.Context(), n.Registry.Host); err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range registries {
+		// The server is named as well, so that nothing is ever looked for elsewhere.
+		text := fmt.Sprintf("server = %[1]q\n[host.%[1]q]\ncapabilities = [\"pull\", \"resolve\"]\n", "http://"+n.Registry.Host)
+		dir := filepath.Join(n.Config.Image.RegistryConfigDir, host)
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.Ready()
+	p := pass{
+		endpoint: n.Config.Listen, handler: handler, processes: *processes, websocket: *websocket, focus: *focus,
+		dir: t.ArtifactDir(), tmp: filepath.Join(n.Dir(), "tmp"),
+	}
+	if err := os.Mkdir(p.tmp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	removeSegmentsLater(t)
+	r, err := s.run(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("critest %s with %s, %d at a time: %d passed, %d failed, %d skipped, %d not asked for, in %v", s.version, handler,
+		*processes, len(r.with(passed)), len(r.with(failed)), len(r.with(skipped)), len(r.with(left)), r.took.Round(time.Second))
+	judge(t, r, *focus == "")
+}
+
+// judge reports failures, and skips with their reasons.
+func judge(t *testing.T, r *report, whole bool) {
+	if problem := r.problem(); problem != "" {
+		t.Errorf("critest: %s", problem)
+	}
+	for _, s := range r.with(failed) {
+		t.Errorf("FAILED: %s\n%s\n%s", s.name, s.message, s.output)
+	}
+	used := map[string]bool{}
+	for _, s := range r.with(skipped) {
+		e, err := excused(s)
+		used[e.message] = true
+		if err != nil {
+			t.Errorf("SKIPPED: %s: %v", s.name, err)
+			continue
+		}
+		t.Logf("skipped: %s: %s", s.name, e.why)
+	}
+	for _, e := range needless(used) {
+		if whole {
+			t.Errorf("no spec needs the excuse %q any more: remove it", e.message)
+		}
+	}
+}
+
+// removeSegmentsLater removes the shared memory that critest leaves on the host: it makes a segment to look for it from
+// a container.
+func removeSegmentsLater(t *testing.T) {
+	const size = 1 << 20 // ipcmk -M 1048576
+	before := sharedMemory(t)
+	t.Cleanup(func() {
+		for id, bytes := range sharedMemory(t) {
+			if _, old := before[id]; old || bytes != size {
+				continue
+			}
+			if _, err := unix.SysvShmCtl(id, unix.IPC_RMID, nil); err != nil {
+				t.Errorf("remove the shared memory segment %d: %v", id, err)
+			}
+		}
+	})
+}
+
+// sharedMemory returns the size of every System V segment.
+func sharedMemory(t *testing.T) map[int]int {
+	data, err := os.ReadFile("/proc/sysvipc/shm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[int]int{}
+	for _, line := range strings.Split(strings.TrimSpace(string(data)), "\n")[1:] {
+		var key, id, mode, size int
+		if _, err := fmt.Sscan(line, &key, &id, &mode, &size); err != nil {
+			t.Fatalf("read %q: %v", line, err)
+		}
+		found[id] = size
+	}
+	return found
+}
