@@ -12,11 +12,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/test/census"
 )
 
 // everything asks for one namespace of each kind.
 func everything(t testing.TB) Request {
-	dir := filepath.Join(t.TempDir(), "ns")
+	dir := filepath.Join(census.Dir(t), "ns")
 	t.Cleanup(func() {
 		if err := Remove(context.Background(), dir); err != nil {
 			t.Errorf("Remove: %v", err)
@@ -36,6 +38,7 @@ func identity(t testing.TB, path string) uint64 {
 
 // The namespaces are new ones, configured, and the process stays in its own.
 func TestCreateMakesConfiguredNamespaces(t *testing.T) {
+	census.Check(t)
 	req := everything(t)
 	req.Sysctls = map[string]string{
 		"net.ipv4.ip_unprivileged_port_start": "80",
@@ -100,6 +103,7 @@ func enter(t testing.TB, path string, flag int, fn func() error) {
 
 // Loopback is up, for IPv4 and IPv6, and a listener made by Do is inside the pod only.
 func TestDoListensInsideThePod(t *testing.T) {
+	census.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
 	if err != nil {
@@ -130,6 +134,7 @@ func TestDoListensInsideThePod(t *testing.T) {
 }
 
 func TestDoReturnsTheErrorOfItsFunction(t *testing.T) {
+	census.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
 	if err != nil {
@@ -147,6 +152,7 @@ func TestDoReturnsTheErrorOfItsFunction(t *testing.T) {
 }
 
 func TestRemoveIsIdempotent(t *testing.T) {
+	census.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
 	if err != nil {
@@ -194,6 +200,7 @@ func TestCreateAfterACrash(t *testing.T) {
 	}
 	for name, leave := range leftovers {
 		t.Run(name, func(t *testing.T) {
+			census.Check(t)
 			req := everything(t)
 			leave(t, req)
 			if _, ok := Probe(req.Dir); ok != (name == "Finished" || name == "PinnedTwice") {
@@ -215,6 +222,7 @@ func TestCreateAfterACrash(t *testing.T) {
 }
 
 func TestForeignFilesAreKept(t *testing.T) {
+	census.Check(t)
 	req := everything(t)
 	must(t, os.Mkdir(req.Dir, 0o700))
 	foreign := filepath.Join(req.Dir, "foreign")
@@ -249,6 +257,7 @@ func TestBadRequestsLeaveNothing(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
+			census.Check(t)
 			req := everything(t)
 			dir := req.Dir
 			c.change(&req)
@@ -264,6 +273,7 @@ func TestBadRequestsLeaveNothing(t *testing.T) {
 }
 
 func TestApplyLinkSysctls(t *testing.T) {
+	census.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
 	must(t, err)
@@ -277,6 +287,7 @@ func TestApplyLinkSysctls(t *testing.T) {
 }
 
 func TestPinPID(t *testing.T) {
+	census.Check(t)
 	dir := filepath.Join(t.TempDir(), "ns")
 	t.Cleanup(func() { must(t, Remove(context.Background(), dir)) })
 	for range 2 {
@@ -299,6 +310,7 @@ func TestPinPID(t *testing.T) {
 
 // Threads that were inside a pod come back or end; none of them serves other goroutines in the wrong namespace.
 func TestNoThreadStaysInside(t *testing.T) {
+	census.Check(t)
 	home := identity(t, "/proc/self/ns/net")
 	for range 20 {
 		req := everything(t)

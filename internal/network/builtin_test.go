@@ -283,3 +283,54 @@ func TestDeviceSysctls(t *testing.T) {
 		t.Error("lease is left")
 	}
 }
+
+// A network of one family only works like any other.
+func TestSingleFamily(t *testing.T) {
+	filterBridges(t, "0")
+	for name, c := range map[string]struct {
+		subnet   string
+		family   int
+		loopback string
+	}{"IPv4": {"10.94.0.0/24", v4, "127.0.0.1"}, "IPv6": {"fd94::/64", v6, "::1"}} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, func(o *Options) { o.BuiltinSubnet = []string{c.subnet} })
+			a, b := r.connect("a", PortMapping{ContainerPort: 80, HostPort: 8080}), r.connect("b")
+			if len(a.Result.IPs) != 1 || a.Result.IPs[0].Is4() != (c.family == v4) {
+				t.Fatalf("addresses %v", a.Result.IPs)
+			}
+			serve(t, a.Pod, "tcp", 80)
+			serve(t, Pod{NetNS: outsideNetNS, Name: "outside"}, "tcp", 81)
+			expect(t, b.NetNS, "tcp", at(a.Result.IPs[0], 80), "a")
+			expect(t, b.NetNS, "tcp", at(hostAddresses[c.family].Addr(), 8080), "a")
+			expect(t, "", "tcp", at(c.loopback, 8080), "a")
+			expect(t, a.NetNS, "tcp", at(outsideAddresses[c.family].Addr(), 81), "outside")
+		})
+	}
+}
+
+// A host that gets its routes by router advertisements goes on with that when it becomes a router itself.
+func TestAdvertisedRoutesAreKept(t *testing.T) {
+	const acceptRA = "/proc/sys/net/ipv6/conf/uplink/accept_ra"
+	must(t, writeFile("/proc/sys/net/ipv6/conf/all/forwarding", "0"))
+	must(t, writeFile(acceptRA, "1"))
+	newRig(t, nil).connect("a")
+	if got, err := os.ReadFile(acceptRA); err != nil || string(got) != "2\n" {
+		t.Errorf("accept_ra is %q (%v), want 2", got, err)
+	}
+}
+
+// A pod sends nothing that is too large for the uplink.
+func TestMTUFollowsTheUplink(t *testing.T) {
+	uplink, err := netlink.LinkByName("uplink")
+	must(t, err)
+	must(t, netlink.LinkSetMTU(uplink, 1400))
+	t.Cleanup(func() { must(t, netlink.LinkSetMTU(uplink, 1500)) })
+	a := newRig(t, nil).connect("a")
+	inside(t, a.NetNS, func() error {
+		link, err := netlink.LinkByName(podDevice)
+		if err == nil && link.Attrs().MTU != 1400 {
+			t.Errorf("MTU %d, want 1400", link.Attrs().MTU)
+		}
+		return err
+	})
+}

@@ -334,10 +334,12 @@ func TestStatusOfPlugins(t *testing.T) {
 echo '{"cniVersion":"1.1.0","code":50,"msg":"not in the mood"}'; exit 1`)
 	eventually(t, "bad mood", func() bool { err := r.Ready(); return err != nil && strings.Contains(err.Error(), "not in the mood") })
 	must(t, os.Remove(mood))
-	r.cni.mu.Lock()
-	r.cni.status.at = time.Time{} // as if the answer were old
-	r.cni.mu.Unlock()
 	eventually(t, "good mood", func() bool { return r.Ready() == nil })
+	must(t, os.WriteFile(mood, nil, 0o600))
+	r.cni.mu.Lock()
+	r.cni.status.at = time.Now().Add(-2 * statusMaxAge) // as if the answer were old
+	r.cni.mu.Unlock()
+	eventually(t, "bad mood again", func() bool { return r.Ready() != nil })
 }
 
 // Check finds out that a pod has lost its network, with plugins that can tell and with the built-in network.

@@ -66,6 +66,22 @@ func TestPlanSeesWhatIsThere(t *testing.T) {
 	}
 }
 
+// Without a watch (the host is out of inotify instances, say) Ready looks for itself.
+func TestReadyWithoutWatch(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Builtin = BuiltinNever })
+	r.mu.Lock()
+	r.watched = false
+	r.mu.Unlock()
+	if err := r.Ready(); err == nil {
+		t.Error("ready without a configuration")
+	}
+	must(t, os.MkdirAll(r.options.ConfDir, 0o755))
+	must(t, os.WriteFile(filepath.Join(r.options.ConfDir, "10.conflist"), []byte(seedList), 0o600))
+	if err := r.Ready(); err != nil {
+		t.Errorf("Ready: %v", err)
+	}
+}
+
 // Files that are unusable are passed over; if all are, the node is not ready and the reason names the file.
 func TestUnusableConfiguration(t *testing.T) {
 	for name, content := range map[string]string{

@@ -103,6 +103,7 @@ func New(ctx context.Context, options Options) (*Manager, error) {
 		return nil, err
 	}
 	m.cni.load()
+	m.cni.refresh(m.run)
 	if len(m.ledger.all()) > 0 {
 		// Pods can be served without it; the next one that needs it will tell its caller.
 		m.setBroken(m.firewall.restore())

@@ -9,8 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// statusMaxAge is how old the answer to a STATUS may be. Nothing tells when a plugin changes its mind, so it is asked again
-// when somebody wants to know.
+// statusMaxAge is how old a good answer to STATUS may be. Nothing tells when a plugin changes its mind, so it is asked again
+// when somebody wants to know, and at once if it was not ready.
 const statusMaxAge = 10 * time.Second
 
 // status is what the plugins of the loaded list answered to STATUS.
@@ -77,26 +77,30 @@ func (m *Manager) setBroken(err error) {
 	m.broken = err
 }
 
-// ready returns what is known now of the loaded list, without waiting. It starts a question to the plugins by run if the
-// answer is old.
+// ready returns what is known now of the loaded list, without waiting.
 func (c *cni) ready(run func(func(context.Context)) bool) error {
+	c.refresh(run)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := missingPlugin(c.conf.list, c.bins); err != nil {
 		return err
 	}
-	if !since(c.conf.list, statusSince) {
-		return nil
-	}
-	if !c.status.asking && time.Since(c.status.at) > statusMaxAge {
-		c.status.asking = true
-		conf := c.conf
-		run(func(ctx context.Context) { c.ask(ctx, conf) })
-	}
-	if !c.status.known {
+	if since(c.conf.list, statusSince) && !c.status.known {
 		return fmt.Errorf("network %s: waiting for the first STATUS of its plugins: %w", c.conf.list.Name, errdefs.ErrUnavailable)
 	}
 	return c.status.err
+}
+
+// refresh asks the plugins of the loaded list for their STATUS in a goroutine of run, unless there is a good answer that is not old.
+func (c *cni) refresh(run func(func(context.Context)) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fresh := c.status.known && c.status.err == nil && time.Since(c.status.at) <= statusMaxAge
+	if c.conf.list == nil || !since(c.conf.list, statusSince) || c.status.asking || fresh {
+		return
+	}
+	conf := c.conf
+	c.status.asking = run(func(ctx context.Context) { c.ask(ctx, conf) })
 }
 
 // ask runs STATUS and keeps the answer unless the configuration has changed meanwhile.

@@ -64,6 +64,7 @@ func (m *Manager) follow(ctx context.Context, watcher *fsnotify.Watcher) {
 				return
 			}
 			m.cni.load()
+			m.cni.refresh(m.run)
 		}
 	}
 }
