@@ -40,9 +40,8 @@ func TestCommandError(t *testing.T) {
 		{"mount /proc: operation not permitted", 0},
 		{"open /var/log/x: permission denied", 0},
 	} {
-		var own *codeError
 		got := 0
-		if errors.As(commandError(errors.New(tc.text)), &own) {
+		if own, ok := errors.AsType[*codeError](commandError(errors.New(tc.text))); ok {
 			got = own.code
 		}
 		if got != tc.want {

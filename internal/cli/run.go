@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -235,6 +234,9 @@ func (r *run) foreground(ctx context.Context) error {
 	if err == nil && waitErr != nil {
 		err = fmt.Errorf("learn how container %s ended: %w", r.o.name, waitErr)
 	}
+	if errors.Is(err, session.ErrLost) {
+		return err // the container goes on, and the user was told so
+	}
 	if err = errors.Join(err, r.end(ctx, err == nil)); err != nil {
 		return err
 	}
@@ -321,43 +323,4 @@ func (r *run) output(ctx context.Context, ended <-chan struct{}) error {
 		err = fmt.Errorf("pass standard input on: %w", inputErr)
 	}
 	return err
-}
-
-// terminal attaches our terminal. What the container wrote before that is in
-// its log; sizing the terminal afterwards makes shells show their prompt again.
-func (r *run) terminal(ctx context.Context, ended <-chan struct{}) error {
-	var replayErr error
-	s := session.Streams{Stdout: r.Out, Connected: func() {
-		replayErr = r.replay(ctx, time.Now())
-	}}
-	err := r.session(ctx, r.node.attachURL(r.container, r.o.sessionFlags), r.o.sessionFlags, s)
-	switch {
-	case err == nil || errors.Is(err, session.ErrDetached):
-		return errors.Join(err, replayErr)
-	case !r.hasEnded(ctx):
-		return fmt.Errorf("attach to container %s: %w", r.o.name, err)
-	}
-	// It was over before we could attach.
-	<-ended
-	return r.replay(ctx, time.Time{})
-}
-
-func (r *run) hasEnded(ctx context.Context) bool {
-	st, err := r.node.containerStatus(ctx, r.container)
-	return err == nil && st.State == runtimeapi.ContainerState_CONTAINER_EXITED
-}
-
-// replay shows what the log holds up to a moment; a zero one means all.
-func (r *run) replay(ctx context.Context, until time.Time) error {
-	return logfile.Read(ctx, r.logPath, logfile.Options{Tail: -1}, func(l logfile.Line) error {
-		if !until.IsZero() && l.Time.After(until) {
-			return nil
-		}
-		text := l.Text
-		if !l.Partial {
-			text = append(slices.Clip(text), '\n') // its "\r" is in the log
-		}
-		_, err := r.Out.Write(text)
-		return err
-	})
 }

@@ -188,3 +188,28 @@ func TestMakeName(t *testing.T) {
 		}
 	}
 }
+
+// The output of a session continues that of the log without a hole.
+func TestSeam(t *testing.T) {
+	for _, tc := range []struct{ name, missing, first, want string }{
+		{"nothing_missing", "", "new", "new"},
+		{"all_missing", "a\r\nb\r\n", "/ # ", "a\r\nb\r\n/ # "},
+		{"overlap", "a\r\nb\r\n", "b\r\nc", "a\r\nb\r\nc"},
+		{"log_ahead", "a\r\nb\r\nc\r\n", "b\r\n", "a\r\nb\r\n"},
+		{"the_same", "a\r\n", "a\r\n", "a\r\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var out strings.Builder
+			s := &seam{out: &out, missing: func() ([]byte, error) { return []byte(tc.missing), nil }}
+			if _, err := s.Write([]byte(tc.first)); err != nil {
+				t.Fatal(err)
+			}
+			if out.String() != tc.want {
+				t.Errorf("shown is %q, want %q", out.String(), tc.want)
+			}
+			if _, err := s.Write([]byte("+")); err != nil || out.String() != tc.want+"+" {
+				t.Errorf("shown later is %q (%v)", out.String(), err)
+			}
+		})
+	}
+}

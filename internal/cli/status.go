@@ -40,7 +40,7 @@ func commandError(err error) error {
 // names the call, the pod and the container in each of its errors.
 func runtimeError(tried string, err error) error {
 	text := explain(err)
-	for _, call := range []string{"run sandbox: ", "create container", "start container: ", "exec in container "} {
+	for _, call := range []string{"run sandbox: ", "create container", "start container: ", "exec in container ", "attach to container "} {
 		if strings.HasPrefix(text, call) {
 			return err
 		}

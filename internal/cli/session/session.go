@@ -171,9 +171,9 @@ func carry(ctx context.Context, conn connection, s Streams) error {
 	}
 	err := receive(conn, s)
 	close(ended)
-	closeErr := stop()
+	_ = stop() // all that was to come has come
 	if s.Stdin != nil {
-		closeErr = errors.Join(closeErr, s.Stdin.Close())
+		_ = s.Stdin.Close() // only ends a Read in flight
 	}
 	input.Wait()
 	select {
@@ -183,9 +183,6 @@ func carry(ctx context.Context, conn connection, s Streams) error {
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
-	}
-	if errors.Is(err, ErrLost) {
-		return errors.Join(err, closeErr)
 	}
 	return err
 }
@@ -302,11 +299,16 @@ func parseStatus(text []byte) error {
 	if st.Message == "" {
 		return fmt.Errorf("the stream server ended the session with %q", text)
 	}
-	return errors.New(strings.TrimPrefix(strings.TrimPrefix(st.Message, wrapInternal), wrapExec))
+	message := st.Message
+	for _, wrapped := range []string{wrapInternal, wrapExec, wrapAttach} {
+		message = strings.TrimPrefix(message, wrapped)
+	}
+	return errors.New(message)
 }
 
 // What stream servers put in front of the runtime's own words.
 const (
 	wrapInternal = "Internal error occurred: "
 	wrapExec     = "error executing command in container: "
+	wrapAttach   = "error attaching to container: "
 )
