@@ -84,7 +84,7 @@ func ReadHost() (Host, error) {
 	if host.MinOOMScoreAdj, err = lowestOOMScoreAdj(host.Capabilities); err != nil {
 		return Host{}, err
 	}
-	if err := readAppArmor(&host); err != nil {
+	if err := readAppArmor(&host, "/sys/module/apparmor/parameters/enabled", "/sys/kernel/security/apparmor/profiles"); err != nil {
 		return Host{}, err
 	}
 	return host, nil
@@ -174,9 +174,9 @@ func mountSetattrSupported() bool {
 	return !errors.Is(err, unix.ENOSYS)
 }
 
-// readAppArmor fills in the state of AppArmor.
-func readAppArmor(host *Host) error {
-	data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+// readAppArmor fills in the state of AppArmor from the kernel's two files.
+func readAppArmor(host *Host, enabled, loaded string) error {
+	data, err := os.ReadFile(enabled)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -186,7 +186,7 @@ func readAppArmor(host *Host) error {
 	if !strings.HasPrefix(string(data), "Y") {
 		return nil
 	}
-	profiles, err := os.ReadFile("/sys/kernel/security/apparmor/profiles")
+	profiles, err := os.ReadFile(loaded)
 	if err != nil {
 		return fmt.Errorf("list AppArmor profiles: %w", err)
 	}

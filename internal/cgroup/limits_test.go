@@ -1,0 +1,110 @@
+package cgroup
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestEnableControllers checks that controllers are passed on level by level.
+// It works on a directory of plain files: the controllers of this machine may
+// all be taken by v1 hierarchies.
+func TestEnableControllers(t *testing.T) {
+	root := t.TempDir()
+	write(t, filepath.Join(root, "cgroup.controllers"), "memory cpu\n")
+	write(t, filepath.Join(root, "cgroup.subtree_control"), "cpu\n")
+	host, err := Parse(strings.NewReader("1 1 0:1 / " + root + " rw - cgroup2 cgroup2 rw\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := host.Create("/a"); err != nil {
+		t.Fatalf("Create: %v", err)
+	}
+	if got, err := readString(filepath.Join(root, "cgroup.subtree_control")); err != nil || got != "+memory" {
+		t.Errorf("written to cgroup.subtree_control: got %q, %v, want %q", got, err, "+memory")
+	}
+}
+
+// TestLimits reads limits in the forms of both versions.
+func TestLimits(t *testing.T) {
+	root := t.TempDir()
+	write(t, filepath.Join(root, "cgroup.controllers"), "memory cpu pids\n")
+	files := map[string]string{
+		"memory.max": "1048576\n", "memory.swap.max": "max\n", "cpu.max": "50000 100000\n",
+		"cpu.weight": "79\n", "pids.max": "32\n",
+	}
+	for file, content := range files {
+		write(t, filepath.Join(root, "a", file), content)
+	}
+	host, err := Parse(strings.NewReader("1 1 0:1 / " + root + " rw - cgroup2 cgroup2 rw\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	limits, err := host.Limits("/a")
+	if err != nil {
+		t.Fatalf("Limits: %v", err)
+	}
+	for name, pair := range map[string][2]*uint64{
+		"memory": {limits.MemoryBytes, new(uint64(1 << 20))}, "swap": {limits.SwapBytes, nil},
+		"quota": {limits.CPUQuota, new(uint64(50000))}, "period": {limits.CPUPeriod, new(uint64(100000))},
+		"weight": {limits.CPUWeight, new(uint64(79))}, "shares": {limits.CPUShares, nil}, "pids": {limits.Pids, new(uint64(32))},
+	} {
+		got, want := pair[0], pair[1]
+		if (got == nil) != (want == nil) || got != nil && *got != *want {
+			t.Errorf("%s: got %v, want %v", name, got, want)
+		}
+	}
+}
+
+// TestLimitsOfMachine reads the limits of a cgroup that has none but those
+// set here.
+func TestLimitsOfMachine(t *testing.T) {
+	each(t, func(t *testing.T, host *Host, path string) {
+		if err := host.Create(path); err != nil {
+			t.Fatal(err)
+		}
+		limits, err := host.Limits(path)
+		if err != nil {
+			t.Fatalf("Limits: %v", err)
+		}
+		if limits.MemoryBytes != nil || limits.SwapBytes != nil || limits.CPUQuota != nil || limits.Pids != nil {
+			t.Errorf("new cgroup: got %+v, want no limit", limits)
+		}
+		dir, ok := host.Dir("pids", path)
+		if !ok {
+			return
+		}
+		if err := writeString(filepath.Join(dir, "pids.max"), "12"); err != nil {
+			t.Fatal(err)
+		}
+		if limits, err := host.Limits(path); err != nil || limits.Pids == nil || *limits.Pids != 12 {
+			t.Errorf("Limits: got %+v, %v, want 12 tasks", limits, err)
+		}
+	})
+}
+
+// TestSwapLimit looks for the files that limit swap, of either version.
+func TestSwapLimit(t *testing.T) {
+	root := t.TempDir()
+	write(t, filepath.Join(root, "cgroup.controllers"), "memory\n")
+	unified := "1 1 0:1 / " + root + " rw - cgroup2 cgroup2 rw\n"
+	legacy := "1 1 0:1 / " + root + " rw - cgroup cgroup rw,memory\n"
+	for _, test := range []struct {
+		name, mounts, file string
+		want               bool
+	}{
+		{"v2-without", unified, "a/memory.max", false},
+		{"v1-without", legacy, "memory.limit_in_bytes", false},
+		{"v2-with", unified, "a/memory.swap.max", true},
+		{"v1-with", legacy, "memory.memsw.limit_in_bytes", true},
+	} {
+		write(t, filepath.Join(root, test.file), "")
+		host, err := Parse(strings.NewReader(test.mounts))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := host.SwapLimit(); got != test.want {
+			t.Errorf("%s: got %t, want %t", test.name, got, test.want)
+		}
+	}
+}
