@@ -255,6 +255,10 @@ func (d *daemon) run(ctx context.Context, calls net.Listener) error {
 		}
 		serving.Go(func() error { return d.metrics.Serve(ctx, l, d.log.With("part", "metrics")) })
 	}
+	serving.Go(func() error {
+		d.upkeep(ctx)
+		return nil
+	})
 	serving.Go(d.sessions.Serve)
 	serving.Go(func() error { return d.edge.Serve(calls) })
 	serving.Go(func() error {

@@ -246,8 +246,12 @@ func (e *Engine) removeOrphans(ctx context.Context, o orphans) {
 		try("namespace", id, namespace.Remove(ctx, e.namespaceDir(id)))
 		try("shm", id, unmountShm(e.shmDir(id)))
 	}
-	try("network", "all", e.collectNetwork(ctx, ""))
+	try("network", "all", e.CollectNetwork(ctx))
 }
+
+// CollectNetwork frees the addresses of pods that are gone, which a crash or a
+// failing plugin may have left.
+func (e *Engine) CollectNetwork(ctx context.Context) error { return e.collectNetwork(ctx, "") }
 
 // collectNetwork frees the addresses of pods that are gone, or that go.
 func (e *Engine) collectNetwork(ctx context.Context, going string) error {
