@@ -191,8 +191,8 @@ func TestPortForward(t *testing.T) {
 			})
 			// The client ends the whole forwarding with the first connection that is refused.
 			n.Eventually("the port is open", func() error {
-				if code := server.Exec("nc", "-z", "127.0.0.1", fmt.Sprint(c.port)).GetExitCode(); code != 0 {
-					return fmt.Errorf("nc ends with %d", code)
+				if code := server.Exec("wget", "-q", "-O", "-", fmt.Sprintf("http://127.0.0.1:%d/", c.port)).GetExitCode(); code != 0 {
+					return fmt.Errorf("wget ends with %d", code)
 				}
 				return nil
 			})
