@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
@@ -77,7 +78,13 @@ func TestPodsCannotReachHostLoopback(t *testing.T) {
 			_ = conn.Close()
 		}
 	}()
-	_, _, err = ask(a.NetNS, "tcp", at("127.0.0.1", port))
+	err = namespace.Do(a.NetNS, func() error {
+		conn, err := net.DialTimeout("tcp", at("127.0.0.1", port), time.Second)
+		if err == nil {
+			err = conn.Close()
+		}
+		return err
+	})
 	select {
 	case <-connected:
 		t.Error("the pod reached the host's loopback address")

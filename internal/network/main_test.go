@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,6 +44,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(workerRole); dir != "" {
 		fmt.Fprintln(os.Stderr, "worker:", work(dir))
 		os.Exit(1)
+	}
+	if slices.Contains(os.Args, "-test.fuzzworker") {
+		os.Exit(m.Run()) // needs no host, and what it inherits from its parent
 	}
 	if os.Getenv(insideHost) == "" {
 		os.Exit(runInside())
@@ -83,6 +87,9 @@ func runInside() int {
 
 // makeHost brings loopback up and connects the host with the outside.
 func makeHost(outside string) error {
+	if here, init := linkTarget("/proc/self/ns/net"), linkTarget("/proc/1/ns/net"); here == init {
+		return fmt.Errorf("%s is set, but this is the network namespace of the machine", insideHost)
+	}
 	// host-local and iptables keep files here; those of the machine stay out of it.
 	for _, dir := range []string{"/var/lib", "/run"} {
 		if err := unix.Mount("berth-test", dir, "tmpfs", 0, ""); err != nil {
@@ -131,6 +138,14 @@ func filterBridges(t testing.TB, value string) {
 	t.Helper()
 	must(t, setSysctl("bridge/bridge-nf-call-iptables", value))
 	must(t, setSysctl("bridge/bridge-nf-call-ip6tables", value))
+}
+
+func linkTarget(path string) string {
+	target, err := os.Readlink(path)
+	if err != nil {
+		return err.Error()
+	}
+	return target
 }
 
 func configureLink(name string, addresses, gateways []netip.Prefix) error {
