@@ -127,7 +127,7 @@ func Default() *Config {
 			CNIConfDir:    "/etc/cni/net.d",
 			CNIBinDirs:    []string{"/opt/cni/bin", "/usr/lib/cni"},
 			Builtin:       BuiltinAuto,
-			BuiltinSubnet: []string{"10.85.0.0/16", "fd62:e7c4:1a85::/64"},
+			BuiltinSubnet: []string{},
 		},
 		Runtime: Runtime{Handlers: builtinHandlers()},
 		Stream:  Stream{Address: "127.0.0.1"},

@@ -66,13 +66,16 @@ func fieldKeys(typ reflect.Type, prefix string, into map[string]bool) {
 
 func TestCloneSharesNothing(t *testing.T) {
 	c := Default()
+	c.Network.BuiltinSubnet = []string{"10.1.0.0/16"}
 	clone := c.Clone()
 	clone.Image.Pinned = append(clone.Image.Pinned, "x")
 	clone.Network.CNIBinDirs[0] = "/changed"
 	clone.Network.BuiltinSubnet[0] = "changed"
 	clone.Runtime.Handlers["crun"].Options["changed"] = "yes"
 	clone.Runtime.Handlers["new"] = Handler{}
-	if want := Default(); !reflect.DeepEqual(c, want) {
+	want := Default()
+	want.Network.BuiltinSubnet = []string{"10.1.0.0/16"}
+	if !reflect.DeepEqual(c, want) {
 		t.Errorf("changing a clone changed the original:\n%+v", c)
 	}
 }

@@ -108,7 +108,6 @@ func TestParseRefuses(t *testing.T) {
 		{"subnet_bits", "network.builtin_subnet = \"10.1.2.3/16\"", `"10.1.2.3/16" has bits set after its prefix; want 10.1.0.0/16`},
 		{"subnet_two", "network.builtin_subnet = [\"10.1.0.0/16\", \"10.2.0.0/16\"]", `are of one family`},
 		{"subnet_small", "network.builtin_subnet = \"10.1.0.0/30\"", `is too small for pods; want at most /29`},
-		{"subnet_none", "network.builtin_subnet = []", `is an empty list`},
 		{"subnet_mapped", "network.builtin_subnet = \"::ffff:10.0.0.0/112\"", `is IPv4 written as IPv6`},
 		{"subnet_loop", "network.builtin_subnet = \"127.0.0.0/8\"", `cannot be used for pods`},
 		{"handler_default", "[runtime]\ndefault_handler = \"kata\"", `f.toml:2: runtime.default_handler: "kata" is no handler; use one of crun, runc, add the table [runtime.handlers.kata]`},

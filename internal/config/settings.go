@@ -93,7 +93,8 @@ func networkSection(n *Network) section {
 				"never (pods wait for a CNI configuration).",
 			check: func() string { return checkOneOf(n.Builtin, BuiltinAuto, BuiltinAlways, BuiltinNever) }},
 		{key: "builtin_subnet", value: &n.BuiltinSubnet, example: `["10.85.0.0/16", "fd62:e7c4:1a85::/64"]`, single: true,
-			doc:   "Addresses of the built-in network: an IPv4 subnet, an IPv6 subnet, or one of each.",
+			doc: "Addresses of the built-in network: an IPv4 subnet, an IPv6 subnet, or one of each. Empty means 10.85.0.0/16\n" +
+				"and fd62:e7c4:1a85::/64 with the default root, and with any other root subnets that are free on this host.",
 			check: func() string { return checkSubnets(n.BuiltinSubnet) }},
 	}}
 }

@@ -178,9 +178,6 @@ func checkReference(ref string) string {
 }
 
 func checkSubnets(subnets []string) string {
-	if len(subnets) == 0 {
-		return "is an empty list; want an IPv4 subnet, an IPv6 subnet, or one of each"
-	}
 	have := map[int]string{}
 	for _, s := range subnets {
 		prefix, err := netip.ParsePrefix(s)

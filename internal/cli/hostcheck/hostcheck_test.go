@@ -85,7 +85,7 @@ func TestCNI(t *testing.T) {
 	c := host(t)
 	check := func() Fact {
 		var f facts
-		f.cni(c)
+		f.choice(c)
 		return f[0]
 	}
 	if got := check(); got.Level != OK || !strings.Contains(got.Found, "built-in") {
@@ -110,7 +110,7 @@ func TestCNI(t *testing.T) {
 	write(file, `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge","ipam":{"type":"host-local"}},{"type":"portmap"}]}`, 0o600)
 	write(filepath.Join(bin, "bridge"), "", 0o700)
 	write(filepath.Join(bin, "portmap"), "", 0o600) // not executable
-	if got := check(); got.Level != Fail || !strings.Contains(got.Found, "with bridge; missing: host-local, portmap") {
+	if got := check(); got.Level != Fail || !strings.Contains(got.Found, "lacks plugins: host-local, portmap") {
 		t.Errorf("with missing plugins: %+v", got)
 	}
 	write(filepath.Join(bin, "host-local"), "", 0o700)
