@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -81,7 +80,7 @@ func TestKilledPull(t *testing.T) {
 	}
 	for _, p := range points {
 		t.Run(p.name, func(t *testing.T) {
-			root := census.Dir(t)
+			root := ramDisk(t, "1g")
 			proxy.Inject()
 			first := startChild(t, root, keptRef)
 			if err := first.Wait(); err != nil {
@@ -125,7 +124,7 @@ func TestKilledPullAnywhere(t *testing.T) {
 	ref := imagefactory.MustPush(t, reg.Host, "big:1", a)
 	for files := 1; files <= 15; files += 2 {
 		t.Run(fmt.Sprintf("after-%d-files", files), func(t *testing.T) {
-			root := census.Dir(t)
+			root := ramDisk(t, "1g")
 			child := startChild(t, root, ref)
 			ended := make(chan error, 1)
 			go func() { ended <- child.Wait() }()
@@ -151,29 +150,11 @@ func TestKilledPullAnywhere(t *testing.T) {
 	}
 }
 
-// smallDisk mounts a small file system until the end of the test.
-func smallDisk(t *testing.T, size string) string {
-	t.Helper()
-	census.Check(t)
-	disk := census.Dir(t)
-	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size="+size); err != nil {
-		t.Fatalf("mount a small file system: %v", err)
-	}
-	t.Cleanup(func() {
-		eventually(t, "the small file system to be unmounted", func() bool {
-			// containerd 2.4.2 leaves a file to its finalizer when it finds no room
-			// to try fsverity on.
-			runtime.GC()
-			return unix.Unmount(disk, 0) == nil
-		})
-	})
-	return disk
-}
-
 // A full disk is named as such and gets nothing stuck: what the pull wrote is
 // gone, the other image works, and with room the pull succeeds.
 func TestFullDisk(t *testing.T) {
-	disk := smallDisk(t, "12m")
+	census.Check(t)
+	disk := ramDisk(t, "12m")
 	f := newFixtureWith(t, image.Options{Root: filepath.Join(disk, "images")}, registry.Options{})
 	kept, _ := f.push("kept:1", hello())
 	keptID := f.pull(kept)
@@ -206,7 +187,8 @@ func TestFullDisk(t *testing.T) {
 // With not a single free block the store still opens, and an image can be
 // removed, which is how room is made.
 func TestRemoveOnFullDisk(t *testing.T) {
-	disk := smallDisk(t, "16m")
+	census.Check(t)
+	disk := ramDisk(t, "16m")
 	f := newFixtureWith(t, image.Options{Root: filepath.Join(disk, "images")}, registry.Options{})
 	ref, _ := f.push("big:1", bigger(3))
 	f.pull(ref)

@@ -13,6 +13,9 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
+// errDamaged marks a database that cannot be used.
+var errDamaged = errors.New("database is damaged")
+
 // checkGeneration reads both databases from end to end. An error that is
 // errDamaged means that they are of no use any more; any other says nothing
 // about them.
@@ -52,16 +55,12 @@ func checkDatabase(path, data string) error {
 	return nil
 }
 
-// readDatabase visits every key. bbolt panics over pages that make no sense,
-// and touching what the file does not have is a fault; both are damage here.
+// readDatabase visits every key.
 func readDatabase(path string) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: read %s: %v", errDamaged, path, r)
-		}
-	}()
-	database, err := bolt.Open(path, fileMode, &bolt.Options{Timeout: lockWait})
+	defer damagedIfPanic(path, &err)()
+	// Without writing the list of free pages is not read: a list that makes no
+	// sense would make bbolt panic and keep the file mapped.
+	database, err := bolt.Open(path, fileMode, &bolt.Options{Timeout: lockWait, ReadOnly: true})
 	if err != nil {
 		return boltError(path, err)
 	}
@@ -76,6 +75,44 @@ func readDatabase(path string) (err error) {
 		}
 		return tx.ForEach(func(_ []byte, bucket *bolt.Bucket) error { return readBucket(bucket) })
 	})
+}
+
+// openBolt opens a database, which is locked by that.
+func openBolt(path string) (database *bolt.DB, err error) {
+	var file *os.File
+	defer func() {
+		if errors.Is(err, errDamaged) && file != nil {
+			// After a panic it would stay open, and locked. Closing twice is harmless.
+			if closing := file.Close(); closing != nil && !errors.Is(closing, fs.ErrClosed) {
+				err = errors.Join(err, closing)
+			}
+		}
+	}()
+	defer damagedIfPanic(path, &err)()
+	database, err = bolt.Open(path, fileMode, &bolt.Options{
+		Timeout: lockWait,
+		OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+			file, err = os.OpenFile(name, flag, mode)
+			return file, err
+		},
+	})
+	if err != nil {
+		return nil, boltError(path, err)
+	}
+	return database, nil
+}
+
+// damagedIfPanic returns what to defer while a database is read that may be
+// damaged: bbolt panics over pages that make no sense, and touching what the
+// file does not have is a fault.
+func damagedIfPanic(path string, err *error) func() {
+	before := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(before)
+		if r := recover(); r != nil {
+			*err = fmt.Errorf("%w: read %s: %v", errDamaged, path, r)
+		}
+	}
 }
 
 func readBucket(bucket *bolt.Bucket) error {

@@ -20,7 +20,6 @@ import (
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
-	bolt "go.etcd.io/bbolt"
 )
 
 const generationPrefix = "store-"
@@ -45,24 +44,24 @@ func openGeneration(ctx context.Context, root string, log *slog.Logger) (*genera
 	if err != nil {
 		return nil, err
 	}
-	number := 1
-	if len(numbers) > 0 {
-		number = numbers[len(numbers)-1]
-		dir := generationDir(root, number)
-		err := checkGeneration(dir)
-		if err != nil && !errors.Is(err, errDamaged) {
-			return nil, err
-		}
-		if err != nil {
-			log.Error("image databases are damaged and set aside; images are made again from their blobs",
-				"store", dir, "error", err)
-			if err := setAside(root, dir); err != nil {
-				return nil, err
-			}
-			number++
-		}
+	if len(numbers) == 0 {
+		return newGeneration(ctx, generationDir(root, 1))
 	}
-	return newGeneration(ctx, generationDir(root, number))
+	newest := numbers[len(numbers)-1]
+	dir := generationDir(root, newest)
+	var gen *generation
+	if err = checkGeneration(dir); err == nil {
+		gen, err = newGeneration(ctx, dir)
+	}
+	if !errors.Is(err, errDamaged) {
+		return gen, err
+	}
+	log.Error("image databases are damaged and set aside; images are made again from their blobs",
+		"store", dir, "error", err)
+	if err := setAside(root, dir); err != nil {
+		return nil, err
+	}
+	return newGeneration(ctx, generationDir(root, newest+1))
 }
 
 func generationDir(root string, number int) string {
@@ -255,14 +254,3 @@ func (g *generation) layerDirs(ctx context.Context, chain string) ([]string, err
 
 // upperdirLabel is where the overlay snapshotter tells a layer's directory.
 const upperdirLabel = "containerd.io/snapshot/overlay.upperdir"
-
-// errDamaged marks a database that cannot be used.
-var errDamaged = errors.New("database is damaged")
-
-func openBolt(path string) (*bolt.DB, error) {
-	database, err := bolt.Open(path, fileMode, &bolt.Options{Timeout: lockWait})
-	if err != nil {
-		return nil, boltError(path, err)
-	}
-	return database, nil
-}

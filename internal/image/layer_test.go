@@ -14,14 +14,17 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/image"
+	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/registry"
 )
 
 // Three layers, each packed differently: a later one replaces, removes and
 // hides what an earlier one has, and the merged view is what the OCI image
 // specification says ("Applying Changesets").
 func TestLayersMerge(t *testing.T) {
-	f := newFixture(t)
+	census.Check(t)
+	f := newFixtureWith(t, image.Options{Root: census.Dir(t)}, registry.Options{})
 	ref, _ := f.push("merge:1", imagefactory.Spec{Layers: []imagefactory.Layer{
 		{Files: []imagefactory.File{
 			imagefactory.Dir("etc"), imagefactory.Regular("etc/kept", "one"), imagefactory.Regular("etc/replaced", "one"),
@@ -52,7 +55,8 @@ func TestLayersMerge(t *testing.T) {
 // arrive as the archive has them. Attributes that would direct the overlay
 // file system elsewhere do not arrive at all.
 func TestLayerAttributes(t *testing.T) {
-	f := newFixture(t)
+	census.Check(t)
+	f := newFixtureWith(t, image.Options{Root: census.Dir(t)}, registry.Options{})
 	capability := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	ref, _ := f.push("attributes:1", imagefactory.Spec{Layers: []imagefactory.Layer{{Files: []imagefactory.File{
 		{Path: "file", Mode: 0o751 | fs.ModeSetuid, UID: 1000, GID: 2000, Content: []byte("x"),

@@ -22,6 +22,7 @@ type loaded struct {
 	size        uint64
 	config      ocispec.ImageConfig
 	annotations map[string]string
+	blobs       []string // digests of all that belongs to it
 	chain       string   // name of the topmost layer's snapshot; empty without layers
 	layers      []string // directories of the unpacked layers, topmost first
 }
@@ -56,9 +57,11 @@ func (s *Store) load(ctx context.Context, target ocispec.Descriptor) (*loaded, e
 	image := &loaded{
 		id: manifest.Config.Digest.String(), config: config.Config, annotations: manifest.Annotations,
 		size: uint64(manifest.Config.Size), chain: chainOf(config.RootFS.DiffIDs),
+		blobs: []string{target.Digest.String(), manifest.Config.Digest.String()},
 	}
 	for _, layer := range manifest.Layers {
 		image.size += uint64(layer.Size)
+		image.blobs = append(image.blobs, layer.Digest.String())
 	}
 	if image.layers, err = s.gen.layerDirs(ctx, image.chain); err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package image_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -20,7 +21,13 @@ import (
 func closedStore(t *testing.T) (root, refOne, refTwo string, one, two *imagefactory.Artifact) {
 	t.Helper()
 	census.Check(t)
-	root = census.Dir(t)
+	root = ramDisk(t, "1g")
+	refOne, refTwo, one, two = closedStoreIn(t, root)
+	return root, refOne, refTwo, one, two
+}
+
+func closedStoreIn(t *testing.T, root string) (refOne, refTwo string, one, two *imagefactory.Artifact) {
+	t.Helper()
 	reg := registry.Run(t, registry.Options{})
 	one = build(t, bigger(2))
 	spec := bigger(3)
@@ -40,7 +47,7 @@ func closedStore(t *testing.T) (root, refOne, refTwo string, one, two *imagefact
 	if err := errors.Join(s.PrepareRootfs(t.Context(), "kept", one.ID), s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	return root, refOne, refTwo, one, two
+	return refOne, refTwo, one, two
 }
 
 // What a store had it has after a restart: images, names and root filesystems.
@@ -192,6 +199,38 @@ func TestDamagedDatabase(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A damaged list of free pages is found only when the database is opened for
+// writing.
+func TestDamagedFreelist(t *testing.T) {
+	census.Check(t)
+	root := census.Dir(t) // bbolt keeps the file mapped, which would keep a file system in memory busy
+	refOne, _, one, _ := closedStoreIn(t, root)
+	path := filepath.Join(root, "store-1/meta.db")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for meta := range 2 {
+		// A meta page: header of 16 bytes, four words, the root bucket, then the
+		// number of the page with the list.
+		list := binary.NativeEndian.Uint64(data[meta*os.Getpagesize()+48:])
+		page := data[int(list)*os.Getpagesize():]
+		copy(page[8:], "\xa5\xa5")
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, image.Options{Root: root})
+	eventually(t, "the image to come back", func() bool {
+		found, err := s.Resolve(refOne)
+		return err == nil && found.ID == one.ID
+	})
+	eventually(t, "the restoration to be complete", func() bool {
+		_, err := os.Stat(filepath.Join(root, "store-1/restored"))
+		return err == nil
+	})
 }
 
 // punch overwrites everything but the two first pages, which say where the

@@ -54,9 +54,14 @@ func checkKey(key string) error {
 // image's layers stay, even if the image is removed, until RemoveRootfs. It
 // may be repeated. The error is ErrNotFound if there is no such image, and
 // ErrAlreadyExists if the key stands for a layer on another one.
-func (s *Store) PrepareRootfs(_ context.Context, key, imageID string) error {
+func (s *Store) PrepareRootfs(ctx context.Context, key, imageID string) error {
 	if err := checkKey(key); err != nil {
 		return err
+	}
+	if image, err := s.Resolve(imageID); err == nil {
+		if err := s.verify(ctx, image.ID); err != nil {
+			return fmt.Errorf("prepare root filesystem %s: %w", key, err)
+		}
 	}
 	record, made, err := s.uses.begin(key, imageID, func() (*Image, error) { return s.Resolve(imageID) })
 	if err != nil {

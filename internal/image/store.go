@@ -9,6 +9,7 @@
 //	<root>/store-<n>/metadata.db   the layers (containerd's overlay snapshotter)
 //	<root>/store-<n>/snapshots/    the unpacked layers
 //	<root>/rootfs/<key>/           writable layers of containers
+//	<root>/session                 there while the store is open, see session.go
 //	<root>/reserve                 blocks to give back when the disk is full
 //
 // Images survive a power loss: blobs are synced before they get their name and
@@ -89,10 +90,11 @@ type Store struct {
 	slots   *semaphore.Weighted // layers being fetched and unpacked
 	locks   *keyedLocks         // blobs and chains being made
 
-	index atomic.Pointer[index]
-	usage atomic.Pointer[usage]
-	uses  uses
-	swept sync.Mutex // one collection at a time
+	index  atomic.Pointer[index]
+	usage  atomic.Pointer[usage]
+	uses   uses
+	doubts doubts
+	swept  sync.Mutex // one collection at a time
 
 	// mu orders changes of names. It guards names and loaded.
 	mu     sync.Mutex
@@ -106,6 +108,8 @@ type Store struct {
 	cancel  context.CancelFunc
 	tasks   sync.WaitGroup
 	collect chan struct{}
+	closing sync.Once
+	closed  error // what Close answers
 }
 
 // Open opens the store in opts.Root, which it makes if need be, removes what
@@ -136,7 +140,15 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 		}
 	}()
 	s.reserve = newReserve(filepath.Join(opts.Root, "reserve"), s.log)
-	if err := s.recoverUses(); err != nil {
+	var unclean bool
+	err = s.reserve.room(func() (err error) {
+		unclean, err = s.beginSession()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.recoverUses(unclean); err != nil {
 		return nil, err
 	}
 	if err := s.reserve.room(func() error { return s.recoverNames(ctx) }); err != nil {
@@ -150,6 +162,13 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 		return nil, err
 	}
 	s.tasks.Go(s.collector)
+	if unclean {
+		s.doubts.ids = map[string]bool{}
+		for _, image := range s.List() {
+			s.doubts.ids[image.ID] = true
+		}
+		s.tasks.Go(s.verifyAll)
+	}
 	for _, dir := range lost {
 		s.tasks.Go(func() { s.restore(dir) })
 	}
@@ -198,13 +217,16 @@ func newStore(opts Options) (*Store, error) {
 }
 
 // Close ends every pull and the background work, and lets go of the store.
-// Mounted root filesystems stay mounted.
+// Mounted root filesystems stay mounted. It may be called again.
 func (s *Store) Close() error {
-	s.cancel()
-	s.flights.wait()
-	s.tasks.Wait()
-	if err := s.gen.close(); err != nil {
-		return fmt.Errorf("close image store %s: %w", s.opts.Root, err)
+	s.closing.Do(func() {
+		s.cancel()
+		s.flights.wait()
+		s.tasks.Wait()
+		s.closed = errors.Join(s.endSession(), s.gen.close())
+	})
+	if s.closed != nil {
+		return fmt.Errorf("close image store %s: %w", s.opts.Root, s.closed)
 	}
 	return nil
 }

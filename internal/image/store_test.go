@@ -7,10 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/census"
@@ -38,12 +41,32 @@ func newFixtureWith(t *testing.T, opts image.Options, reg registry.Options) *fix
 	t.Helper()
 	if opts.Root == "" {
 		census.Check(t)
-		opts.Root = census.Dir(t)
+		opts.Root = ramDisk(t, "1g")
 	}
 	f := &fixture{root: opts.Root, t: t, reg: registry.Run(t, reg)}
 	f.proxy = registry.RunProxy(t, f.reg.Host)
 	f.Store = open(t, opts)
 	return f
+}
+
+// ramDisk mounts a file system in memory until the end of the test. Most tests
+// keep their store on one: on a disk they would mostly wait for each other's
+// syncs.
+func ramDisk(t *testing.T, size string) string {
+	t.Helper()
+	dir := census.Dir(t)
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0700,size="+size); err != nil {
+		t.Fatalf("mount a file system in memory: %v", err)
+	}
+	t.Cleanup(func() {
+		eventually(t, "the file system in memory to be unmounted", func() bool {
+			// containerd 2.4.2 leaves a file to its finalizer when it finds no room
+			// to try fsverity on.
+			runtime.GC()
+			return unix.Unmount(dir, 0) == nil
+		})
+	})
+	return dir
 }
 
 // open opens a store until the end of the test.

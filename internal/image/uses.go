@@ -18,8 +18,12 @@ type uses struct {
 }
 
 type use struct {
-	record   *rootfs
+	record *rootfs
+	// complete is false while it is being made.
 	complete bool
+	// stale says that it is from before the machine went down: it can only be
+	// removed, and keeps no layer.
+	stale bool
 }
 
 func (u *uses) init() {
@@ -40,6 +44,9 @@ func (u *uses) begin(key, imageID string, find func() (*Image, error)) (record *
 		}
 		if !existing.complete {
 			return nil, false, fmt.Errorf("it is being made: %w", errdefs.ErrUnavailable)
+		}
+		if existing.stale {
+			return nil, false, fmt.Errorf("it is from before the machine went down: %w", errdefs.ErrAlreadyExists)
 		}
 		return existing.record, true, nil
 	}
@@ -68,6 +75,9 @@ func (u *uses) end(key string) (chain string) {
 		return ""
 	}
 	delete(u.rootfs, key)
+	if existing.stale {
+		return ""
+	}
 	chain = existing.record.Chain
 	if u.byChain[chain]--; u.byChain[chain] > 0 {
 		return ""
@@ -80,8 +90,8 @@ func (u *uses) find(key string) (*rootfs, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	existing := u.rootfs[key]
-	if existing == nil || !existing.complete {
-		return nil, fmt.Errorf("there is none, or it is not complete: %w", errdefs.ErrNotFound)
+	if existing == nil || !existing.complete || existing.stale {
+		return nil, fmt.Errorf("there is none that is whole: %w", errdefs.ErrNotFound)
 	}
 	return existing.record, nil
 }
@@ -98,6 +108,9 @@ func (u *uses) beneath(dir string) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, existing := range u.rootfs {
+		if existing.stale {
+			continue
+		}
 		for _, layer := range existing.record.Layers {
 			if strings.HasPrefix(layer, dir+"/") {
 				return true
@@ -108,8 +121,9 @@ func (u *uses) beneath(dir string) bool {
 }
 
 // recoverUses reads the records of all writable layers. One that cannot be
-// read is not complete: it can only be removed.
-func (s *Store) recoverUses() error {
+// read is not complete: it can only be removed. The same goes for all of them
+// if the machine went down: they were not synced.
+func (s *Store) recoverUses(stale bool) error {
 	entries, err := os.ReadDir(s.rootfsPath(""))
 	if err != nil {
 		return fmt.Errorf("list root filesystems: %w", err)
@@ -121,8 +135,10 @@ func (s *Store) recoverUses() error {
 			s.log.Warn("root filesystem is not complete and can only be removed", "key", key, "error", err)
 			continue
 		}
-		s.uses.rootfs[key] = &use{record: record, complete: true}
-		s.uses.byChain[record.Chain]++
+		s.uses.rootfs[key] = &use{record: record, complete: true, stale: stale}
+		if !stale {
+			s.uses.byChain[record.Chain]++
+		}
 	}
 	return nil
 }
