@@ -23,7 +23,8 @@ import (
 )
 
 const (
-	// insideHost marks the process that runs the tests, in a network namespace that plays the host.
+	// insideHost marks the process that runs the tests, in a network namespace that plays the host. Its value names the
+	// namespaces of the process that started it.
 	insideHost = "BERTH_NETWORK_TEST_HOST"
 	// cniBin is where Debian installs the plugins.
 	cniBin = "/usr/lib/cni"
@@ -51,6 +52,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(insideHost) == "" {
 		os.Exit(runInside())
 	}
+	if !apart() {
+		fmt.Fprintf(os.Stderr, "%s is for the tests themselves: these are namespaces of the machine\n", insideHost)
+		os.Exit(1)
+	}
 	dir, err := os.MkdirTemp("/tmp", "b")
 	if err == nil {
 		outsideNetNS = filepath.Join(dir, "outside", "net")
@@ -71,7 +76,7 @@ func TestMain(m *testing.M) {
 
 func runInside() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideHost+"=1")
+	cmd.Env = append(os.Environ(), insideHost+"="+home())
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	err := runOnThread(cmd)
@@ -87,9 +92,6 @@ func runInside() int {
 
 // makeHost brings loopback up and connects the host with the outside.
 func makeHost(outside string) error {
-	if here, init := linkTarget("/proc/self/ns/net"), linkTarget("/proc/1/ns/net"); here == init {
-		return fmt.Errorf("%s is set, but this is the network namespace of the machine", insideHost)
-	}
 	// host-local and iptables keep files here; those of the machine stay out of it.
 	for _, dir := range []string{"/var/lib", "/run"} {
 		if err := unix.Mount("berth-test", dir, "tmpfs", 0, ""); err != nil {
@@ -140,12 +142,32 @@ func filterBridges(t testing.TB, value string) {
 	must(t, setSysctl("bridge/bridge-nf-call-ip6tables", value))
 }
 
-func linkTarget(path string) string {
-	target, err := os.Readlink(path)
-	if err != nil {
-		return err.Error()
+// home names the network and mount namespaces of this process.
+func home() string {
+	var names []string
+	for _, kind := range []string{"net", "mnt"} {
+		name, err := os.Readlink("/proc/self/ns/" + kind)
+		if err != nil {
+			name = err.Error()
+		}
+		names = append(names, name)
 	}
-	return target
+	return strings.Join(names, " ")
+}
+
+// apart reports whether this process has namespaces other than those that runInside has put on record. Whoever sets the
+// variable by hand has none on record: what the tests do must never meet the machine.
+func apart() bool {
+	outer, inner := strings.Fields(os.Getenv(insideHost)), strings.Fields(home())
+	if len(outer) != 2 || len(inner) != 2 {
+		return false
+	}
+	for i, kind := range []string{"net:[", "mnt:["} {
+		if !strings.HasPrefix(outer[i], kind) || !strings.HasPrefix(inner[i], kind) || outer[i] == inner[i] {
+			return false
+		}
+	}
+	return true
 }
 
 func configureLink(name string, addresses, gateways []netip.Prefix) error {
