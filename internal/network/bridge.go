@@ -139,7 +139,7 @@ func (b *bridge) createLocked() (netlink.Link, error) {
 		return nil, err
 	}
 	attributes := netlink.NewLinkAttrs()
-	attributes.Name, attributes.MTU = b.name, mtu
+	attributes.Name = b.name
 	// A fixed address: otherwise the bridge takes that of a pod and changes it when the pod goes.
 	sum := sha256.Sum256([]byte(b.name))
 	attributes.HardwareAddr = net.HardwareAddr{0x02, 0xbe, sum[0], sum[1], sum[2], sum[3]}
@@ -153,6 +153,11 @@ func (b *bridge) createLocked() (netlink.Link, error) {
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("make bridge %s: a device of type %s has this name", b.name, link.Type())
 	}
+	// Set afterwards, it is kept; one that a bridge is made with is forgotten when its last port goes (br_mtu_auto_adjust).
+	if err := netlink.LinkSetMTU(link, mtu); err != nil {
+		return nil, fmt.Errorf("set MTU of bridge %s to %d: %w", b.name, mtu, err)
+	}
+	link.Attrs().MTU = mtu
 	if err := quietIPv6(b.name, nets); err != nil {
 		return nil, err
 	}

@@ -332,12 +332,17 @@ func TestMTUFollowsTheUplink(t *testing.T) {
 	must(t, err)
 	must(t, netlink.LinkSetMTU(uplink, 1400))
 	t.Cleanup(func() { must(t, netlink.LinkSetMTU(uplink, 1500)) })
-	a := newRig(t, nil).connect("a")
-	inside(t, a.NetNS, func() error {
-		link, err := netlink.LinkByName(podDevice)
-		if err == nil && link.Attrs().MTU != 1400 {
-			t.Errorf("MTU %d, want 1400", link.Attrs().MTU)
-		}
-		return err
-	})
+	r := newRig(t, nil)
+	for range 2 { // a bridge that has lost its last pod must not forget it
+		a := r.connect("a")
+		inside(t, a.NetNS, func() error {
+			link, err := netlink.LinkByName(podDevice)
+			if err == nil && link.Attrs().MTU != 1400 {
+				t.Errorf("MTU %d, want 1400", link.Attrs().MTU)
+			}
+			return err
+		})
+		r.detach(a)
+		r.settle()
+	}
 }
