@@ -100,9 +100,15 @@ func (d debian) apt(ctx context.Context, dir string, args ...string) error {
 	if err := os.WriteFile(file, []byte(sources.String()), 0o600); err != nil {
 		return fmt.Errorf("write the sources of packages: %w", err)
 	}
+	// What is installed here must not matter.
+	status := filepath.Join(state, "status")
+	if err := os.WriteFile(status, nil, 0o600); err != nil {
+		return fmt.Errorf("write the list of installed packages: %w", err)
+	}
 	apt := []string{
 		"apt-get", "-q", "-o", "Dir::Etc::SourceList=" + file, "-o", "Dir::Etc::SourceParts=/dev/null",
-		"-o", "Dir::State::Lists=" + filepath.Join(state, "lists"), "-o", "Dir::Cache=" + filepath.Join(state, "cache"), "-o", "APT::Sandbox::User=root",
+		"-o", "Dir::State::Lists=" + filepath.Join(state, "lists"), "-o", "Dir::Cache=" + filepath.Join(state, "cache"), "-o", "Dir::State::Status=" + status,
+		"-o", "APT::Sandbox::User=root",
 	}
 	if _, err := run(ctx, state, append(slices.Clone(apt), "update")...); err != nil {
 		return err

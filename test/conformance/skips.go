@@ -24,7 +24,6 @@ var excuses = []excuse{
 		holds:   func() (bool, error) { return kernelLacks("/sys/module/apparmor/parameters/enabled") },
 	},
 	{message: "no runtime handler found which supports user namespaces", why: "user namespaces are not built yet"},
-	{message: "runtime does not implement recursive readonly mounts", why: "recursive read-only mounts are not built yet"},
 }
 
 // kernelLacks looks at a switch of the kernel: a file that says Y if it is on.

@@ -2,14 +2,15 @@ package conformance
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -35,62 +36,82 @@ type suite struct {
 // which is out of reach; there is a flag for the names of images but none for this. The new value names our image, and
 // what critest demands of a pull by digest stays what it is.
 func buildSuite(ctx context.Context, c cache, root, imageDigest string) (suite, error) {
-	s := suite{dir: filepath.Join(c.dir, "bin")}
-	list := func(args ...string) (string, error) {
-		return run(ctx, root, append([]string{"go", "list", "-modfile=" + toolsModule}, args...)...)
-	}
-	version, err := list("-m", "-f", "{{.Version}}", criTools)
+	found, err := run(ctx, root, "go", "list", "-modfile="+toolsModule, "-m", "-f", "{{.Version}} {{.Dir}}", criTools)
 	if err != nil {
-		return s, err
+		return suite{}, err
 	}
-	s.version = version
-	validate, err := list("-f", "{{.Dir}}", criTools+"/pkg/validate")
+	version, original, _ := strings.Cut(found, " ")
+	sums, err := os.ReadFile(filepath.Join(root, filepath.Dir(toolsModule), "go.sum"))
 	if err != nil {
-		return s, err
+		return suite{}, fmt.Errorf("read the sums of the tools: %w", err)
 	}
-	if err := os.MkdirAll(s.dir, 0o755); err != nil {
-		return s, fmt.Errorf("make a directory for critest: %w", err)
-	}
-	overlay, err := replaceDigest(s.dir, filepath.Join(validate, "consts.go"), imageDigest)
-	if err != nil {
-		return s, err
-	}
-	if _, err := run(ctx, root, "go", "test", "-c", "-modfile="+toolsModule, "-overlay="+overlay,
-		"-ldflags=-s -w -X "+criTools+"/pkg/version.Version="+version,
-		"-o", s.program(), criTools+"/cmd/critest"); err != nil {
-		return s, err
-	}
-	_, err = run(ctx, root, "go", "build", "-modfile="+toolsModule, "-o", s.dir+"/", "github.com/onsi/ginkgo/v2/ginkgo")
-	return s, err
+	recipe := strings.Join([]string{runtime.Version(), version, imageDigest, string(sums)}, "\n")
+	dir, err := c.get("critest", recipe, func(dir string) error {
+		work, err := os.MkdirTemp(dir, "source-")
+		if err != nil {
+			return err
+		}
+		if err := copyTool(work, root, original, imageDigest); err != nil {
+			return err
+		}
+		return errors.Join(compileTool(ctx, root, work, dir, version), os.RemoveAll(work))
+	})
+	return suite{dir: dir, version: version}, err
 }
 
-func (s suite) program() string { return filepath.Join(s.dir, "critest") }
+// compileTool compiles critest, and ginkgo, from the copies in work into dir.
+func compileTool(ctx context.Context, root, work, dir, version string) error {
+	file := filepath.Join(work, "go.mod")
+	for _, argv := range [][]string{
+		{"go", "mod", "edit", "-replace=" + criTools + "=" + filepath.Join(work, "cri-tools"), file},
+		{
+			"go", "test", "-c", "-modfile=" + file, "-ldflags=-s -w -X " + criTools + "/pkg/version.Version=" + version,
+			"-o", dir + "/critest", criTools + "/cmd/critest",
+		},
+		{"go", "build", "-modfile=" + file, "-o", dir + "/", "github.com/onsi/ginkgo/v2/ginkgo"},
+	} {
+		if _, err := run(ctx, root, argv...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyTool copies the module of critest, whose original must not be changed, and the module file of our tools.
+func copyTool(dir, root, original, imageDigest string) error {
+	for _, name := range []string{"go.mod", "go.sum"} {
+		data, err := os.ReadFile(filepath.Join(root, filepath.Dir(toolsModule), name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), data, 0o600)
+		}
+		if err != nil {
+			return fmt.Errorf("copy %s of the tools: %w", name, err)
+		}
+	}
+	module := filepath.Join(dir, "cri-tools")
+	if err := os.CopyFS(module, os.DirFS(original)); err != nil {
+		return fmt.Errorf("copy critest: %w", err)
+	}
+	constants := filepath.Join(module, "pkg", "validate", "consts.go")
+	source, err := os.ReadFile(constants)
+	if err != nil {
+		return fmt.Errorf("read critest's constants: %w", err)
+	}
+	source, err = replaceDigest(source, imageDigest)
+	if err != nil {
+		return fmt.Errorf("change %s: %w", constants, err)
+	}
+	return errors.Join(os.Remove(constants), os.WriteFile(constants, source, 0o600))
+}
 
 var digestConstant = regexp.MustCompile(`(testLinuxImageWithDigest\s+=\s+registry \+ "test-image-digest@)sha256:[0-9a-f]{64}"`)
 
-// replaceDigest writes a changed copy of critest's constants and the file that tells the compiler to take it.
-func replaceDigest(dir, original, imageDigest string) (overlay string, err error) {
-	source, err := os.ReadFile(original)
-	if err != nil {
-		return "", fmt.Errorf("read critest's constants: %w", err)
-	}
+// replaceDigest changes the digest in the source of critest's constants.
+func replaceDigest(source []byte, imageDigest string) ([]byte, error) {
 	if n := len(digestConstant.FindAll(source, -1)); n != 1 {
-		return "", fmt.Errorf("find the digest of test-image-digest in %s: it is there %d times", original, n)
+		return nil, fmt.Errorf("the digest of test-image-digest is there %d times instead of once", n)
 	}
-	changed := filepath.Join(dir, "consts.go.txt")
-	source = digestConstant.ReplaceAll(source, []byte(`${1}`+imageDigest+`"`))
-	if err := os.WriteFile(changed, source, 0o600); err != nil {
-		return "", fmt.Errorf("write critest's constants: %w", err)
-	}
-	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{original: changed}})
-	if err != nil {
-		return "", fmt.Errorf("encode the overlay: %w", err)
-	}
-	overlay = filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(overlay, replace, 0o600); err != nil {
-		return "", fmt.Errorf("write the overlay: %w", err)
-	}
-	return overlay, nil
+	return digestConstant.ReplaceAll(source, []byte(`${1}`+imageDigest+`"`)), nil
 }
 
 // pass is one run of the suite.
@@ -118,7 +139,7 @@ func (s suite) run(ctx context.Context, p pass) (_ *report, err error) {
 	defer func() { err = errors.Join(err, log.Close()) }()
 	reportFile := filepath.Join(p.dir, "critest.json")
 	args := []string{
-		"-runtime-endpoint=" + p.endpoint, "-runtime-handler=" + p.handler, "-parallel=" + strconv.Itoa(p.processes),
+		"-runtime-endpoint=" + p.endpoint, "-runtime-handler=" + p.handler,
 		fmt.Sprintf("-websocket-exec=%t", p.websocket), fmt.Sprintf("-websocket-attach=%t", p.websocket),
 		fmt.Sprintf("-websocket-portforward=%t", p.websocket),
 		"-ginkgo.json-report=" + reportFile, "-ginkgo.no-color", "-ginkgo.timeout=" + suiteDeadline.String(), "-test.timeout=0",
@@ -126,7 +147,10 @@ func (s suite) run(ctx context.Context, p pass) (_ *report, err error) {
 	if p.focus != "" {
 		args = append(args, "-ginkgo.focus="+p.focus)
 	}
-	cmd := exec.CommandContext(ctx, s.program(), args...)
+	if p.processes > 1 { // Ginkgo refuses to hear of it otherwise
+		args = append(args, "-parallel="+strconv.Itoa(p.processes))
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(s.dir, "critest"), args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = p.tmp, log, log
 	cmd.Env = append(os.Environ(), "TMPDIR="+p.tmp, "PATH="+s.dir+":"+os.Getenv("PATH"))
 	// It may have processes of its own.
