@@ -15,7 +15,7 @@ import (
 
 const (
 	sysctlNet = "/proc/sys/net"
-	// loopbackMetric keeps ::1 of other devices behind that of lo.
+	// loopbackMetric and more keep ::1 of other devices behind that of lo, which has 0.
 	loopbackMetric = 1024
 )
 
@@ -72,7 +72,8 @@ func routeLoopback6(device netlink.Link) error {
 	}
 	err := netlink.RouteReplace(&netlink.Route{
 		LinkIndex: device.Attrs().Index, Dst: ipNet(loopback6), Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL,
-		Scope: netlink.SCOPE_HOST, Priority: loopbackMetric,
+		// Each device its own metric: of one metric there can be one route only, the last one would replace the others.
+		Scope: netlink.SCOPE_HOST, Priority: loopbackMetric + device.Attrs().Index,
 	})
 	if err != nil {
 		return fmt.Errorf("route %s by %s: %w", loopback6, device.Attrs().Name, err)

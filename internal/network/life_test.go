@@ -92,7 +92,7 @@ func TestCollect(t *testing.T) {
 	r.restart()
 
 	for range 2 {
-		must(t, r.Collect(t.Context(), map[string]bool{live.ID: true}))
+		must(t, r.Collect(t.Context(), map[string]bool{live.ID: true, whole.ID: false}))
 		r.settle()
 		if after := hostState(t); after != before {
 			t.Errorf("left on the host:\n%s\nwant\n%s", after, before)
@@ -164,6 +164,7 @@ func TestBrokenLeases(t *testing.T) {
 
 // Two daemons with different roots keep apart: addresses, ports' tables, bridges, garbage.
 func TestTwoManagers(t *testing.T) {
+	filterBridges(t, "0")
 	first := newRig(t, nil)
 	second := openRig(t, func(o *Options) { o.Instance = "0a1b2c3d" })
 	third := openRig(t, func(o *Options) {
@@ -184,6 +185,7 @@ func TestTwoManagers(t *testing.T) {
 		must(t, r.Collect(t.Context(), map[string]bool{pods[i].ID: true}))
 		for j := range rigs {
 			expect(t, "", "tcp", at("127.0.0.1", 8080+j), fmt.Sprint("pod", j))
+			expect(t, "", "tcp", at("::1", 8080+j), fmt.Sprint("pod", j))
 			for _, ip := range pods[j].Result.IPs {
 				expect(t, pods[i].NetNS, "tcp", at(ip, 80), fmt.Sprint("pod", j))
 				expect(t, pods[i].NetNS, "tcp", at(hostAddresses[0].Addr(), 8080+j), fmt.Sprint("pod", j))
