@@ -2,10 +2,11 @@ package cli
 
 import (
 	"context"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/config"
 )
 
 // versions are who talks to whom. The names are stable.
@@ -23,7 +24,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Short: "Show the version of this program and of the runtime",
 		Args:  takes(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := versions{Client: clientVersion()}
+			v := versions{Client: config.Version}
 			err := a.with(cmd.Context(), func(ctx context.Context, n *node) error {
 				ctx, cancel := n.ask(ctx)
 				defer cancel()
@@ -55,13 +56,4 @@ func (a *app) showVersions(v versions) error {
 		}
 		return t
 	})
-}
-
-// clientVersion is the version that this program was built from.
-func clientVersion() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "(devel)"
-	}
-	return info.Main.Version
 }

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -200,6 +201,21 @@ func TestPipes(t *testing.T) {
 	if _, err := n.Berth(n.Context(), "rm", "-f", "box"); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestVersions: programs that were built together say the same of themselves.
+func TestVersions(t *testing.T) {
+	n := harness.Start(t, harness.Options{})
+	out, err := n.Berth(n.Context(), "-o", "json", "version")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v struct{ Client, Server, Runtime string }
+	if err := json.Unmarshal([]byte(out), &v); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "version of the daemon", v.Server, v.Client)
+	equal(t, "name of the runtime", v.Runtime, "berth")
 }
 
 // TestFollowAcrossRestart: a person who follows a log does not notice that the daemon was killed and came back.
