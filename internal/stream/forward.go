@@ -36,7 +36,9 @@ type forwarder struct {
 //
 //nolint:contextcheck // For that reason.
 func (f *forwarder) PortForward(_ context.Context, sandbox, _ string, port int32, stream io.ReadWriteCloser) (err error) {
-	f.session.work.Add(1)
+	if !f.session.enter() {
+		return context.Cause(f.session.ctx)
+	}
 	defer f.session.work.Done()
 	defer func() {
 		if p := recover(); p != nil {
@@ -44,14 +46,14 @@ func (f *forwarder) PortForward(_ context.Context, sandbox, _ string, port int32
 			err = fmt.Errorf("internal error: %v", p)
 		}
 	}()
-	if f.session.ctx.Err() != nil {
-		return context.Cause(f.session.ctx)
-	}
 	netns, err := f.runtime.NetNS(sandbox)
 	if err != nil {
 		return err
 	}
 	conn, err := dial(f.session.ctx, netns, uint16(port)) //nolint:gosec // The library accepts ports of 16 bits only.
+	if err != nil && f.session.ctx.Err() != nil {
+		return context.Cause(f.session.ctx)
+	}
 	if err != nil {
 		return err
 	}

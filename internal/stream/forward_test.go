@@ -215,7 +215,11 @@ func TestPortForwardEndsWithItsPod(t *testing.T) {
 	netns := podNet(t)
 	connected := make(chan struct{}, 1)
 	port := listenIn(t, netns, "127.0.0.1:0", func(conn *net.TCPConn) {
-		connected <- struct{}{}
+		// What arrives proves that the client has opened all its streams; one
+		// that is interrupted before leaves a goroutine of its library behind.
+		if _, err := io.ReadFull(conn, make([]byte, 1)); err == nil {
+			connected <- struct{}{}
+		}
 		_, _ = io.Copy(io.Discard, conn)
 	})
 	s := serve(t, &program{netns: func(string) (string, error) { return netns, nil }})
@@ -229,6 +233,9 @@ func TestPortForwardEndsWithItsPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
 	await(t, connected, "the connection to the pod")
 	s.End("pod1")
 	ended := make(chan error, 1)

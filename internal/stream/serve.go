@@ -42,7 +42,7 @@ func (s *Server) run(session *session, t ticket, w http.ResponseWriter, r *http.
 	done := s.meter.Session(t.kind)
 	defer func() {
 		failure, interrupted := session.outcome()
-		s.sessions.end(session)
+		session.finish()
 		done()
 		line := s.log.With("kind", t.kind, "owner", t.owner, "duration", time.Since(begun))
 		if failure != nil {
@@ -52,6 +52,7 @@ func (s *Server) run(session *session, t ticket, w http.ResponseWriter, r *http.
 			line = line.With("interrupted", interrupted)
 		}
 		line.Info("streaming session")
+		s.sessions.remove(session)
 	}()
 	options := &remotecommand.Options{Stdin: t.pipes.Stdin, Stdout: t.pipes.Stdout, Stderr: t.pipes.Stderr, TTY: t.pipes.Terminal}
 	switch t.kind {

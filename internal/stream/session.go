@@ -28,10 +28,11 @@ type session struct {
 	// ctx ends when the session has to; its cause says why.
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+
+	// mu guards what follows, and that nothing joins work once ctx has ended.
+	mu sync.Mutex
 	// work counts the goroutines that forward ports for the session.
 	work sync.WaitGroup
-
-	mu sync.Mutex
 	// conn is nil until the protocol library has taken over the connection.
 	conn *clientConn
 	// failure is what went wrong with the work itself.
@@ -69,14 +70,23 @@ func (s *session) outcome() (failure, interrupted error) {
 	return s.failure, interrupted
 }
 
-// stop tells the session to end because of cause. It does not wait. An exec or
-// attach has endGrace to send the outcome; a port-forward has none to send.
+// enter counts one more goroutine of the session's work; the caller calls
+// work.Done. It refuses once the session has to end.
+func (s *session) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return false
+	}
+	s.work.Add(1)
+	return true
+}
+
+// stop tells the session to end because of cause. It does not wait. The client
+// has endGrace to take the outcome; a connection that is cut while streams are
+// being opened leaves both ends waiting for replies.
 func (s *session) stop(cause error) {
 	s.cancel(cause)
-	if s.kind == kindPortForward {
-		s.hangUp()
-		return
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.lastWords == nil {
@@ -122,7 +132,7 @@ func (s *session) finish() {
 // sessions are those in progress.
 type sessions struct {
 	mu sync.Mutex
-	// open is every session between begin and end.
+	// open is every session between begin and remove.
 	open map[*session]struct{}
 	// closed refuses new sessions.
 	closed bool
@@ -148,9 +158,8 @@ func (ss *sessions) begin(ctx context.Context, kind, owner string) (*session, er
 	return s, nil
 }
 
-// end finishes a session, which takes at most as long as its linger.
-func (ss *sessions) end(s *session) {
-	s.finish()
+// remove drops a session that is finished.
+func (ss *sessions) remove(s *session) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	delete(ss.open, s)
