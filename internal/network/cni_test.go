@@ -280,6 +280,18 @@ sed 's/.*"prevResult":\({.*}\).*/\1/'`)
 	must(t, r.Detach(t.Context(), pod, plan))
 }
 
+// A plugin that is just being written is waited for.
+func TestPluginBeingInstalled(t *testing.T) {
+	r := withList(t, `{"cniVersion": "1.0.0", "name": "mynet", "plugins": [{"type": "late"}]}`, ownBin)
+	r.plugin("late", versions+`[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","ips":[{"address":"10.2.2.2/24"}]}'
+exit 0`)
+	writer, err := os.OpenFile(filepath.Join(r.options.BinDirs[0], "late"), os.O_WRONLY|os.O_APPEND, 0)
+	must(t, err)
+	done := time.AfterFunc(3*busyPause, func() { must(t, writer.Close()) })
+	defer done.Stop()
+	r.connect("a")
+}
+
 // What plugins are told: the pod, and what they claim a capability for.
 func TestPluginArguments(t *testing.T) {
 	r := withList(t, `{"cniVersion": "1.0.0", "name": "told", "plugins": [{"type": "teller",

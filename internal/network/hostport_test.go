@@ -137,3 +137,20 @@ func TestUDPFollowsThePort(t *testing.T) {
 		t.Errorf("answer %q", got)
 	}
 }
+
+// Our host ports serve networks of any shape: here each pod has a device of its own on the host.
+func TestHostPortsOfPointToPointNetwork(t *testing.T) {
+	r := withList(t, `{"cniVersion": "0.4.0", "name": "mynet", "plugins": [{"type": "ptp", "ipMasq": true, "ipam": {"type": "host-local",
+		"ranges": [[{"subnet": "10.22.0.0/16"}], [{"subnet": "fd22::/64"}]], "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}}]}`, nil)
+	filterBridges(t, "0")
+	a, b := r.connect("a", PortMapping{ContainerPort: 80, HostPort: 8080}), r.connect("b")
+	serve(t, a.Pod, "tcp", 80)
+	for _, address := range []any{"127.0.0.1", "::1", hostAddresses[0].Addr(), hostAddresses[1].Addr()} {
+		expect(t, "", "tcp", at(address, 8080), "a")
+	}
+	for _, netns := range []string{outsideNetNS, b.NetNS, a.NetNS} {
+		expect(t, netns, "tcp", at(hostAddresses[0].Addr(), 8080), "a")
+	}
+	must(t, namespace.Remove(t.Context(), filepath.Dir(b.NetNS)))
+	r.detach(b)
+}

@@ -25,6 +25,9 @@ const (
 	maxPluginErrors = 16 << 10
 	// pluginDrain is how long the output of an ended plugin may be held open by a process it left behind.
 	pluginDrain = time.Second
+	// busyAttempts and busyPause bound the wait for a plugin that is being written; the kernel refuses to run it then.
+	busyAttempts = 20
+	busyPause    = 100 * time.Millisecond
 	// sbinPath is where plugins look for iptables and the like if the daemon's PATH does not say.
 	sbinPath = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 )
@@ -48,8 +51,23 @@ func (*plugins) FindInPath(plugin string, dirs []string) (string, error) {
 	return "", fmt.Errorf("CNI plugin %q is not in %s: %w", plugin, strings.Join(dirs, ", "), errdefs.ErrFailedPrecondition)
 }
 
-// ExecPlugin runs a plugin with its whole process group ended when ctx is done.
+// ExecPlugin runs a plugin, whose whole process group is ended when ctx is done. A plugin that is just being installed is
+// waited for.
 func (*plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	for attempt := 1; ; attempt++ {
+		out, err := execPlugin(ctx, path, stdin, environ)
+		if !errors.Is(err, unix.ETXTBSY) || attempt == busyAttempts {
+			return out, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(err, context.Cause(ctx))
+		case <-time.After(busyPause):
+		}
+	}
+}
+
+func execPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	stdout, stderr := limitedBuffer{limit: maxPluginOutput}, limitedBuffer{limit: maxPluginErrors}
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = withPath(environ)
