@@ -60,16 +60,21 @@ type Node struct {
 	Image string
 
 	t testing.TB
+	// log is what the programs said until their end; shown is whether a report has it already.
+	log   string
+	shown bool
 }
 
 // Start brings up a node for the length of t.
 func Start(t testing.TB, opts Options) *Node {
 	t.Helper()
 	bin := programs(t)
+	n := &Node{t: t}
+	t.Cleanup(n.epilogue) // after the census
 	census.Check(t, opts.Marks...)
 	dir := census.Dir(t)
 	census.Mark(instance(filepath.Join(dir, "root")))
-	n := &Node{t: t, Registry: registry.Run(t, opts.Registry)}
+	n.Registry = registry.Run(t, opts.Registry)
 	n.pushBusybox()
 
 	inner, err := node.Start(t.Context(), node.Options{Bin: bin, Dir: dir, Configure: func(c *config.Config) {
@@ -93,8 +98,7 @@ func Start(t testing.TB, opts Options) *Node {
 
 // end takes everything away again. A failure shows how things stood.
 func (n *Node) end() {
-	failed := n.t.Failed()
-	if failed {
+	if n.t.Failed() {
 		n.dump()
 	}
 	if err := n.Close(context.WithoutCancel(n.t.Context())); err != nil {
@@ -103,8 +107,13 @@ func (n *Node) end() {
 	if err := removeCgroups(n.cgroupParent()); err != nil {
 		n.t.Errorf("remove the cgroup of the test's pods: %v", err)
 	}
-	if n.t.Failed() && !failed {
-		n.dump()
+	n.log = n.Log()
+}
+
+// epilogue shows the whole log if the failure came with the end of the node or with the census.
+func (n *Node) epilogue() {
+	if n.t.Failed() && !n.shown {
+		n.t.Logf("log of berthd:\n%s", n.log)
 	}
 }
 
@@ -208,6 +217,7 @@ func removeCgroups(path string) error {
 
 // dump shows what helps to understand a failure.
 func (n *Node) dump() {
+	n.shown = true
 	n.t.Logf("log of berthd:\n%s", n.Log())
 	n.t.Logf("processes of the test:\n%s", census.Processes())
 	for _, args := range [][]string{{"ip", "-br", "addr"}, {"nft", "list", "ruleset"}} {
