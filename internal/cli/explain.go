@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/berth-runtime/berth/internal/cli/session"
 	"github.com/berth-runtime/berth/internal/config"
 )
 
@@ -52,6 +53,9 @@ func (a *app) hint(err error) string {
 	}
 	if conn, ok := errors.AsType[*connectError](err); ok {
 		return connectHint(conn)
+	}
+	if errors.Is(err, session.ErrLost) {
+		return "The runtime has restarted or the connection broke. The container goes on: see berth ps"
 	}
 	if errors.Is(err, context.Canceled) {
 		return ""

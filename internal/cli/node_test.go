@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	berthv1 "github.com/berth-runtime/berth/api/berth/v1"
@@ -161,7 +162,8 @@ func (c *canned) ContainerStatus(_ context.Context, r *runtimeapi.ContainerStatu
 	if !ok {
 		return nil, status.Errorf(codes.NotFound, "no container %s", r.ContainerId)
 	}
-	return &runtimeapi.ContainerStatusResponse{Status: st}, nil
+	// A copy, since it is sent while a test may change what is kept.
+	return &runtimeapi.ContainerStatusResponse{Status: proto.CloneOf(st)}, nil
 }
 
 func (c *canned) ListImages(context.Context, *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
@@ -256,6 +258,9 @@ func (c *canned) StartContainer(context.Context, *runtimeapi.StartContainerReque
 }
 
 func (c *canned) GetContainerEvents(_ *runtimeapi.GetEventsRequest, s grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
+	if c.events == nil {
+		return status.Error(codes.Unimplemented, "no events")
+	}
 	for {
 		select {
 		case <-s.Context().Done():

@@ -34,6 +34,28 @@ func TestWatchEnd(t *testing.T) {
 	}
 }
 
+// A runtime that sends no events is asked instead.
+func TestWatchEndWithoutEvents(t *testing.T) {
+	c := newCanned()
+	c.events = nil
+	a := &app{endpoint: c.serve(t), timeout: time.Minute, now: time.Now}
+	err := a.with(t.Context(), func(ctx context.Context, n *node) error {
+		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+		w := n.watchEnd(ctx, idNginx)
+		c.mu.Lock()
+		c.statuses[idNginx].State = runtimeapi.ContainerState_CONTAINER_EXITED
+		c.mu.Unlock()
+		if _, err := w.wait(); err != nil {
+			t.Error(err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestWatchEndGivesUp(t *testing.T) {
 	c := newCanned()
 	a := &app{endpoint: c.serve(t), timeout: time.Minute, now: time.Now}
