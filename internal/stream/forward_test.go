@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -184,18 +185,31 @@ func TestPortForwardReachesLoopback(t *testing.T) {
 	}
 }
 
-// A port where nobody listens is told to the client with both addresses tried.
-func TestPortForwardToAClosedPort(t *testing.T) {
-	census.Check(t)
-	netns := podNet(t)
-	s := serve(t, &program{netns: func(string) (string, error) { return netns, nil }})
-	u, err := s.PortForward("pod1", []int32{9})
+// forwardOnce runs one connection of a session without a protocol around it: a
+// client's library leaves goroutines behind when it is refused too fast.
+func forwardOnce(t *testing.T, p *program, port int32) error {
+	t.Helper()
+	sessions := newSessions()
+	session, err := sessions.begin(t.Context(), kindPortForward, "pod1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := dial(t.Context(), netns, 9)
+	defer func() {
+		session.finish()
+		sessions.remove(session)
+	}()
+	client, server := net.Pipe()
+	defer func() { _ = client.Close() }()
+	f := &forwarder{runtime: p, session: session, log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	return f.PortForward(t.Context(), "pod1", "", port, server)
+}
+
+// A port where nobody listens is an error that has both addresses tried.
+func TestPortForwardToAClosedPort(t *testing.T) {
+	census.Check(t)
+	netns := podNet(t)
+	err := forwardOnce(t, &program{netns: func(string) (string, error) { return netns, nil }}, 9)
 	if err == nil {
-		_ = conn.Close()
 		t.Fatal("a port where nobody listens was connected to")
 	}
 	for _, want := range []string{"127.0.0.1:9", "[::1]:9", "refused"} {
@@ -203,9 +217,23 @@ func TestPortForwardToAClosedPort(t *testing.T) {
 			t.Errorf("error %q lacks %q", err, want)
 		}
 	}
-	local, _ := forward(t, u, 9)
-	if answer := ask(t, local, ""); answer != "" {
-		t.Errorf("answer = %q from a closed port", answer)
+}
+
+// A pod or namespace that is gone, and even a panic, are errors of that
+// connection only.
+func TestPortForwardToWhatIsGone(t *testing.T) {
+	census.Check(t)
+	for name, c := range map[string]struct {
+		netns func(string) (string, error)
+		want  string
+	}{
+		"pod":       {func(string) (string, error) { return "", errors.New("sandbox is not ready") }, "sandbox is not ready"},
+		"namespace": {func(string) (string, error) { return filepath.Join(t.TempDir(), "net"), nil }, "not found"},
+		"panic":     {func(string) (string, error) { panic("a defect") }, "a defect"},
+	} {
+		if err := forwardOnce(t, &program{netns: c.netns}, 80); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
 	}
 }
 
@@ -245,24 +273,5 @@ func TestPortForwardEndsWithItsPod(t *testing.T) {
 	}()
 	if err := await(t, ended, "the end of the client's connection"); err != nil {
 		t.Logf("the client's connection ended with: %v", err)
-	}
-}
-
-// A namespace that is gone is an error of that connection.
-func TestPortForwardWithoutNamespace(t *testing.T) {
-	census.Check(t)
-	_, err := dial(t.Context(), filepath.Join(t.TempDir(), "net"), 80)
-	if err == nil {
-		t.Fatal("connected into a namespace that does not exist")
-	}
-	wanted := errors.New("sandbox is not running")
-	s := serve(t, &program{netns: func(string) (string, error) { return "", wanted }})
-	u, err := s.PortForward("pod1", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	local, _ := forward(t, u, 80)
-	if answer := ask(t, local, ""); answer != "" {
-		t.Errorf("answer = %q", answer)
 	}
 }
