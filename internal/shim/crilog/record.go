@@ -4,8 +4,8 @@
 //	2026-01-02T15:04:05.123456789Z stdout F a whole line
 //	2026-01-02T15:04:05.123456789Z stderr P a piece of a line, more follows
 //
-// Output is logged as it comes: what has no line feed yet is a piece. A line
-// longer than MaxLine is split.
+// A line longer than MaxLine is split into pieces. What has no line feed yet is
+// a piece too, if the container ends or pauses before it is finished.
 package crilog
 
 import (

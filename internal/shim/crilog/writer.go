@@ -29,8 +29,8 @@ const (
 // in a way that a SIGKILL at any instant neither loses nor repeats a byte:
 //
 //  1. the header of the spool file says which stream, which log and how long it is;
-//  2. splice(2) moves bytes from the FIFO to the spool: one system call, whose
-//     outcome is the size of the spool;
+//  2. splice(2) moves whole lines from the FIFO to the spool: one system call,
+//     whose outcome is the size of the spool;
 //  3. the records are appended to the log;
 //  4. the spool is emptied.
 //
@@ -146,10 +146,24 @@ func (w *Writer) Locked(fn func()) {
 	fn()
 }
 
-// Copy moves what the FIFO fd, which is non-blocking, has ready, at most one
-// batch. The error is io.EOF when no writer is left, EAGAIN when there is nothing
-// now. A log that cannot be written to is no error: its output is dropped.
+// ErrUnfinished says that what is left in a FIFO is the beginning of a line.
+var ErrUnfinished = errors.New("the line is not finished")
+
+// Copy moves the whole lines that the FIFO fd, which is non-blocking, has ready,
+// at most one batch. The beginning of a line stays in the FIFO, where nothing can
+// happen to it. The error is ErrUnfinished when there is nothing else, EAGAIN when
+// there is nothing at all, io.EOF when no writer is left either. A log that cannot
+// be written to is no error: its output is dropped.
 func (w *Writer) Copy(stream Stream, fd int) (int, error) {
+	return w.copy(stream, fd, finished)
+}
+
+// CopyAll is Copy for what nobody finishes any more, or not soon.
+func (w *Writer) CopyAll(stream Stream, fd int) (int, error) {
+	return w.copy(stream, fd, func(data []byte) int { return len(data) })
+}
+
+func (w *Writer) copy(stream Stream, fd int, amount func(data []byte) int) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.spool == nil {
@@ -157,8 +171,14 @@ func (w *Writer) Copy(stream Stream, fd int) (int, error) {
 	}
 	in := inPool.Get().(*[]byte) //nolint:errcheck // the pool holds nothing else
 	defer inPool.Put(in)
-	n, err := w.fetch(stream, fd, *in)
+	n, err := peek(fd, *in)
 	if err != nil {
+		return 0, err
+	}
+	if n = amount((*in)[:n]); n == 0 {
+		return 0, ErrUnfinished
+	}
+	if n, err = w.fetch(stream, fd, (*in)[:n]); err != nil {
 		return 0, err
 	}
 	w.emit(stream, (*in)[:n])
@@ -168,27 +188,28 @@ func (w *Writer) Copy(stream Stream, fd int) (int, error) {
 	return n, nil
 }
 
-// fetch moves bytes from the FIFO through the spool into buf. When the spool
-// cannot take them (its filesystem is full) they are read directly.
+// fetch moves bytes from the FIFO through the spool into buf, which is as long
+// as what is wanted. When the spool cannot take them (its filesystem is full)
+// they are read directly.
 func (w *Writer) fetch(stream Stream, fd int, buf []byte) (int, error) {
 	if err := w.writeHeader(stream); err == nil {
-		n, err := splice(fd, int(w.spool.Fd()))
+		n, err := splice(fd, int(w.spool.Fd()), len(buf))
 		switch {
 		case err == nil && n == 0:
 			return 0, io.EOF
 		case err == nil:
 			return n, readFull(w.spool, buf[:n])
-		case errors.Is(err, unix.EAGAIN):
-			return 0, errors.Join(err, w.spool.Truncate(0)) // an idle container keeps no page
+		case errors.Is(err, unix.EAGAIN): // somebody else reads from the FIFO
+			return 0, errors.Join(err, w.spool.Truncate(0))
 		}
 	}
 	return read(fd, buf)
 }
 
-func splice(from, to int) (int, error) {
+func splice(from, to, length int) (int, error) {
 	for {
 		offset := int64(spoolHeader)
-		n, err := unix.Splice(from, nil, to, &offset, batch, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		n, err := unix.Splice(from, nil, to, &offset, length, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
 		if !errors.Is(err, unix.EINTR) {
 			return int(n), err
 		}

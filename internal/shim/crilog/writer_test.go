@@ -74,13 +74,25 @@ func (f *fixture) put(t testing.TB, stream Stream, text string) {
 	if _, err := unix.Write(f.w, []byte(text)); err != nil {
 		t.Fatal(err)
 	}
+	f.copyAll(t, func() (int, error) { return f.Copy(stream, f.r) })
+}
+
+// copyAll calls move until nothing is ready.
+func (f *fixture) copyAll(t testing.TB, move func() (int, error)) {
+	t.Helper()
 	for {
-		if _, err := f.Copy(stream, f.r); errors.Is(err, unix.EAGAIN) {
+		if _, err := move(); errors.Is(err, unix.EAGAIN) || errors.Is(err, ErrUnfinished) {
 			return
 		} else if err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// finish logs the beginning of a line as a piece.
+func (f *fixture) finish(t testing.TB, stream Stream) {
+	t.Helper()
+	f.copyAll(t, func() (int, error) { return f.CopyAll(stream, f.r) })
 }
 
 func (f *fixture) content(t testing.TB) map[string]string {
@@ -100,6 +112,7 @@ func TestLinesPiecesAndSplits(t *testing.T) {
 		f.put(t, Stdout, text)
 		want += text
 	}
+	f.finish(t, Stdout)
 	f.put(t, Stderr, "oops\n")
 	got := f.content(t)
 	if got["stdout"] != want || got["stderr"] != "oops\n" {
@@ -107,6 +120,33 @@ func TestLinesPiecesAndSplits(t *testing.T) {
 	}
 	if info, err := os.Stat(f.spool); err != nil || info.Size() != 0 {
 		t.Errorf("spool: %v %v", info.Size(), err)
+	}
+}
+
+// TestNoLineIsTorn writes lines in pieces of every size: as long as the writer
+// does not pause, only lines over MaxLine are split.
+func TestNoLineIsTorn(t *testing.T) {
+	f := setUp(t)
+	var text strings.Builder
+	for i := range 3000 {
+		fmt.Fprintf(&text, "line %d %s\n", i, strings.Repeat("x", i%97))
+	}
+	text.WriteString(strings.Repeat("y", 2*MaxLine+5) + "\n")
+	rest := text.String()
+	for i := 0; rest != ""; i++ {
+		n := min(1+i*7%5000, len(rest))
+		f.put(t, Stdout, rest[:n])
+		rest = rest[n:]
+	}
+	log, err := os.ReadFile(f.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := parse(t, log)["stdout"]; got != text.String() {
+		t.Errorf("got %d bytes, want %d", len(got), text.Len())
+	}
+	if got := bytes.Count(log, []byte(" stdout P ")); got != 2 {
+		t.Errorf("%d pieces, want the two of the line over MaxLine", got)
 	}
 }
 
@@ -193,6 +233,7 @@ func TestSuccessorFinishes(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.put(t, Stderr, data)
+	f.finish(t, Stderr)
 	whole, err := os.ReadFile(f.log)
 	if err != nil {
 		t.Fatal(err)
@@ -264,6 +305,12 @@ func TestEndOfFile(t *testing.T) {
 	f.put(t, Stdout, "x")
 	if err := unix.Close(f.w); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := f.Copy(Stdout, f.r); !errors.Is(err, ErrUnfinished) {
+		t.Errorf("got %v before the rest was taken", err)
+	}
+	if n, err := f.CopyAll(Stdout, f.r); n != 1 || err != nil {
+		t.Errorf("took %d bytes, %v", n, err)
 	}
 	if _, err := f.Copy(Stdout, f.r); !errors.Is(err, io.EOF) {
 		t.Errorf("got %v", err)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,6 +23,8 @@ const (
 	fifoMode = 0o666
 	// maxTerminalDrain bounds what is read from a terminal after its container ended.
 	maxTerminalDrain = 1 << 20
+	// linePatience is how long the beginning of a line waits for its end.
+	linePatience = 100 * time.Millisecond
 	// tapBuffer is how far the reader of an attachment may lag behind.
 	tapBuffer = 1 << 20
 )
@@ -180,14 +183,32 @@ func (o *stdio) run() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.stdout != nil {
-		o.pump(o.stdout, func(fd int) (int, error) { return o.writer.Copy(crilog.Stdout, fd) })
+		o.pumpFIFO(o.stdout, crilog.Stdout)
 	}
 	if o.stderr != nil {
-		o.pump(o.stderr, func(fd int) (int, error) { return o.writer.Copy(crilog.Stderr, fd) })
+		o.pumpFIFO(o.stderr, crilog.Stderr)
 	}
 	if o.console != nil {
 		o.pump(o.console, o.writer.CopyTerminal)
 	}
+}
+
+// pumpFIFO is pump for a FIFO. A line that is begun stays in there until it is
+// finished, or until its writer has paused for so long that a reader shall see
+// what there is: a prompt, or a full FIFO of a writer that waits for us.
+func (o *stdio) pumpFIFO(file *os.File, stream crilog.Stream) {
+	all := func(fd int) (int, error) { return o.writer.CopyAll(stream, fd) }
+	pause := time.AfterFunc(linePatience, func() { drain(file, buffered, all) })
+	pause.Stop()
+	o.pump(file, func(fd int) (int, error) {
+		n, err := o.writer.Copy(stream, fd)
+		if errors.Is(err, crilog.ErrUnfinished) {
+			pause.Reset(linePatience)
+			return 0, unix.EAGAIN
+		}
+		pause.Stop()
+		return n, err
+	})
 }
 
 // pump copies until the last writer is gone or the file is closed. While there is
@@ -225,8 +246,8 @@ func (o *stdio) drain() {
 	o.mu.Lock()
 	stdout, stderr, console := o.stdout, o.stderr, o.console
 	o.mu.Unlock()
-	drain(stdout, buffered, func(fd int) (int, error) { return o.writer.Copy(crilog.Stdout, fd) })
-	drain(stderr, buffered, func(fd int) (int, error) { return o.writer.Copy(crilog.Stderr, fd) })
+	drain(stdout, buffered, func(fd int) (int, error) { return o.writer.CopyAll(crilog.Stdout, fd) })
+	drain(stderr, buffered, func(fd int) (int, error) { return o.writer.CopyAll(crilog.Stderr, fd) })
 	drain(console, func(int) int { return maxTerminalDrain }, o.writer.CopyTerminal)
 }
 
