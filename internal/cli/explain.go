@@ -71,7 +71,7 @@ func (a *app) hint(err error) string {
 	case codes.DeadlineExceeded:
 		return slowHint
 	case codes.Unavailable:
-		return "The runtime went away or is starting. See: systemctl status berth; journalctl -u berth -e"
+		return "The runtime went away or is starting. " + logHint
 	case codes.Unimplemented:
 		return "The runtime behind this socket cannot do that. See: berth version"
 	case codes.PermissionDenied, codes.Unauthenticated:
@@ -82,21 +82,25 @@ func (a *app) hint(err error) string {
 	return ""
 }
 
-const slowHint = "No answer in time. What the daemon does now is in: journalctl -u berth -e. To wait longer, use --timeout."
+const (
+	logHint  = "Its log says more; where it is a service: journalctl -u berthd -e"
+	slowHint = "No answer in time. To wait longer, use --timeout. What the runtime does is in its log; where it is a service: journalctl -u berthd -e"
+	// startHint is the same with and without an init system.
+	startHint = "Start it as root with: berthd; or, where it is a service: systemctl start berthd"
+)
 
 func connectHint(err *connectError) string {
 	switch {
 	case errors.Is(err.err, fs.ErrNotExist) && err.endpoint == config.DefaultListen:
-		return "berthd is not running. Start it with: systemctl start berth\n" +
-			"If its socket is elsewhere, name it with --endpoint or $" + endpointVariable + "."
+		return "berthd is not running. " + startHint + "\nIf its socket is elsewhere, name it with --endpoint or $" + endpointVariable + "."
 	case errors.Is(err.err, fs.ErrNotExist):
 		return "There is no such socket. Is the runtime running, and does it listen there?"
 	case errors.Is(err.err, syscall.ECONNREFUSED):
-		return "The socket is there but nobody listens: the runtime has ended. Start it with: systemctl start berth"
+		return "The socket is there but nobody listens: the runtime has ended. " + startHint
 	case errors.Is(err.err, fs.ErrPermission):
 		return "The socket belongs to root. Try again with: sudo berth …"
 	case errors.Is(err.err, os.ErrDeadlineExceeded):
-		return "The runtime does not accept connections. See: systemctl status berth; journalctl -u berth -e"
+		return "The runtime does not accept connections. " + logHint
 	}
 	return ""
 }

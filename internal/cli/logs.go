@@ -88,7 +88,7 @@ func (a *app) logs(ctx context.Context, n *node, id string, o logfile.Options, f
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return &hintedError{err: fmt.Errorf("the log %s does not exist", st.LogPath), next: "Has somebody removed it? New output goes to a new file after: systemctl restart berth"}
+		return &hintedError{err: fmt.Errorf("the log %s does not exist", st.LogPath), next: "Somebody has removed it. What the container writes is lost until its log is opened anew, as when kubelet rotates it."}
 	case errors.Is(err, fs.ErrPermission):
 		return &hintedError{err: err, next: "Logs belong to root. Try again with: sudo berth …"}
 	case errors.Is(err, context.Canceled):
