@@ -21,6 +21,8 @@ import (
 var (
 	// transportWords are those of gRPC in front of the runtime's own.
 	transportWords = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+	// deadlineWords are those of gRPC for a runtime that does not answer.
+	deadlineWords = regexp.MustCompile(`context deadline exceeded while waiting for connections to become ready|received context error while waiting for new LB policy update: context deadline exceeded`)
 	// longID is an ID in full, not that of a digest.
 	longID = regexp.MustCompile(`(^|[^:0-9a-f])([0-9a-f]{12})[0-9a-f]{52}\b`)
 	// kindWords say of what kind an error is that has said what is wrong.
@@ -31,6 +33,7 @@ var (
 // words of the transport, with short IDs, and nothing twice in a row.
 func explain(err error) string {
 	text := transportWords.ReplaceAllString(err.Error(), "")
+	text = deadlineWords.ReplaceAllString(text, "the runtime does not answer")
 	text = longID.ReplaceAllString(text, "$1$2")
 	text = kindWords.ReplaceAllString(text, "$2")
 	parts := slices.Compact(strings.Split(text, ": "))
@@ -84,7 +87,7 @@ func (a *app) hint(err error) string {
 
 const (
 	logHint  = "Its log says more; where it is a service: journalctl -u berthd -e"
-	slowHint = "No answer in time. To wait longer, use --timeout. What the runtime does is in its log; where it is a service: journalctl -u berthd -e"
+	slowHint = "To wait longer, use --timeout. What the runtime does is in its log; where it is a service: journalctl -u berthd -e"
 	// startHint is the same with and without an init system.
 	startHint = "Start it as root with: berthd; or, where it is a service: systemctl start berthd"
 )

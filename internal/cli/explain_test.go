@@ -10,6 +10,7 @@ func TestExplain(t *testing.T) {
 	id := strings.Repeat("0123456789abcdef", 4)
 	for _, tc := range []struct{ in, want string }{
 		{"plain", "plain"},
+		{"list: context deadline exceeded while waiting for connections to become ready", "list: the runtime does not answer"},
 		{"list: rpc error: code = Unknown desc = broken: rpc error: code = Internal desc = deep", "list: broken: deep"},
 		{"start container " + id + ": start container " + id + ": crun: no", "start container 0123456789ab: crun: no"},
 		{"image sha256:" + id + " is gone", "image sha256:" + id + " is gone"},
