@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -72,29 +75,92 @@ func TestHelpAndVersionEndWell(t *testing.T) {
 	}
 }
 
-// A directory has one daemon; the second learns which. A lock ends with its
-// holder.
+// lockHelper names a directory which the test binary, run again, locks until its
+// input ends: a lock belongs to a process.
+const lockHelper = "BERTHD_TEST_LOCK"
+
+func TestMain(m *testing.M) {
+	dir := os.Getenv(lockHelper)
+	if dir == "" {
+		os.Exit(m.Run())
+	}
+	if _, err := lockDir(dir); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("locked")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+}
+
+// A directory has one daemon; the second learns which. The lock ends with its
+// holder, killed or not, even while a child of it still has its descriptors.
 func TestLockDirKeepsOthersOut(t *testing.T) {
 	census.Check(t)
 	dir := filepath.Join(t.TempDir(), "state")
-	first, err := lockDir(dir)
-	if err != nil {
+	first, said := lockElsewhere(t, dir)
+	if said != "locked" {
+		t.Fatalf("first daemon: %s", said)
+	}
+	file, err := lockDir(dir)
+	if want := fmt.Sprintf("process ID %d:", first.Process.Pid); !errors.Is(err, errdefs.ErrAlreadyExists) || !strings.Contains(err.Error(), want) {
+		t.Errorf("second daemon: %v, %v; want it refused with %q", file, err, want)
+	}
+	if err := first.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	second, err := lockDir(dir)
-	if !errors.Is(err, errdefs.ErrAlreadyExists) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
-		t.Errorf("second lock: %v, %v; want it refused with the process ID", second, err)
+	if err := first.Wait(); err == nil {
+		t.Error("a killed process ended well")
 	}
-	if err := first.Close(); err != nil {
+	file, err = lockDir(dir)
+	if err != nil {
+		t.Fatalf("after the first was killed: %v", err)
+	}
+	child := exec.CommandContext(t.Context(), "sleep", "1000")
+	child.ExtraFiles = []*os.File{file}
+	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
-	third, err := lockDir(dir)
-	if err != nil {
-		t.Fatalf("after the first ended: %v", err)
-	}
-	if err := third.Close(); err != nil {
+	if err := file.Close(); err != nil {
 		t.Error(err)
 	}
+	second, said := lockElsewhere(t, dir)
+	if said != "locked" {
+		t.Errorf("while a child has the descriptor: %s", said)
+	}
+	for _, p := range []*exec.Cmd{child, second} {
+		if err := p.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = p.Wait() // it was killed
+	}
+}
+
+// lockElsewhere locks dir in a process of its own and answers what that says.
+func lockElsewhere(t *testing.T, dir string) (*exec.Cmd, string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self)
+	cmd.Env = append(os.Environ(), lockHelper+"="+dir)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = stdin.Close() })
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmd, strings.TrimSpace(said)
 }
 
 func TestDefaultHandlerIsTheFirstThatWorks(t *testing.T) {

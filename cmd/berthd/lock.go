@@ -3,40 +3,40 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
-	"syscall"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 const (
-	// lockName is the file in a directory that the daemon which uses it holds.
+	// lockName is the file in a directory that the daemon which uses it locks.
 	lockName = "berthd.lock"
 	// dirMode lets others pass through and not list.
 	dirMode = 0o711
 )
 
-// lockDir makes dir and keeps other daemons out of it as long as the file that
-// it answers is open. The kernel lets go when the process ends, however it does.
+// lockDir makes dir and keeps other daemons out of it until the file that it
+// answers is closed or the process ends, however it does.
+//
+// The lock is one of the process (fcntl), not of the open file (flock): a child
+// that was just forked and has not executed its program yet would hold the
+// latter beyond the death of the daemon, and its successor would be refused.
+// Nothing else in the process may open the file: closing it would unlock.
 func lockDir(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, dirMode); err != nil {
 		return nil, fmt.Errorf("make directory %s: %w", dir, err)
 	}
-	path := filepath.Join(dir, lockName)
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600)
+	file, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock directory %s: %w", dir, err)
 	}
-	err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return nil, errors.Join(fmt.Errorf("directory %s is in use by the berthd with process ID %s: %w",
-			dir, holder(path), errdefs.ErrAlreadyExists), file.Close())
-	}
-	if err == nil {
-		err = writeHolder(file)
+	whole := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
+	err = unix.FcntlFlock(file.Fd(), unix.F_SETLK, &whole)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		err = fmt.Errorf("it is in use by %s: %w", holder(file), errdefs.ErrAlreadyExists)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock directory %s: %w", dir, err), file.Close())
@@ -44,19 +44,11 @@ func lockDir(dir string) (*os.File, error) {
 	return file, nil
 }
 
-// holder answers who wrote its process ID last.
-func holder(path string) string {
-	text, err := os.ReadFile(path)
-	if err != nil || len(text) == 0 {
-		return "that is not known"
+// holder names the process that has locked file.
+func holder(file *os.File) string {
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
+	if err := unix.FcntlFlock(file.Fd(), unix.F_GETLK, &lock); err != nil || lock.Type == unix.F_UNLCK {
+		return "another daemon"
 	}
-	return strings.TrimSpace(string(text))
-}
-
-func writeHolder(file *os.File) error {
-	if err := file.Truncate(0); err != nil {
-		return err
-	}
-	_, err := file.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	return err
+	return fmt.Sprintf("the daemon with process ID %d", lock.Pid)
 }

@@ -20,12 +20,6 @@ import (
 	"github.com/berth-runtime/berth/internal/telemetry"
 )
 
-// version is that of the program, a semantic version.
-const version = "0.1.0"
-
-// defaultConfigFile may be absent; one that is named by --config may not.
-const defaultConfigFile = "/etc/berth/config.toml"
-
 // Exit codes.
 const (
 	exitFailure = 1
@@ -79,7 +73,7 @@ func configure(args []string, stdout, stderr io.Writer) (*config.Config, error) 
 	flags.Usage = func() {
 		_, _ = fmt.Fprintf(stdout, "Usage: berthd [flags]\n\nServes the Container Runtime Interface. Flags win over the file.\n\n%s", flags.FlagUsages())
 	}
-	file := flags.String("config", defaultConfigFile, "configuration file; the default one may be absent")
+	file := flags.String("config", config.DefaultFile, "configuration file; the default one may be absent")
 	root := flags.String("root", "", "directory for what survives a reboot (default "+config.DefaultRoot+")")
 	state := flags.String("state", "", "directory for what does not (default "+config.DefaultState+")")
 	listen := flags.String("listen", "", "socket to serve on (default "+config.DefaultListen+")")
@@ -91,7 +85,7 @@ func configure(args []string, stdout, stderr io.Writer) (*config.Config, error) 
 		return nil, fmt.Errorf("unexpected argument %q; all settings are flags, see berthd --help", flags.Arg(0))
 	}
 	if *showVersion {
-		_, err := fmt.Fprintln(stdout, "berthd", version)
+		_, err := fmt.Fprintln(stdout, "berthd", config.Version)
 		return nil, err
 	}
 	cfg, err := config.Load(*file, flags.Changed("config"))
