@@ -188,8 +188,12 @@ func TestLogs(t *testing.T) {
 	if out := c.berth(t, "logs", "-t", "--tail", "1", "e6").out; !strings.HasSuffix(out, " three\n") || !strings.HasPrefix(out, "2026-0") {
 		t.Errorf("with timestamps: %q", out)
 	}
+	c.berth(t, "logs", "-p", "postgres").want(t, 0, "one\nthree")
+	c.berth(t, "logs", "-p", "nginx").complains(t, 1, "has no predecessor")
 	c.berth(t, "logs", "nginx").complains(t, 1, "was made without a log")
 	c.statuses[idNginx].LogPath = log + ".gone"
+	c.berth(t, "logs", "-p", "postgres").want(t, 0, "one\nthree")
+	c.berth(t, "logs", "-p", "nginx").complains(t, 1, "has no predecessor")
 	c.berth(t, "logs", "nginx").complains(t, 1, "does not exist")
 }
 

@@ -178,6 +178,23 @@ func (c *census) onlyContainer(pod *runtimeapi.PodSandbox) (*runtimeapi.Containe
 	}
 }
 
+// previous returns the attempt before this one of a container that restarts.
+func (c *census) previous(of *runtimeapi.Container) (*runtimeapi.Container, error) {
+	var found *runtimeapi.Container
+	for _, ctr := range c.containersOf(of.PodSandboxId) {
+		attempt := ctr.Metadata.GetAttempt()
+		if ctr.Metadata.GetName() == of.Metadata.GetName() && attempt < of.Metadata.GetAttempt() &&
+			attempt >= found.GetMetadata().GetAttempt() {
+			found = ctr
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("container %s (%s) has no predecessor here: it was not restarted, or the one before was removed",
+			short(of.Id), of.Metadata.GetName())
+	}
+	return found, nil
+}
+
 // find returns the pod or container that word stands for. A pod and its
 // container may share a name, as `berth run` makes them; the pod is meant then.
 func (c *census) find(word string) (target, error) {

@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) logsCommand() *cobra.Command {
-	var follow, stamps bool
+	var follow, stamps, previous bool
 	var tail int
 	var since string
 	cmd := &cobra.Command{
@@ -36,6 +36,9 @@ func (a *app) logsCommand() *cobra.Command {
 					return fmt.Errorf("list containers: %w", err)
 				}
 				container, err := c.findContainer(words[0])
+				if err == nil && previous {
+					container, err = c.previous(container)
+				}
 				if err != nil {
 					return err
 				}
@@ -46,6 +49,7 @@ func (a *app) logsCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the container ends")
 	cmd.Flags().IntVarP(&tail, "tail", "n", -1, "begin with the last `N` lines; -1 means all")
+	cmd.Flags().BoolVarP(&previous, "previous", "p", false, "of the container before its last restart")
 	cmd.Flags().StringVar(&since, "since", "", "begin at a `TIME`, as 2026-01-31T12:00:00Z, or that long ago, as 10m")
 	cmd.Flags().BoolVarP(&stamps, "timestamps", "t", false, "show when each line was written")
 	return cmd
