@@ -120,7 +120,7 @@ func (d *daemon) open(ctx context.Context) error {
 		return err
 	})
 	opening.Go(func() error {
-		d.handlers = probeHandlers(openCtx, d.cfg, d.log)
+		d.handlers = probeHandlers(openCtx, d.cfg, host, d.log)
 		return nil
 	})
 	err = opening.Wait()

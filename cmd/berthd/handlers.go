@@ -11,6 +11,7 @@ import (
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/pod"
+	"github.com/berth-runtime/berth/internal/spec"
 )
 
 // preferred are the handlers that become the default if they work, in order.
@@ -19,7 +20,7 @@ var preferred = []string{"crun", "runc"}
 // probeHandlers tries every configured OCI runtime on this host, all at once.
 // One that does not work is kept with its problem: pods that ask for it and
 // people who look at the status get to know it.
-func probeHandlers(ctx context.Context, cfg *config.Config, log *slog.Logger) map[string]pod.HandlerInfo {
+func probeHandlers(ctx context.Context, cfg *config.Config, host spec.Host, log *slog.Logger) map[string]pod.HandlerInfo {
 	var mu sync.Mutex
 	var probing sync.WaitGroup
 	probed := make(map[string]pod.HandlerInfo, len(cfg.Runtime.Handlers))
@@ -36,6 +37,9 @@ func probeHandlers(ctx context.Context, cfg *config.Config, log *slog.Logger) ma
 			} else {
 				log.Info("runtime handler", "handler", name, "version", info.Features.Version, "spec", info.Features.OCIVersion)
 			}
+			// What a runtime can do, the kernel has to be able to do as well.
+			info.Features.RecursiveReadOnly = info.Features.RecursiveReadOnly && host.RecursiveReadOnly
+			info.Features.IDMap = info.Features.IDMap && host.IDMap
 			mu.Lock()
 			defer mu.Unlock()
 			probed[name] = info

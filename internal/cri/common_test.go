@@ -204,6 +204,9 @@ func TestStatusTellsWhatIsReadyAndWhy(t *testing.T) {
 	if want := map[string]bool{"": true, "crun": true, "runc": false}; !reflect.DeepEqual(features, want) {
 		t.Errorf("recursive read-only by handler = %v, want %v", features, want)
 	}
+	if !resp.Features.SupplementalGroupsPolicy || !resp.Features.MountOptions || resp.Features.UserNamespacesHostNetwork {
+		t.Errorf("features = %v", resp.Features)
+	}
 	if !strings.Contains(resp.Info["config"], `"stateDir":"/run/x"`) {
 		t.Errorf("info = %v", resp.Info)
 	}

@@ -41,7 +41,7 @@ func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest
 		}},
 		// Kubelet looks up the default handler by the empty name.
 		RuntimeHandlers: []*runtimeapi.RuntimeHandler{handlerFeatures("", handlers[fallback])},
-		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
 	for _, name := range slices.Sorted(maps.Keys(handlers)) {
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, handlerFeatures(name, handlers[name]))
