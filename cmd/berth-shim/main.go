@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -16,6 +17,8 @@ import (
 	"runtime/debug"
 	"strconv"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/shim/supervisor"
@@ -29,6 +32,8 @@ const (
 	gcPercent = 40
 	// memoryLimit is where the collector begins to work harder; no cap.
 	memoryLimit = 64 << 20
+	// firstFD is the first descriptor behind stdio.
+	firstFD = 3
 	// maxThreads of Go code: log copying is the only load.
 	maxThreads = 4
 )
@@ -78,6 +83,10 @@ func fileOf(fd int, name string) *os.File {
 }
 
 func serve(state, instance string, handover, report *os.File) error {
+	// Whatever was inherited must not get into containers.
+	if err := unix.CloseRange(firstFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("mark inherited descriptors close-on-exec: %w", err)
+	}
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
 	runtime.GOMAXPROCS(min(runtime.NumCPU(), maxThreads))

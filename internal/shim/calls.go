@@ -27,7 +27,7 @@ func (c *Client) Start(ctx context.Context, req StartRequest) (Started, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, req.Deadline+runtimeMargin)
 	defer cancel()
-	resp, err := invoke(ctx, c, "start container "+req.ID, false, func(ctx context.Context, l *link) (*wire.StartResponse, error) {
+	resp, err := invoke(ctx, c, "start container "+req.ID, func(ctx context.Context, l *link) (*wire.StartResponse, error) {
 		return l.shim.Start(ctx, &wire.StartRequest{
 			Id: req.ID, SandboxId: req.SandboxID, Bundle: req.Bundle, Handler: &wire.Handler{
 				Name: req.Handler.Name, Type: req.Handler.Type, Path: req.Handler.Path, Root: req.Handler.Root,
@@ -48,7 +48,7 @@ func (c *Client) Start(ctx context.Context, req StartRequest) (Started, error) {
 // program, first in a new PID namespace, in an empty root, as nobody and without
 // capabilities. It is killed and forgotten with Delete, and its exit is reported.
 func (c *Client) StartInfra(ctx context.Context, req InfraRequest) (int, error) {
-	resp, err := invoke(ctx, c, "start infra process "+req.ID, false, func(ctx context.Context, l *link) (*wire.StartResponse, error) {
+	resp, err := invoke(ctx, c, "start infra process "+req.ID, func(ctx context.Context, l *link) (*wire.StartResponse, error) {
 		return l.shim.StartInfra(ctx, &wire.StartInfraRequest{
 			Id: req.ID, NetNs: req.NetNS, IpcNs: req.IPC, UtsNs: req.UTS, CgroupPath: req.CgroupPath,
 		})
@@ -75,7 +75,7 @@ func (c *Client) keep(ctx context.Context, name string) {
 // Kill sends a signal to the container's init process. A container that has
 // ended is ErrNotFound, as is an unknown one.
 func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal) error {
-	_, err := invoke(ctx, c, fmt.Sprintf("send %v to container %s", sig, id), false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+	_, err := invoke(ctx, c, fmt.Sprintf("send %v to container %s", sig, id), func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.Kill(ctx, &wire.KillRequest{Id: id, Signal: int32(sig)})
 	})
 	return err
@@ -84,7 +84,7 @@ func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal) error 
 // KillAll sends SIGKILL to every process in the container's cgroup. Nil means
 // that none is left, also when there was none.
 func (c *Client) KillAll(ctx context.Context, id string) error {
-	_, err := invoke(ctx, c, "kill all processes of container "+id, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+	_, err := invoke(ctx, c, "kill all processes of container "+id, func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.KillAll(ctx, &wire.Container{Id: id})
 	})
 	return err
@@ -93,7 +93,7 @@ func (c *Client) KillAll(ctx context.Context, id string) error {
 // Delete removes the container from the OCI runtime and all that the supervisor
 // keeps of it; what still runs is killed. The log file stays. An unknown ID is OK.
 func (c *Client) Delete(ctx context.Context, id string) error {
-	_, err := invoke(ctx, c, "delete container "+id, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+	_, err := invoke(ctx, c, "delete container "+id, func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.Delete(ctx, &wire.Container{Id: id})
 	})
 	if err == nil {
@@ -104,7 +104,7 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 
 // List returns every container and infra process that was started and not deleted.
 func (c *Client) List(ctx context.Context) ([]Container, error) {
-	resp, err := invoke(ctx, c, "list containers", false, func(ctx context.Context, l *link) (*wire.ListResponse, error) {
+	resp, err := invoke(ctx, c, "list containers", func(ctx context.Context, l *link) (*wire.ListResponse, error) {
 		return l.shim.List(ctx, &wire.Empty{})
 	})
 	if err != nil {
@@ -133,7 +133,7 @@ func (c *Client) Update(ctx context.Context, id string, resources *specs.LinuxRe
 	}
 	ctx, cancel := context.WithTimeout(ctx, DefaultDeadline+runtimeMargin)
 	defer cancel()
-	_, err = invoke(ctx, c, "update container "+id, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+	_, err = invoke(ctx, c, "update container "+id, func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.Update(ctx, &wire.UpdateRequest{Id: id, Resources: body})
 	})
 	return err
@@ -142,7 +142,7 @@ func (c *Client) Update(ctx context.Context, id string, resources *specs.LinuxRe
 // ReopenLog makes a new log file at the container's log path and writes there from
 // now on; no line is lost. On an error the old file is kept, and no new one exists.
 func (c *Client) ReopenLog(ctx context.Context, id string) error {
-	_, err := invoke(ctx, c, "reopen log of container "+id, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+	_, err := invoke(ctx, c, "reopen log of container "+id, func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.ReopenLog(ctx, &wire.Container{Id: id})
 	})
 	return err
@@ -154,7 +154,7 @@ func (c *Client) Resize(ctx context.Context, id string, columns, rows uint16) er
 }
 
 func (c *Client) resize(ctx context.Context, id, execID string, columns, rows uint16) error {
-	_, err := invoke(ctx, c, "resize terminal of container "+id, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+	_, err := invoke(ctx, c, "resize terminal of container "+id, func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.Resize(ctx, &wire.ResizeRequest{Id: id, ExecId: execID, Columns: uint32(columns), Rows: uint32(rows)})
 	})
 	return err
@@ -220,8 +220,8 @@ func (c *Client) collectExits() {
 			if c.ctx.Err() != nil {
 				return
 			}
-			if !lostLink(err) {
-				c.opts.Log.Error("ask for exits", "error", wire.Decode(err))
+			if err := wire.Decode(err); !lostLink(err) && !errdefs.IsCanceled(err) { // canceled: it is ending
+				c.opts.Log.Error("ask for exits", "error", err)
 			}
 			l.close() // ends in a new link, which starts from the first exit
 			select {

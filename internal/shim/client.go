@@ -5,9 +5,12 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -25,6 +28,8 @@ const (
 	maxAttempts = 4
 	// maxBackoff bounds the pause between two attempts to connect.
 	maxBackoff = 2 * time.Second
+	// endPause is what a supervisor that is about to end is given before the next attempt.
+	endPause = 20 * time.Millisecond
 	// exitBacklog is how many exits wait for a slow reader before the client stops asking for more.
 	exitBacklog = 256
 )
@@ -84,7 +89,7 @@ func Connect(ctx context.Context, opts Options) (*Client, error) {
 	}
 	c.link = l
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.wg.Go(c.maintain)
+	c.wg.Go(func() { c.maintain(l) })
 	c.wg.Go(c.collectExits)
 	return c, nil
 }
@@ -133,19 +138,19 @@ func (c *Client) Ping(ctx context.Context) error {
 func (c *Client) Exits() <-chan Exit { return c.exits }
 
 // maintain replaces the link whenever it is lost, until the client is closed.
-func (c *Client) maintain() {
+func (c *Client) maintain(l *link) {
 	for {
-		c.mu.Lock()
-		l := c.link
-		c.mu.Unlock()
 		select {
 		case <-c.ctx.Done():
 			return
 		case <-l.gone:
 		}
-		c.setLink(nil, nil)
+		c.drop(l)
 		l.close()
-		if c.isLeaving() || !c.reconnect() {
+		if c.isLeaving() {
+			return
+		}
+		if l = c.reconnect(); l == nil {
 			return
 		}
 	}
@@ -163,8 +168,8 @@ func (c *Client) setLeaving(leaving bool) {
 	c.leaving = leaving
 }
 
-// reconnect tries until there is a link or the client is closed.
-func (c *Client) reconnect() bool {
+// reconnect tries until there is a link, which it returns, or the client is closed.
+func (c *Client) reconnect() *link {
 	for backoff := 10 * time.Millisecond; c.ctx.Err() == nil; backoff = min(2*backoff, maxBackoff) {
 		ctx, cancel := context.WithTimeout(c.ctx, connectTimeout)
 		l, err := c.connect(ctx)
@@ -172,7 +177,7 @@ func (c *Client) reconnect() bool {
 		if err == nil {
 			c.opts.Log.Info("connected to supervisor", "pid", l.hello.Pid, "version", l.hello.Version)
 			c.setLink(l, nil)
-			return true
+			return l
 		}
 		c.setLink(nil, err)
 		c.opts.Log.Error("connect to supervisor", "error", err, "retry_in", backoff)
@@ -181,7 +186,7 @@ func (c *Client) reconnect() bool {
 		case <-time.After(backoff):
 		}
 	}
-	return false
+	return nil
 }
 
 func (c *Client) setLink(l *link, err error) {
@@ -216,9 +221,25 @@ func (c *Client) current(ctx context.Context) (*link, error) {
 	}
 }
 
-// connect makes one link: it finds or starts a supervisor, opens the session and
-// brings the descriptors of both sides together.
+// connect makes one link. A supervisor that answers may be about to end, or about
+// to be dead; then the next one is tried.
 func (c *Client) connect(ctx context.Context) (*link, error) {
+	for attempt := 1; ; attempt++ {
+		l, err := c.tryConnect(ctx)
+		if err == nil || !lostLink(err) && !errors.Is(err, syscall.ECONNREFUSED) || attempt == maxAttempts {
+			return l, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(endPause):
+		}
+	}
+}
+
+// tryConnect finds or starts a supervisor, opens the session and brings the
+// descriptors of both sides together.
+func (c *Client) tryConnect(ctx context.Context) (*link, error) {
 	rpc, err := launch(ctx, c.opts, c.dir)
 	if err != nil {
 		return nil, err
@@ -259,8 +280,8 @@ func (c *Client) open(ctx context.Context, conn *rpcConn) (*link, error) {
 }
 
 // invoke runs one call on the current link, and again on the next one when the
-// supervisor died under it. once says that the call must not be made twice.
-func invoke[R any](ctx context.Context, c *Client, what string, once bool,
+// supervisor died under it.
+func invoke[R any](ctx context.Context, c *Client, what string,
 	call func(ctx context.Context, l *link) (R, error),
 ) (R, error) {
 	var none R
@@ -282,9 +303,10 @@ func invoke[R any](ctx context.Context, c *Client, what string, once bool,
 		if !lostLink(err) && !refused {
 			return none, fmt.Errorf("%s: %w", what, wire.Decode(err))
 		}
-		if once && !refused || attempt == maxAttempts || ctx.Err() != nil {
+		if attempt == maxAttempts || ctx.Err() != nil {
 			return none, fmt.Errorf("%s: supervisor went away during the call: %w", what, errdefs.ErrUnavailable)
 		}
+		l.close() // one of its two connections is gone; the other is of no use
 		select {
 		case <-l.gone:
 			c.drop(l)
@@ -306,5 +328,10 @@ func (c *Client) drop(l *link) {
 
 // lostLink tells a broken connection from an answer.
 func lostLink(err error) bool {
-	return errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, ttrpc.ErrStreamClosed)
+	for _, sign := range []error{ttrpc.ErrClosed, ttrpc.ErrStreamClosed, net.ErrClosed, io.EOF, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, sign) {
+			return true
+		}
+	}
+	return false
 }

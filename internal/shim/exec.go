@@ -29,8 +29,8 @@ type Exec struct {
 
 // Exec starts a process in a running container. Nil means that the OCI runtime has
 // started it; what it does from then on, Wait tells. The caller must call Wait or Kill.
-// The process is never started twice: when the supervisor dies during the call,
-// the error is ErrUnavailable and nothing of the process is left.
+// The process is never started twice: when the supervisor dies during the call, the
+// process is found again, or the error is ErrUnavailable and nothing of it is left.
 func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Exec, error) {
 	stdio := wire.Files{}
 	for kind, f := range map[string]*os.File{wire.Stdin: req.Stdin, wire.Stdout: req.Stdout, wire.Stderr: req.Stderr} {
@@ -52,17 +52,20 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Exec, error) {
 	ctx, cancel := context.WithTimeout(ctx, req.Deadline+runtimeMargin)
 	defer cancel()
 	what := fmt.Sprintf("exec %s in container %s", req.ID, req.ContainerID)
-	resp, err := invoke(ctx, c, what, true, func(ctx context.Context, l *link) (*wire.ExecResponse, error) {
+	asked := false
+	resp, err := invoke(ctx, c, what, func(ctx context.Context, l *link) (*wire.ExecResponse, error) {
 		deposit := "stdio/" + rand.Text()
-		if len(stdio) > 0 {
+		if len(stdio) > 0 && !asked {
 			if err := l.fds.Put(deposit, stdio); err != nil {
-				return nil, err
+				return nil, errors.Join(err, errdefs.ErrAborted) // nothing was asked for yet
 			}
 		}
-		return l.shim.Exec(ctx, &wire.ExecRequest{
+		resp, err := l.shim.Exec(ctx, &wire.ExecRequest{
 			ContainerId: req.ContainerID, Id: req.ID, Process: process, Terminal: req.Terminal,
-			Stdio: deposit, DeadlineNano: int64(req.Deadline), Session: c.session,
+			Stdio: deposit, DeadlineNano: int64(req.Deadline), Session: c.session, Join: asked,
 		})
+		asked = asked || lostLink(err)
+		return resp, err
 	})
 	if err != nil {
 		return nil, err
@@ -122,7 +125,7 @@ func (e *Exec) await(ctx context.Context, what string) (*wire.Exit, error) {
 // sessions they opened. Nil means that none is left. The container is not touched.
 func (e *Exec) Kill(ctx context.Context) error {
 	what := fmt.Sprintf("kill exec %s in container %s", e.ID, e.ContainerID)
-	_, err := invoke(ctx, e.client, what, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+	_, err := invoke(ctx, e.client, what, func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.ExecKill(ctx, e.ref())
 	})
 	return err
@@ -137,7 +140,7 @@ func (e *Exec) release(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	e.client.kept.drop(execName(e.ContainerID, e.ID))
-	_, err := invoke(ctx, e.client, "release exec "+e.ID, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+	_, err := invoke(ctx, e.client, "release exec "+e.ID, func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.ExecRelease(ctx, e.ref())
 	})
 	return err
@@ -169,7 +172,7 @@ type Attachment struct {
 func (c *Client) Attach(ctx context.Context, id string, stdin bool) (*Attachment, error) {
 	what := "attach to container " + id
 	a := &Attachment{client: c, containerID: id, detachDeadline: callTimeout}
-	_, err := invoke(ctx, c, what, false, func(ctx context.Context, l *link) (*wire.AttachResponse, error) {
+	_, err := invoke(ctx, c, what, func(ctx context.Context, l *link) (*wire.AttachResponse, error) {
 		resp, err := l.shim.Attach(ctx, &wire.AttachRequest{Id: id, Stdin: stdin, Session: c.session})
 		if err != nil {
 			return nil, err
@@ -199,7 +202,7 @@ func (a *Attachment) CloseStdin(ctx context.Context) error {
 		a.Stdin.Close()
 	}
 	a.client.kept.dropKind(containerName(a.containerID), wire.Stdin)
-	_, err := invoke(ctx, a.client, "close stdin of container "+a.containerID, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+	_, err := invoke(ctx, a.client, "close stdin of container "+a.containerID, func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.CloseStdin(ctx, &wire.Container{Id: a.containerID})
 	})
 	if errdefs.IsNotFound(err) {
@@ -223,7 +226,7 @@ func (a *Attachment) Close() error {
 			f.Close()
 		}
 	}
-	_, detach := invoke(ctx, a.client, "detach from container "+a.containerID, false, func(ctx context.Context, l *link) (*wire.Empty, error) {
+	_, detach := invoke(ctx, a.client, "detach from container "+a.containerID, func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.Detach(ctx, &wire.AttachRef{Id: a.containerID, Attachment: a.id})
 	})
 	if errdefs.IsNotFound(detach) {

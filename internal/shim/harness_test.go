@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -28,7 +29,7 @@ import (
 )
 
 // patience bounds every wait of these tests.
-const patience = 30 * time.Second
+const patience = 20 * time.Second
 
 // clientEnv makes the test binary a client of its own, to be killed: see TestMain.
 const clientEnv = "BERTH_SHIM_TEST_CLIENT"
@@ -71,6 +72,7 @@ type host struct {
 	exits map[string]shim.Exit
 	news  chan struct{}
 	wg    sync.WaitGroup
+	lazy  atomic.Bool // do not reap now
 }
 
 // runtimes runs a test with each OCI runtime.
@@ -101,6 +103,7 @@ func newHost(t testing.TB) *host {
 	if h.cgroup, err = cgroup.Detect(); err != nil {
 		t.Fatal(err)
 	}
+	h.reapAlways()
 	t.Cleanup(h.close)
 	h.connect()
 	return h
@@ -169,7 +172,10 @@ func (h *host) close() {
 	}
 	pid := h.client.PID()
 	if err := h.client.Shutdown(ctx); err != nil {
+		h.dump()
 		h.t.Errorf("shut down: %v", err)
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it is in the way of the next test
+		_ = h.client.Close()
 	}
 	h.wg.Wait()
 	h.eventually("the supervisor ends", func() bool {
@@ -206,6 +212,32 @@ func alive(pid int) bool {
 	}
 	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
 	return len(fields) > 0 && fields[0][0] != 'Z'
+}
+
+// reapAlways reaps what falls to this process until the test ends, like a proper
+// PID 1: the kernel lets the init of a PID namespace go only when every process in
+// there has been reaped, and the parent of an exec is outside.
+func (h *host) reapAlways() {
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				if !h.lazy.Load() {
+					reapAdopted()
+				}
+			}
+		}
+	}()
+	h.t.Cleanup(func() {
+		close(stop)
+		<-stopped
+	})
 }
 
 // reapAdopted reaps zombies that are children of this process. A supervisor that
@@ -313,18 +345,18 @@ var recordPattern = regexp.MustCompile(`^(\S{30}) (stdout|stderr) ([FP]) (.*)$`)
 // parseLog returns the content of a container's log by stream.
 func parseLog(t testing.TB, text []byte) map[string]string {
 	t.Helper()
-	content := map[string]string{}
+	content := map[string]*strings.Builder{"stdout": {}, "stderr": {}}
 	for line := range bytes.Lines(text) {
 		m := recordPattern.FindSubmatch(bytes.TrimSuffix(line, []byte("\n")))
 		if m == nil {
 			t.Fatalf("not a log record: %.100q", line)
 		}
-		content[string(m[2])] += string(m[4])
+		content[string(m[2])].Write(m[4])
 		if m[3][0] == 'F' {
-			content[string(m[2])] += "\n"
+			content[string(m[2])].WriteByte('\n')
 		}
 	}
-	return content
+	return map[string]string{"stdout": content["stdout"].String(), "stderr": content["stderr"].String()}
 }
 
 func (h *host) log(id string) map[string]string {
@@ -382,3 +414,6 @@ func mountHugetlb(t testing.TB) {
 		t.Fatalf("mount hugetlb controller: %v", err)
 	}
 }
+
+// terminal gives a container a terminal.
+func terminal(s *specs.Spec) { s.Process.Terminal = true }

@@ -60,7 +60,10 @@ func (k *kept) fetchLocked(fds *wire.FDConn, name string) error {
 		return err
 	}
 	k.files[name].Close()
-	k.files[name] = files
+	delete(k.files, name)
+	if len(files) > 0 { // it has not ended meanwhile
+		k.files[name] = files
+	}
 	return nil
 }
 
@@ -82,8 +85,7 @@ func (k *kept) dropKind(name, kind string) {
 	}
 }
 
-// status reads how a process ended that somebody else reaped, through the pidfd
-// kept of it (Linux 6.15 and later).
+// dup returns a duplicate of a descriptor that is kept; the caller closes it.
 func (k *kept) dup(name, kind string) (*os.File, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

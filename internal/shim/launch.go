@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -121,6 +122,11 @@ func spawn(ctx context.Context, opts Options, dir string) error {
 	args := []string{"--state", opts.State, "--report-fd", "3"}
 	if opts.Instance != "" {
 		args = append(args, "--instance", opts.Instance)
+	}
+	// What this process inherited without close-on-exec is not for a supervisor to hold.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
+		theirs.Close()
+		return fmt.Errorf("keep inherited descriptors from it: %w", err)
 	}
 	cmd := exec.Command(opts.Binary, args...) //nolint:noctx // it outlives every context of this process
 	cmd.Dir = "/"

@@ -17,8 +17,8 @@ import (
 
 // Stat is the part of /proc/PID/stat that matters here.
 type Stat struct {
-	PID, Parent, Session int
-	State                byte
+	PID, Parent, Group, Session int
+	State                       byte
 	// Started is when the process started, in clock ticks since boot: with the PID it identifies a process.
 	Started uint64
 	// ExitStatus is the wait status; it means something in state Z.
@@ -32,6 +32,7 @@ func (s Stat) Dead() bool { return s.State == 'Z' || s.State == 'X' || s.State =
 const (
 	fieldState   = 0
 	fieldParent  = 1
+	fieldGroup   = 2
 	fieldSession = 3
 	fieldStarted = 19
 	fieldExit    = 49
@@ -67,7 +68,7 @@ func parseStat(pid int, text []byte) (Stat, error) {
 		return n
 	}
 	return Stat{
-		PID: pid, State: fields[fieldState][0], Parent: int(number(fieldParent)), Session: int(number(fieldSession)),
+		PID: pid, State: fields[fieldState][0], Parent: int(number(fieldParent)), Group: int(number(fieldGroup)), Session: int(number(fieldSession)),
 		Started: number(fieldStarted), ExitStatus: uint32(number(fieldExit)),
 	}, nil
 }

@@ -118,7 +118,8 @@ func (s *Supervisor) answer(op, name string, files wire.Files) (wire.Files, func
 	}
 }
 
-// lookUp returns duplicates of the descriptors known under name.
+// lookUp returns duplicates of the descriptors known under name: none when it has
+// gone meanwhile.
 func (s *Supervisor) lookUp(name string) (wire.Files, error) {
 	kind, rest, _ := strings.Cut(name, "/")
 	if kind == "attach" {
@@ -127,7 +128,7 @@ func (s *Supervisor) lookUp(name string) (wire.Files, error) {
 	id, execID, _ := strings.Cut(rest, "/")
 	c, err := s.find(id)
 	if err != nil {
-		return nil, err
+		return nil, nil //nolint:nilerr // see above
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -136,7 +137,7 @@ func (s *Supervisor) lookUp(name string) (wire.Files, error) {
 	case kind == "exec":
 		e := c.execs[execID]
 		if e == nil {
-			return nil, fmt.Errorf("exec %s: %w", execID, errdefs.ErrNotFound)
+			return nil, nil
 		}
 		found[wire.Pidfd], found[wire.Console] = e.process.fd(), e.console
 	case c.io == nil:

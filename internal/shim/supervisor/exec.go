@@ -77,6 +77,9 @@ func (c *container) exec(ctx context.Context, req *wire.ExecRequest, stdio wire.
 	if err := checkID("exec ID", req.Id); err != nil {
 		return nil, err
 	}
+	if req.Join {
+		return c.joinExec(ctx, req)
+	}
 	if err := c.running(); err != nil {
 		return nil, err
 	}
@@ -93,6 +96,22 @@ func (c *container) exec(ctx context.Context, req *wire.ExecRequest, stdio wire.
 		e.err = errors.Join(e.err, c.killTree(ctx, e.process))
 	}
 	return nil, errors.Join(fmt.Errorf("exec %s in container %s: %w", e.id, c.id, e.err), c.dropExecution(e))
+}
+
+// joinExec finds an exec that was started before its client lost the answer.
+func (c *container) joinExec(ctx context.Context, req *wire.ExecRequest) (*execution, error) {
+	e, err := c.execution(req.Id)
+	if err == nil && e.session == req.Session {
+		select {
+		case <-e.ready:
+			if err = e.err; err == nil {
+				return e, nil
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return nil, fmt.Errorf("exec %s in container %s was cut off, and nothing of it is left: %w", req.Id, c.id, errdefs.ErrUnavailable)
 }
 
 func (c *container) tryExec(ctx context.Context, e *execution, req *wire.ExecRequest, stdio wire.Files) error {

@@ -15,6 +15,7 @@ const unknownCode = 255
 type process struct {
 	pid     int
 	started uint64
+	group   int // its process group when it was first seen, 0 if it never was
 	// onExit is called once, with the outcome in place, before done is closed. It may
 	// be called with the reaper's lock held, so it must not wait for a child.
 	onExit func(p *process)
@@ -119,6 +120,7 @@ func (s *Supervisor) tryFollow(p *process) bool {
 		}
 		return false
 	}
+	p.group = stat.Group
 	pidfd, err := proc.Open(p.pid, p.started)
 	if err != nil {
 		return ours // a child is told of by the reaper, also without a pidfd

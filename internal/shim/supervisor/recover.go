@@ -27,6 +27,11 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}
+	if len(entries) > 0 {
+		if err := s.endRuntimes(ctx); err != nil {
+			s.log.Error("end OCI runtimes of a predecessor", "error", err)
+		}
+	}
 	for _, entry := range entries {
 		dir := filepath.Join(s.containersDir(), entry.Name())
 		rec, err := load(dir)
@@ -194,21 +199,30 @@ func (c *container) resumeExecs(ctx context.Context, handed *handover) {
 		c.s.log.Error("list execs", "container", c.id, "error", err)
 		return
 	}
+	cutOff := false
 	for _, entry := range entries {
 		id, found := strings.CutPrefix(entry.Name(), execPrefix)
 		if !found {
 			continue
 		}
-		if err := c.resumeExec(ctx, id, handed.files[execName(c.id, id)]); err != nil {
+		undone, err := c.resumeExec(ctx, id, handed.files[execName(c.id, id)])
+		if err != nil {
 			c.s.log.Error("resume exec", "container", c.id, "exec", id, "error", err)
+		}
+		cutOff = cutOff || undone
+	}
+	if cutOff {
+		if err := c.killStrays(ctx); err != nil {
+			c.s.log.Error("kill execs that were cut off", "container", c.id, "error", err)
 		}
 	}
 }
 
-func (c *container) resumeExec(ctx context.Context, id string, files wire.Files) error {
+// resumeExec takes one exec over, or undoes it when its start was cut off.
+func (c *container) resumeExec(ctx context.Context, id string, files wire.Files) (undone bool, err error) {
 	e, err := c.newExecution(id, "")
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer close(e.ready)
 	text, err := os.ReadFile(filepath.Join(e.dir, recordFile))
@@ -217,13 +231,13 @@ func (c *container) resumeExec(ctx context.Context, id string, files wire.Files)
 		err = json.Unmarshal(text, &rec)
 	}
 	if err != nil {
-		return c.undoExec(ctx, e)
+		return true, c.undoExec(ctx, e)
 	}
 	e.session, e.process.pid, e.process.started, e.console = rec.Session, rec.PID, rec.Started, files[wire.Console]
 	if !c.s.followRecorded(e.process) {
 		c.s.log.Warn("the process of an exec is gone", "container", c.id, "exec", id, "pid", rec.PID)
 	}
-	return nil
+	return false, nil
 }
 
 // undoExec ends an exec whose start was cut off.

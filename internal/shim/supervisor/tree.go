@@ -18,15 +18,16 @@ import (
 // killTimeout bounds the killing of one exec's processes.
 const killTimeout = 20 * time.Second
 
-// killTree kills a process, its descendants, and everything in the sessions that
-// any of them leads, and returns when none is left. A descendant whose parent has
-// gone is a child of the container's init, hence the sessions: the OCI runtimes
-// make an exec'd process the leader of one.
+// killTree kills a process, its descendants, its process group, and everything in
+// the sessions that any of them leads, and returns when none is left. A descendant
+// whose parent has gone is a child of the container's init, hence sessions and
+// group: runc makes an exec'd process the leader of a session, crun leaves it in
+// the process group of the crun that was started for it.
 func (c *container) killTree(ctx context.Context, root *process) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
 	cgroup := c.record().Cgroup
-	t := &tree{pids: map[int]uint64{root.pid: root.started}, sessions: map[int]bool{root.pid: true}}
+	t := &tree{pids: map[int]uint64{root.pid: root.started}, sessions: map[int]bool{root.pid: true}, group: root.group}
 	for {
 		all, err := c.processes(cgroup)
 		if err != nil {
@@ -89,6 +90,7 @@ func allProcesses() ([]int, error) {
 type tree struct {
 	pids     map[int]uint64 // by ID, with their start times
 	sessions map[int]bool
+	group    int
 }
 
 // members adds the processes of all that belong to the tree and returns the living ones.
@@ -98,7 +100,7 @@ func (t *tree) members(all []proc.Stat) []proc.Stat {
 			return started == 0 || started == s.Started
 		}
 		_, child := t.pids[s.Parent]
-		return child || t.sessions[s.Session]
+		return child || t.sessions[s.Session] || t.group != 0 && t.group == s.Group
 	}
 	var alive []proc.Stat
 	for grown := true; grown; {

@@ -1080,14 +1080,16 @@ func (x *UpdateRequest) GetResources() []byte {
 }
 
 type ExecRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	Process       []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // JSON of specs.Process
-	Terminal      bool                   `protobuf:"varint,4,opt,name=terminal,proto3" json:"terminal,omitempty"`
-	Stdio         string                 `protobuf:"bytes,5,opt,name=stdio,proto3" json:"stdio,omitempty"` // name under which the client deposited stdin, stdout and stderr
-	DeadlineNano  int64                  `protobuf:"varint,6,opt,name=deadline_nano,json=deadlineNano,proto3" json:"deadline_nano,omitempty"`
-	Session       string                 `protobuf:"bytes,7,opt,name=session,proto3" json:"session,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId  string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Id           string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Process      []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // JSON of specs.Process
+	Terminal     bool                   `protobuf:"varint,4,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	Stdio        string                 `protobuf:"bytes,5,opt,name=stdio,proto3" json:"stdio,omitempty"` // name under which the client deposited stdin, stdout and stderr
+	DeadlineNano int64                  `protobuf:"varint,6,opt,name=deadline_nano,json=deadlineNano,proto3" json:"deadline_nano,omitempty"`
+	Session      string                 `protobuf:"bytes,7,opt,name=session,proto3" json:"session,omitempty"`
+	// Only answer for an exec that was started; set when the first answer was lost.
+	Join          bool `protobuf:"varint,8,opt,name=join,proto3" json:"join,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1169,6 +1171,13 @@ func (x *ExecRequest) GetSession() string {
 		return x.Session
 	}
 	return ""
+}
+
+func (x *ExecRequest) GetJoin() bool {
+	if x != nil {
+		return x.Join
+	}
+	return false
 }
 
 type ExecResponse struct {
@@ -1635,7 +1644,7 @@ const file_shim_proto_rawDesc = "" +
 	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\"=\n" +
 	"\rUpdateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
-	"\tresources\x18\x02 \x01(\fR\tresources\"\xcb\x01\n" +
+	"\tresources\x18\x02 \x01(\fR\tresources\"\xdf\x01\n" +
 	"\vExecRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
@@ -1643,7 +1652,8 @@ const file_shim_proto_rawDesc = "" +
 	"\bterminal\x18\x04 \x01(\bR\bterminal\x12\x14\n" +
 	"\x05stdio\x18\x05 \x01(\tR\x05stdio\x12#\n" +
 	"\rdeadline_nano\x18\x06 \x01(\x03R\fdeadlineNano\x12\x18\n" +
-	"\asession\x18\a \x01(\tR\asession\" \n" +
+	"\asession\x18\a \x01(\tR\asession\x12\x12\n" +
+	"\x04join\x18\b \x01(\bR\x04join\" \n" +
 	"\fExecResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\"<\n" +
 	"\aExecRef\x12!\n" +

@@ -1,0 +1,83 @@
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/shim/proc"
+)
+
+// endRuntimes ends the OCI runtimes that a predecessor had at work. They have
+// PR_SET_PDEATHSIG, but a killed process gives up its locks before the kernel
+// sends that signal. A runtime is known by its arguments: a path in here.
+func (s *Supervisor) endRuntimes(ctx context.Context) error {
+	pids, err := allProcesses()
+	if err != nil {
+		return fmt.Errorf("look for OCI runtimes at work: %w", err)
+	}
+	mark := []byte(s.containersDir() + "/")
+	var atWork []proc.Stat
+	for _, pid := range pids {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || pid == os.Getpid() || !bytes.Contains(line, mark) || !bytes.Contains(line, []byte("\x00--pid-file\x00")) {
+			continue // it is none, or it has ended
+		}
+		if stat, err := proc.Read(pid); err == nil && !stat.Dead() {
+			atWork = append(atWork, stat)
+		}
+	}
+	if len(atWork) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, leftoverTimeout)
+	defer cancel()
+	s.log.Info("end OCI runtimes of a predecessor", "count", len(atWork))
+	return killAndWait(ctx, atWork)
+}
+
+// killStrays kills exec'd processes that nobody knows: their OCI runtime was
+// killed before it could say their ID. Such a process is in the container's
+// cgroup and PID namespace, but its parent is outside of both. Where the
+// container has no PID namespace of its own that says nothing, and none is killed.
+func (c *container) killStrays(ctx context.Context) error {
+	host, err := pidNamespace(os.Getpid())
+	if err != nil {
+		return err
+	}
+	if own, err := pidNamespace(c.init.pid); err != nil || own == host {
+		return nil //nolint:nilerr // its init has ended, and all with it
+	}
+	known := map[int]bool{c.init.pid: true}
+	c.mu.Lock()
+	for _, e := range c.execs {
+		known[e.process.pid] = true
+	}
+	c.mu.Unlock()
+	all, err := c.processes(c.record().Cgroup)
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		if known[s.PID] || s.Dead() {
+			continue
+		}
+		if outside, err := pidNamespace(s.Parent); err != nil || outside != host {
+			continue
+		}
+		c.s.log.Info("kill an exec whose start was cut off", "container", c.id, "pid", s.PID)
+		// It may still be the runtime's: then its process group is, too, but nobody else's.
+		err := c.killTree(ctx, &process{pid: s.PID, started: s.Started})
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+func pidNamespace(pid int) (string, error) {
+	return os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+}
