@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	containerdlog "github.com/containerd/log"
@@ -26,7 +27,16 @@ const (
 	exitUsage   = 2
 )
 
+// gcPercent is how much garbage may gather beside what is in use. What is in
+// use is a few MiB that last as long as the pods, so collecting often costs
+// little, and memory per pod is a promise: with 60 pods it is 40 KiB each
+// instead of 64 KiB with Go's own 100. GOGC in the environment wins.
+const gcPercent = 40
+
 func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
