@@ -3,6 +3,7 @@ package image_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -198,6 +199,25 @@ func TestConcurrentRemoves(t *testing.T) {
 	info, err := f.FsInfo(t.Context())
 	if err != nil || info.UsedBytes != 0 || info.Inodes != 0 {
 		t.Errorf("usage: got %+v, %v", info, err)
+	}
+}
+
+// An image that was just removed waits for its collection. Pulling it at that
+// moment works, again and again.
+func TestPullDuringCollection(t *testing.T) {
+	f := newFixture(t)
+	for i := range 20 { // the more there is, the longer a collection takes
+		other, _ := f.push(fmt.Sprintf("other%d:1", i), bigger(3))
+		f.pull(other)
+	}
+	ref, a := f.push("again:1", bigger(2))
+	for round := range 60 {
+		if id, err := f.Pull(t.Context(), ref, image.Auth{}); err != nil || id != a.ID {
+			t.Fatalf("pull %d: got %q, %v", round, id, err)
+		}
+		if err := f.Remove(t.Context(), ref); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

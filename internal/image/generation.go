@@ -116,7 +116,11 @@ func newGeneration(ctx context.Context, dir string) (_ *generation, err error) {
 		return nil, fmt.Errorf("overlay snapshotter cannot clean up: %w", errdefs.ErrNotImplemented)
 	}
 	g.cleaner = cleaner
-	g.db = metadata.NewDB(database, g.backend, map[string]snapshots.Snapshotter{snapshotterName: layers})
+	// A collection forgets a blob first and deletes it after. By default whoever
+	// writes the blob in between is lent the forgotten one, and appends to it; so
+	// nothing is lent.
+	g.db = metadata.NewDB(database, g.backend, map[string]snapshots.Snapshotter{snapshotterName: layers},
+		metadata.WithPolicyIsolated)
 	if err := g.db.Init(ctx); err != nil {
 		return nil, fmt.Errorf("prepare image database: %w", err)
 	}
