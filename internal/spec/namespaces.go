@@ -85,7 +85,14 @@ func validateNamespaces(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodS
 	if err := checkPIDMode(field, own); err != nil {
 		return err
 	}
-	return validateUserns(field+".userns_options", own.GetUsernsOptions())
+	userns := own.GetUsernsOptions()
+	if err := validateUserns(field+".userns_options", userns); err != nil {
+		return err
+	}
+	if _, _, ok := UserNamespace(pod); !ok && userns != nil && userns.GetMode() == modePod {
+		return invalid(field+".userns_options.mode", userns.GetMode().String(), "needs a user namespace of the sandbox")
+	}
+	return nil
 }
 
 func checkPIDMode(field string, options *runtimeapi.NamespaceOption) error {

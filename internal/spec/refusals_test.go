@@ -98,14 +98,18 @@ var invalidContainers = map[string]change{
 	"namespace_options.ipc":       func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Ipc: modeNode} },
 	"namespace_options.target_id": func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modeTarget} },
 	"namespace_options.pid":       func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: 17} },
-	"cpu_period":                  withResources(&runtimeapi.LinuxContainerResources{CpuPeriod: 5}),
-	"cpu_quota":                   withResources(&runtimeapi.LinuxContainerResources{CpuQuota: 5}),
-	"cpu_shares":                  withResources(&runtimeapi.LinuxContainerResources{CpuShares: -1}),
-	"memory_limit_in_bytes -2":    withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -2}),
-	"memory_swap_limit_in_bytes":  withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 8}),
-	"oom_score_adj":               withResources(&runtimeapi.LinuxContainerResources{OomScoreAdj: 1001}),
-	"cpuset_cpus":                 withResources(&runtimeapi.LinuxContainerResources{CpusetCpus: "0,a"}),
-	"cpuset_mems":                 withResources(&runtimeapi.LinuxContainerResources{CpusetMems: "0-"}),
+	"a user namespace of the sandbox": func(in *Input) {
+		ids := []*runtimeapi.IDMapping{{Length: 1}}
+		sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Uids: ids, Gids: ids}}
+	},
+	"cpu_period":                 withResources(&runtimeapi.LinuxContainerResources{CpuPeriod: 5}),
+	"cpu_quota":                  withResources(&runtimeapi.LinuxContainerResources{CpuQuota: 5}),
+	"cpu_shares":                 withResources(&runtimeapi.LinuxContainerResources{CpuShares: -1}),
+	"memory_limit_in_bytes -2":   withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -2}),
+	"memory_swap_limit_in_bytes": withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 8}),
+	"oom_score_adj":              withResources(&runtimeapi.LinuxContainerResources{OomScoreAdj: 1001}),
+	"cpuset_cpus":                withResources(&runtimeapi.LinuxContainerResources{CpusetCpus: "0,a"}),
+	"cpuset_mems":                withResources(&runtimeapi.LinuxContainerResources{CpusetMems: "0-"}),
 	"hugepage_limits[0].page_size": withResources(&runtimeapi.LinuxContainerResources{
 		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2 MB"}},
 	}),
