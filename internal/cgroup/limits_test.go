@@ -83,6 +83,41 @@ func TestLimitsOfMachine(t *testing.T) {
 	})
 }
 
+// TestLiftCPUQuota: a cgroup with a quota has none afterwards.
+func TestLiftCPUQuota(t *testing.T) {
+	each(t, func(t *testing.T, host *Host, path string) {
+		if err := host.Create(path); err != nil {
+			t.Fatal(err)
+		}
+		dir, ok := host.Dir("cpu", path)
+		if !ok {
+			if err := host.LiftCPUQuota(path); err != nil {
+				t.Errorf("LiftCPUQuota without the controller: %v", err)
+			}
+			return
+		}
+		file, value := "cpu.cfs_quota_us", "20000"
+		if host.Mode == V2 {
+			file, value = "cpu.max", "20000 100000"
+		}
+		if err := writeString(filepath.Join(dir, file), value); err != nil {
+			t.Fatal(err)
+		}
+		if limits, err := host.Limits(path); err != nil || limits.CPUQuota == nil || *limits.CPUQuota != 20000 {
+			t.Fatalf("Limits: got %+v, %v, want the quota", limits, err)
+		}
+		if err := host.LiftCPUQuota(path); err != nil {
+			t.Errorf("LiftCPUQuota: %v", err)
+		}
+		if limits, err := host.Limits(path); err != nil || limits.CPUQuota != nil {
+			t.Errorf("Limits: got %+v, %v, want no quota", limits, err)
+		}
+		if err := host.LiftCPUQuota(path + "-gone"); err == nil {
+			t.Error("LiftCPUQuota of a cgroup that does not exist: got no error")
+		}
+	})
+}
+
 // TestSwapLimit looks for the files that limit swap, of either version.
 func TestSwapLimit(t *testing.T) {
 	root := t.TempDir()

@@ -45,16 +45,20 @@ func (c *container) update(ctx context.Context, r *runtimeapi.LinuxContainerReso
 // apply puts limits in force: in the kernel for a running container, in the
 // bundle for one that is to be started.
 func (c *container) apply(ctx context.Context, r *runtimeapi.LinuxContainerResources) error {
-	limits, err := spec.Resources(r, c.engine.opts.Host)
-	if err != nil {
+	if _, err := spec.Resources(r, c.engine.opts.Host); err != nil {
 		return err
 	}
 	c.mu.Lock()
 	state := c.stateLocked()
+	before := c.rec.Resources.M
 	c.mu.Unlock()
+	var err error
 	switch state {
 	case runtimeapi.ContainerState_CONTAINER_RUNNING:
-		err = c.engine.opts.Shim.Update(ctx, c.rec.ID, limits)
+		if err = c.enforce(ctx, r); err != nil {
+			// OCI runtimes set one limit after the other and stop at the first that fails.
+			err = errors.Join(err, c.enforce(context.WithoutCancel(ctx), spec.RevertResources(before, r)))
+		}
 	case runtimeapi.ContainerState_CONTAINER_CREATED:
 		err = c.rewriteResources(r)
 	default:
@@ -67,6 +71,21 @@ func (c *container) apply(ctx context.Context, r *runtimeapi.LinuxContainerResou
 	defer c.mu.Unlock()
 	c.rec.Resources.M = r
 	c.changed()
+	return nil
+}
+
+// enforce gives limits to the kernel.
+func (c *container) enforce(ctx context.Context, r *runtimeapi.LinuxContainerResources) error {
+	limits, err := spec.Resources(r, c.engine.opts.Host)
+	if err != nil {
+		return err
+	}
+	if err := c.engine.opts.Shim.Update(ctx, c.rec.ID, limits); err != nil {
+		return err
+	}
+	if spec.Unthrottled(r, c.engine.opts.Host) {
+		return c.engine.opts.Cgroups.LiftCPUQuota(c.rec.CgroupPath)
+	}
 	return nil
 }
 

@@ -231,27 +231,6 @@ func TestResources(t *testing.T) {
 	}
 }
 
-// TestMergeResources: zero values leave what was there.
-func TestMergeResources(t *testing.T) {
-	old := &runtimeapi.LinuxContainerResources{
-		CpuQuota: 1000, CpuShares: 5, MemoryLimitInBytes: 7, Unified: map[string]string{"a.b": "1", "c.d": "2"},
-		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 3}},
-	}
-	got := MergeResources(old, &runtimeapi.LinuxContainerResources{
-		CpuQuota: -1, Unified: map[string]string{"a.b": "9"}, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4}},
-	})
-	if got.CpuQuota != -1 || got.CpuShares != 5 || got.MemoryLimitInBytes != 7 || got.Unified["a.b"] != "9" ||
-		got.Unified["c.d"] != "2" || len(got.HugepageLimits) != 1 || got.HugepageLimits[0].Limit != 4 {
-		t.Errorf("got %v", got)
-	}
-	if old.Unified["a.b"] != "1" || old.HugepageLimits[0].Limit != 3 {
-		t.Errorf("the former value was changed: %v", old)
-	}
-	if MergeResources(nil, nil) == nil {
-		t.Error("got nil, want an empty value")
-	}
-}
-
 // TestSignals goes through every value of CRI and through the forms that
 // images use.
 func TestSignals(t *testing.T) {

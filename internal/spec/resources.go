@@ -24,6 +24,9 @@ const (
 	maxOOMScoreAdj = 1000
 
 	unlimited = -1
+
+	// defaultCPUShares is the weight of a new cgroup.
+	defaultCPUShares = 1024
 )
 
 var (
@@ -46,7 +49,7 @@ func Resources(request *runtimeapi.LinuxContainerResources, host Host) (*specs.L
 	if err := validateResources(field, request); err != nil {
 		return nil, err
 	}
-	result := &specs.LinuxResources{CPU: cpuLimits(request), Memory: memoryLimits(request, host)}
+	result := &specs.LinuxResources{CPU: cpuLimits(request, host), Memory: memoryLimits(request, host)}
 	if *result.CPU == (specs.LinuxCPU{}) {
 		result.CPU = nil
 	}
@@ -91,6 +94,34 @@ func MergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi
 		}
 	}
 	return result
+}
+
+// RevertResources returns limits that put back old after a part of update may
+// have been applied. What old leaves open and update sets gets the value of a
+// new cgroup; the CPUs and memory nodes of one depend on its parent and stay.
+func RevertResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	open := &runtimeapi.LinuxContainerResources{}
+	if update.GetCpuQuota() != 0 {
+		open.CpuQuota = unlimited
+	}
+	if update.GetCpuShares() != 0 {
+		open.CpuShares = defaultCPUShares
+	}
+	if update.GetMemoryLimitInBytes() != 0 {
+		open.MemoryLimitInBytes = unlimited
+	}
+	if update.GetMemorySwapLimitInBytes() != 0 {
+		open.MemorySwapLimitInBytes = unlimited
+	}
+	for key := range update.GetUnified() {
+		if value, ok := newCgroup[key]; ok {
+			if open.Unified == nil {
+				open.Unified = map[string]string{}
+			}
+			open.Unified[key] = value
+		}
+	}
+	return MergeResources(open, old)
 }
 
 // choose returns update unless it is the zero value.
@@ -142,11 +173,21 @@ func validateResources(field string, r *runtimeapi.LinuxContainerResources) erro
 	return validateUnified(field+".unified", r.GetUnified())
 }
 
-func cpuLimits(r *runtimeapi.LinuxContainerResources) *specs.LinuxCPU {
+// Unthrottled tells that a request lifts the CPU quota and Resources leaves
+// that to the caller: crun 1.8 writes -1 to a cgroup v1 as an unsigned number,
+// which the kernel refuses. A new cgroup has no quota to lift.
+func Unthrottled(r *runtimeapi.LinuxContainerResources, host Host) bool {
+	return r.GetCpuQuota() == unlimited && !host.onUnified() && host.hasController("cpu")
+}
+
+func cpuLimits(r *runtimeapi.LinuxContainerResources, host Host) *specs.LinuxCPU {
 	cpu := &specs.LinuxCPU{Cpus: r.GetCpusetCpus(), Mems: r.GetCpusetMems()}
 	if shares := r.GetCpuShares(); shares > 0 {
 		value := uint64(max(shares, minCPUShares))
 		cpu.Shares = &value
+	}
+	if Unthrottled(r, host) {
+		return cpu
 	}
 	if quota := r.GetCpuQuota(); quota != 0 {
 		cpu.Quota = &quota

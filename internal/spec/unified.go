@@ -16,6 +16,12 @@ const (
 	noLimit = "max"
 )
 
+// newCgroup is what a new v2 cgroup has.
+var newCgroup = map[string]string{
+	"cpu.max": noLimit, "memory.high": noLimit, "memory.low": "0", "memory.max": noLimit, "memory.min": "0",
+	"memory.oom.group": "0", pidsMax: noLimit, swapMax: noLimit,
+}
+
 // unifiedKey is what names of v2 control files look like.
 var unifiedKey = regexp.MustCompile(`^[a-z0-9_]+(\.[A-Za-z0-9_]+)+$`)
 

@@ -1,0 +1,68 @@
+package spec
+
+import (
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/cgroup"
+)
+
+// TestMergeResources: zero values leave what was there.
+func TestMergeResources(t *testing.T) {
+	old := &runtimeapi.LinuxContainerResources{
+		CpuQuota: 1000, CpuShares: 5, MemoryLimitInBytes: 7, Unified: map[string]string{"a.b": "1", "c.d": "2"},
+		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 3}},
+	}
+	got := MergeResources(old, &runtimeapi.LinuxContainerResources{
+		CpuQuota: -1, Unified: map[string]string{"a.b": "9"}, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4}},
+	})
+	if got.CpuQuota != -1 || got.CpuShares != 5 || got.MemoryLimitInBytes != 7 || got.Unified["a.b"] != "9" ||
+		got.Unified["c.d"] != "2" || len(got.HugepageLimits) != 1 || got.HugepageLimits[0].Limit != 4 {
+		t.Errorf("got %v", got)
+	}
+	if old.Unified["a.b"] != "1" || old.HugepageLimits[0].Limit != 3 {
+		t.Errorf("the former value was changed: %v", old)
+	}
+	if MergeResources(nil, nil) == nil {
+		t.Error("got nil, want an empty value")
+	}
+}
+
+// TestRevertResources: what was set comes back, and what was open is open again.
+func TestRevertResources(t *testing.T) {
+	old := &runtimeapi.LinuxContainerResources{CpuShares: 5, CpusetCpus: "0", Unified: map[string]string{"memory.low": "7"}}
+	got := RevertResources(old, &runtimeapi.LinuxContainerResources{
+		CpuQuota: 1000, CpuShares: 6, CpusetCpus: "1", MemoryLimitInBytes: 8, MemorySwapLimitInBytes: 9,
+		Unified: map[string]string{"memory.low": "1", "memory.high": "2", "pids.max": "3"},
+	})
+	want := &runtimeapi.LinuxContainerResources{
+		CpuQuota: -1, CpuShares: 5, CpusetCpus: "0", MemoryLimitInBytes: -1, MemorySwapLimitInBytes: -1,
+		Unified: map[string]string{"memory.low": "7", "memory.high": "max", "pids.max": "max"},
+	}
+	if !proto.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := RevertResources(old, &runtimeapi.LinuxContainerResources{}); !proto.Equal(got, old) {
+		t.Errorf("after an empty update: got %v, want %v", got, old)
+	}
+}
+
+// TestUnlimitedQuota: an OCI runtime is told only where all of them can do it.
+func TestUnlimitedQuota(t *testing.T) {
+	r := &runtimeapi.LinuxContainerResources{CpuQuota: -1, CpuPeriod: 100000, CpuShares: 7}
+	for mode, told := range map[cgroup.Mode]bool{cgroup.V1: false, cgroup.Hybrid: false, cgroup.V2: true} {
+		host := testHost(mode)
+		got, err := Resources(r, host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (got.CPU.Quota != nil) != told || (got.CPU.Period != nil) != told || *got.CPU.Shares != 7 {
+			t.Errorf("%v: got %+v, want a quota: %t", mode, got.CPU, told)
+		}
+		if Unthrottled(r, host) == told {
+			t.Errorf("%v: Unthrottled is %t", mode, told)
+		}
+	}
+}
