@@ -10,10 +10,10 @@ LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
 BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w'
 
 .DEFAULT_GOAL := help
-.PHONY: build demo test lint install help generate bench fuzz clean
+.PHONY: build demo test conformance lint install help generate bench fuzz clean
 
 help: ## list the targets (this)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 build: ## build bin/berthd, bin/berth-shim and bin/berth (needs Go; first time 2 min, then seconds)
 	@tools/prepare build
@@ -28,6 +28,11 @@ demo: build ## pull an image, run a pod, exec, logs, remove, each step timed (ne
 test: ## run all tests, with the race detector and the machine-wide leak census (needs root; 20 min)
 	@tools/prepare test
 	BERTH_CENSUS=global $(GO) test -p 1 -count=1 -race -shuffle=on -timeout 20m ./...
+
+conformance: ## run critest with runc and crun, one and two specs at a time (needs root and Debian; 6 min, first time 10)
+	@tools/prepare conformance
+	@mkdir -p bin
+	$(GO) test -count=1 -v -timeout 3h -artifacts -outputdir bin ./test/conformance -args -handlers runc,crun -processes 1,2
 
 lint: ## check format, style and length of files and functions (needs nothing but Go; 3 min, first time 10)
 	@tools/prepare lint

@@ -1,12 +1,11 @@
 package conformance
 
 import (
-	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +17,7 @@ import (
 
 var (
 	handlers  = flag.String("handlers", "", "OCI runtimes to run critest with, e.g. runc,crun")
-	processes = flag.Int("processes", 1, "how many specs run at a time")
+	processes = flag.String("processes", "1", "how many specs run at a time; one pass for each number of a list, e.g. 1,2")
 	websocket = flag.Bool("websocket", false, "stream over WebSocket instead of SPDY")
 	focus     = flag.String("focus", "", "run only the specs whose names match")
 )
@@ -26,8 +25,7 @@ var (
 // TestCritest runs the whole suite against a fresh node for each OCI runtime that -handlers names. It fails for every
 // spec that fails, and for every one that is skipped without an excuse.
 func TestCritest(t *testing.T) {
-	names := slices.DeleteFunc(strings.Split(*handlers, ","), func(name string) bool { return name == "" })
-	if len(names) == 0 {
+	if *handlers == "" {
 		t.Log("-handlers names no OCI runtime, so there is nothing to do")
 		return
 	}
@@ -43,28 +41,29 @@ func TestCritest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range names {
-		t.Run(name, func(t *testing.T) { runPass(t, s, im, name) })
+	for handler := range strings.SplitSeq(*handlers, ",") {
+		for number := range strings.SplitSeq(*processes, ",") {
+			n, err := strconv.Atoi(number)
+			if err != nil || n < 1 {
+				t.Fatalf("-processes: %q is no number of processes", number)
+			}
+			t.Run(fmt.Sprintf("%s/%d", handler, n), func(t *testing.T) { runPass(t, s, im, handler, n) })
+		}
 	}
 }
 
 // runPass starts a node, runs the suite against it and judges the report.
-func runPass(t *testing.T, s suite, im images, handler string) {
+func runPass(t *testing.T, s suite, im images, handler string, parallel int) {
 	n := harness.Start(t, harness.Options{Handler: handler})
 	if err := im.push(t.Context(), n.Registry.Host); err != nil {
 		t.Fatal(err)
 	}
-	for _, host := range registries {
-		// The server is named as well, so that nothing is ever looked for elsewhere.
-		text := fmt.Sprintf("server = %[1]q\n[host.%[1]q]\ncapabilities = [\"pull\", \"resolve\"]\n", "http://"+n.Registry.Host)
-		dir := filepath.Join(n.Config.Image.RegistryConfigDir, host)
-		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600)); err != nil {
-			t.Fatal(err)
-		}
+	if err := mirror(n.Config.Image.RegistryConfigDir, n.Registry.Host); err != nil {
+		t.Fatal(err)
 	}
 	n.Ready()
 	p := pass{
-		endpoint: n.Config.Listen, handler: handler, processes: *processes, websocket: *websocket, focus: *focus,
+		endpoint: n.Config.Listen, handler: handler, processes: parallel, websocket: *websocket, focus: *focus,
 		dir: t.ArtifactDir(), tmp: filepath.Join(n.Dir(), "tmp"),
 	}
 	if err := os.Mkdir(p.tmp, 0o755); err != nil {
@@ -76,8 +75,24 @@ func runPass(t *testing.T, s suite, im images, handler string) {
 		t.Fatal(err)
 	}
 	t.Logf("critest %s with %s, %d at a time: %d passed, %d failed, %d skipped, %d not asked for, in %v", s.version, handler,
-		*processes, len(r.with(passed)), len(r.with(failed)), len(r.with(skipped)), len(r.with(left)), r.took.Round(time.Second))
+		parallel, len(r.with(passed)), len(r.with(failed)), len(r.with(skipped)), len(r.with(left)), r.took.Round(time.Second))
 	judge(t, r, *focus == "")
+}
+
+// mirror makes the node ask a registry here in place of those that critest names. The server is replaced as well as given
+// a mirror, so that nothing is ever looked for elsewhere.
+func mirror(certsDir, host string) error {
+	text := fmt.Sprintf("server = %[1]q\n[host.%[1]q]\ncapabilities = [\"pull\", \"resolve\"]\n", "http://"+host)
+	for _, name := range registries {
+		dir := filepath.Join(certsDir, name)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // judge reports failures, and skips with their reasons.

@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -81,12 +82,12 @@ func (d debian) source(ctx context.Context, dir, name string) error {
 }
 
 // apt runs apt-get in dir after it has fetched the package lists.
-func (d debian) apt(ctx context.Context, dir string, args ...string) error {
+func (d debian) apt(ctx context.Context, dir string, args ...string) (err error) {
 	state, err := os.MkdirTemp("", "berth-apt-")
 	if err != nil {
 		return fmt.Errorf("make a directory for package lists: %w", err)
 	}
-	defer os.RemoveAll(state)
+	defer func() { err = errors.Join(err, os.RemoveAll(state)) }()
 	for _, sub := range []string{"lists/partial", "cache/archives/partial"} {
 		if err := os.MkdirAll(filepath.Join(state, sub), 0o755); err != nil {
 			return fmt.Errorf("make a directory for package lists: %w", err)

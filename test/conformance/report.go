@@ -29,7 +29,6 @@ type spec struct {
 	message string
 	// output is what it logged.
 	output string
-	took   time.Duration
 }
 
 // report is what the suite says of a pass.
@@ -56,7 +55,6 @@ func parseReport(data []byte) (*report, error) {
 		SpecReports                []struct {
 			ContainerHierarchyTexts           []string
 			LeafNodeType, LeafNodeText, State string
-			RunTime                           time.Duration
 			CapturedGinkgoWriterOutput        string
 			Failure                           struct {
 				Message string
@@ -72,24 +70,22 @@ func parseReport(data []byte) (*report, error) {
 	r := &report{took: suites[0].RunTime, special: suites[0].SpecialSuiteFailureReasons}
 	for _, s := range suites[0].SpecReports {
 		texts := append(slices.Clone(s.ContainerHierarchyTexts), s.LeafNodeText)
-		one := spec{
-			name: strings.Join(texts, " "), message: s.Failure.Message, output: s.CapturedGinkgoWriterOutput, took: s.RunTime,
+		one := spec{name: strings.Join(texts, " "), message: s.Failure.Message, output: s.CapturedGinkgoWriterOutput}
+		if s.LeafNodeType != "It" {
+			if s.State == "passed" {
+				continue // set-up and clean-up of the suite
+			}
+			one.name = s.LeafNodeType
 		}
 		switch {
-		case s.LeafNodeType != "It" && s.State == "passed":
-			continue // set-up and clean-up of the suite
-		case s.LeafNodeType != "It":
-			one.name = s.LeafNodeType
-			one.outcome = failed
 		case s.State == "passed":
 			one.outcome = passed
-		case s.State == "skipped" && s.Failure.Message == "":
+		case s.State == "skipped" && one.message == "":
 			one.outcome = left
 		case s.State == "skipped":
 			one.outcome = skipped
-		default: // pending, panicked, timed out, interrupted, aborted
-			one.outcome = failed
-			one.message = s.State + ": " + one.message
+		default: // failed, panicked, timed out, interrupted, aborted, pending
+			one.outcome, one.message = failed, s.State+": "+one.message
 		}
 		r.specs = append(r.specs, one)
 	}
