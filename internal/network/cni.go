@@ -102,7 +102,12 @@ func (c *cni) detach(ctx context.Context, pod Pod, plan Plan) error {
 	if err != nil {
 		return fmt.Errorf("parse plan: %w", err)
 	}
-	return c.remove(ctx, list, runtimeConf(pod, plan))
+	finished := c.knows(pod.ID)
+	err = c.remove(ctx, list, runtimeConf(pod, plan))
+	if err != nil && !finished && neverRan(err) {
+		return c.removeUnfinished(ctx, list, runtimeConf(pod, plan))
+	}
+	return err
 }
 
 func (c *cni) remove(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {

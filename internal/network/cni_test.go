@@ -271,13 +271,22 @@ func TestMissingPlugin(t *testing.T) {
 			t.Errorf("%s = %v", what, err)
 		}
 	}
+	// It cannot have made anything, so the pod can go without it, and what the plugin before it has made goes too.
+	must(t, r.Detach(t.Context(), pod, plan))
 	r.plugin("special", versions+`[ "$CNI_COMMAND" = ADD ] || exit 0
-sed 's/.*"prevResult":\({.*}\).*/\1/'`)
+sed 's/.*"prevResult":\(.*\),"type":"special".*/\1/'`)
 	if err := r.Ready(); err != nil {
 		t.Errorf("Ready: %v", err)
 	}
-	// What the failed Attach left to do can be done now.
-	must(t, r.Detach(t.Context(), pod, plan))
+	// Who has connected a pod must disconnect it.
+	b := r.pod("b")
+	must(t, second(r.Attach(t.Context(), b, plan)))
+	must(t, os.Remove(filepath.Join(r.options.BinDirs[0], "special")))
+	if err := r.Detach(t.Context(), b, plan); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "special") {
+		t.Errorf("Detach of a connected pod without the plugin = %v", err)
+	}
+	r.plugin("special", versions+"exit 0")
+	must(t, r.Detach(t.Context(), b, plan))
 }
 
 // A plugin that is just being written is waited for.

@@ -41,14 +41,14 @@ type plugins struct {
 // FindInPath returns the file of a plugin.
 func (*plugins) FindInPath(plugin string, dirs []string) (string, error) {
 	if plugin == "" || strings.ContainsRune(plugin, filepath.Separator) {
-		return "", fmt.Errorf("CNI plugin %q: malformed type: %w", plugin, errdefs.ErrFailedPrecondition)
+		return "", missingError{fmt.Sprintf("CNI plugin %q: malformed type", plugin)}
 	}
 	for _, dir := range dirs {
 		if path, err := exec.LookPath(filepath.Join(dir, plugin)); err == nil {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("CNI plugin %q is not in %s: %w", plugin, strings.Join(dirs, ", "), errdefs.ErrFailedPrecondition)
+	return "", missingError{fmt.Sprintf("CNI plugin %q is not in %s", plugin, strings.Join(dirs, ", "))}
 }
 
 // ExecPlugin runs a plugin, whose whole process group is ended when ctx is done. A plugin that is just being installed is
