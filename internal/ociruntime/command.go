@@ -210,8 +210,8 @@ func (r *Runtime) output(ctx context.Context, scratch string, args ...string) ([
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: make output file: %w", r.handler.Name, args[0], err)
 	}
-	defer os.Remove(out.Name())
-	defer out.Close()
+	defer func() { _ = os.Remove(out.Name()) }()
+	defer func() { _ = out.Close() }()
 	if err := r.do(ctx, args[0], scratch, "", args, Stdio{Stdout: out}); err != nil {
 		return nil, err
 	}
@@ -228,11 +228,11 @@ func (r *Runtime) do(ctx context.Context, op, scratch, dir string, args []string
 		if err != nil {
 			return fmt.Errorf("%s %s: make error file: %w", r.handler.Name, op, err)
 		}
-		defer os.Remove(f.Name())
-		defer f.Close()
+		defer func() { _ = os.Remove(f.Name()) }()
+		defer func() { _ = f.Close() }()
 		errFile = f
 	}
-	defer os.Remove(logFile)
+	defer func() { _ = os.Remove(logFile) }()
 	code, err := r.runner.Run(ctx, &Command{
 		Path: r.path, Args: append(r.global(logFile), args...), Dir: dir,
 		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: errFile,
@@ -324,7 +324,7 @@ func readBounded(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if info, err := f.Stat(); err == nil && info.Size() > maxLog {
 		if _, err := f.Seek(-maxLog, io.SeekEnd); err != nil {
 			return nil, err

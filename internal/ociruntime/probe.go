@@ -50,7 +50,7 @@ func Probe(ctx context.Context, h Handler) (Features, error) {
 	if err != nil {
 		return Features{}, fmt.Errorf("probe runtime handler %q: %w", h.Name, err)
 	}
-	defer os.RemoveAll(scratch)
+	defer func() { _ = os.RemoveAll(scratch) }()
 	// The root is the probe's own, so that it meets no container of anybody's.
 	h.Root = filepath.Join(scratch, "root")
 	r, err := New(h, Local{})

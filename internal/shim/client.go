@@ -89,7 +89,7 @@ func Connect(ctx context.Context, opts Options) (*Client, error) {
 	}
 	c.link = l
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.wg.Go(func() { c.maintain(l) })
+	c.wg.Go(func() { c.maintain(l) }) //nolint:contextcheck // it lives as long as the client
 	c.wg.Go(c.collectExits)
 	return c, nil
 }
@@ -263,11 +263,11 @@ func (c *Client) open(ctx context.Context, conn *rpcConn) (*link, error) {
 		return nil, err
 	}
 	if err := c.kept.reconcile(fds, hello); err != nil {
-		fds.Close()
+		_ = fds.Close()
 		return nil, err
 	}
 	if _, err := service.Settle(ctx, &wire.SettleRequest{Session: c.session}); err != nil {
-		fds.Close()
+		_ = fds.Close()
 		return nil, fmt.Errorf("settle session: %w", wire.Decode(err))
 	}
 	return &link{

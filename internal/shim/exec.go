@@ -199,7 +199,7 @@ func (a *Attachment) CloseStdin(ctx context.Context) error {
 	}
 	a.ownsStdin = false
 	if a.Stdin != nil {
-		a.Stdin.Close()
+		_ = a.Stdin.Close()
 	}
 	a.client.kept.dropKind(containerName(a.containerID), wire.Stdin)
 	_, err := invoke(ctx, a.client, "close stdin of container "+a.containerID, func(ctx context.Context, l *link) (*wire.Empty, error) {
@@ -223,7 +223,7 @@ func (a *Attachment) Close() error {
 	err := a.CloseStdin(ctx)
 	for _, f := range []*os.File{a.Stdout, a.Stderr} {
 		if f != nil {
-			f.Close()
+			_ = f.Close()
 		}
 	}
 	_, detach := invoke(ctx, a.client, "detach from container "+a.containerID, func(ctx context.Context, l *link) (*wire.Empty, error) {

@@ -80,7 +80,7 @@ func (k *kept) dropKind(name, kind string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if f := k.files[name][kind]; f != nil {
-		f.Close()
+		_ = f.Close()
 		delete(k.files[name], kind)
 	}
 }

@@ -92,13 +92,13 @@ func lock(ctx context.Context, path string) (func(), error) {
 	select {
 	case err := <-done:
 		if err != nil {
-			f.Close()
+			_ = f.Close()
 			return nil, fmt.Errorf("take launch lock: %w", err)
 		}
 		return func() { _ = f.Close() }, nil
 	case <-ctx.Done():
 		go func() {
-			<-done
+			<-done //nolint:errcheck // granted or refused, closing ends it
 			_ = f.Close()
 		}()
 		return nil, fmt.Errorf("take launch lock %s: %w", path, ctx.Err())
@@ -112,20 +112,20 @@ func spawn(ctx context.Context, opts Options, dir string) error {
 	if err != nil {
 		return fmt.Errorf("make report pipe: %w", err)
 	}
-	defer report.Close()
+	defer func() { _ = report.Close() }()
 	logFile, err := openLog(filepath.Join(dir, "shim.log"))
 	if err != nil {
-		theirs.Close()
+		_ = theirs.Close()
 		return err
 	}
-	defer logFile.Close()
+	defer func() { _ = logFile.Close() }()
 	args := []string{"--state", opts.State, "--report-fd", "3"}
 	if opts.Instance != "" {
 		args = append(args, "--instance", opts.Instance)
 	}
 	// What this process inherited without close-on-exec is not for a supervisor to hold.
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
-		theirs.Close()
+		_ = theirs.Close()
 		return fmt.Errorf("keep inherited descriptors from it: %w", err)
 	}
 	cmd := exec.Command(opts.Binary, args...) //nolint:noctx // it outlives every context of this process
@@ -134,7 +134,7 @@ func spawn(ctx context.Context, opts Options, dir string) error {
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
-	theirs.Close()
+	_ = theirs.Close()
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,10 @@
 package crilog
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -86,39 +84,6 @@ func Open(path, spool string, inode uint64) (*Writer, error) {
 	return w, nil
 }
 
-// openLog opens the file with the given inode in the directory of path, or path itself.
-func openLog(path string, inode uint64) (*os.File, error) {
-	const flags = os.O_WRONLY | os.O_APPEND | syscall.O_CLOEXEC
-	if inode != 0 {
-		entries, err := os.ReadDir(filepath.Dir(path))
-		if err != nil {
-			return nil, fmt.Errorf("look for log %s: %w", path, err)
-		}
-		for _, entry := range entries {
-			info, err := entry.Info()
-			if err != nil {
-				continue // removed meanwhile
-			}
-			if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Ino == inode {
-				return os.OpenFile(filepath.Join(filepath.Dir(path), entry.Name()), flags, logMode)
-			}
-		}
-	}
-	file, err := os.OpenFile(path, flags|os.O_CREATE, logMode)
-	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	return file, nil
-}
-
-func inodeOf(file *os.File) (uint64, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
-		return 0, fmt.Errorf("stat log: %w", err)
-	}
-	return st.Ino, nil
-}
-
 // Inode identifies the file that is written to.
 func (w *Writer) Inode() uint64 {
 	w.mu.Lock()
@@ -169,7 +134,7 @@ func (w *Writer) copy(stream Stream, fd int, amount func(data []byte) int) (int,
 	if w.spool == nil {
 		return 0, os.ErrClosed
 	}
-	in := inPool.Get().(*[]byte) //nolint:errcheck // the pool holds nothing else
+	in := inPool.Get().(*[]byte)
 	defer inPool.Put(in)
 	n, err := peek(fd, *in)
 	if err != nil {
@@ -241,7 +206,7 @@ func readFull(spool *os.File, buf []byte) error {
 func (w *Writer) CopyTerminal(fd int) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	in := inPool.Get().(*[]byte) //nolint:errcheck // the pool holds nothing else
+	in := inPool.Get().(*[]byte)
 	defer inPool.Put(in)
 	n, err := read(fd, *in)
 	if err != nil {
@@ -276,7 +241,7 @@ func (w *Writer) emit(stream Stream, data []byte) {
 
 // append writes the records of data without their first skip bytes.
 func (w *Writer) append(stream Stream, data []byte, skip int64) error {
-	out := outPool.Get().(*[]byte) //nolint:errcheck // the pool holds nothing else
+	out := outPool.Get().(*[]byte)
 	defer outPool.Put(out)
 	p := newPrefixes(time.Now(), stream)
 	buf := (*out)[:0]
@@ -301,60 +266,6 @@ func (w *Writer) size() (int64, error) {
 		return 0, fmt.Errorf("stat log: %w", err)
 	}
 	return st.Size, nil
-}
-
-// writeHeader makes the spool say where its data will go.
-func (w *Writer) writeHeader(stream Stream) error {
-	var base int64
-	if w.log != nil {
-		var err error
-		if base, err = w.size(); err != nil {
-			return err
-		}
-	}
-	var header [spoolHeader]byte
-	binary.LittleEndian.PutUint64(header[0:], spoolMagic)
-	binary.LittleEndian.PutUint64(header[8:], uint64(base))
-	binary.LittleEndian.PutUint64(header[16:], w.inode)
-	header[24] = byte(stream)
-	_, err := w.spool.WriteAt(header[:], 0)
-	return err
-}
-
-// recover logs what a predecessor moved to the spool and did not finish.
-func (w *Writer) recover() error {
-	text, err := io.ReadAll(io.LimitReader(w.spool, spoolHeader+batch))
-	if err != nil {
-		return fmt.Errorf("read spool: %w", err)
-	}
-	stream, base, inode, data := parseSpool(text)
-	if len(data) > 0 && w.log != nil {
-		var written int64
-		if inode == w.inode {
-			size, err := w.size()
-			if err != nil {
-				return err
-			}
-			written = max(0, size-base)
-		}
-		if err := w.append(stream, data, written); err != nil {
-			w.dropped, w.err = uint64(len(data)), err
-		}
-	}
-	return w.spool.Truncate(0)
-}
-
-// parseSpool takes a spool apart. Data is empty when there is nothing to finish.
-func parseSpool(text []byte) (stream Stream, base int64, inode uint64, data []byte) {
-	if len(text) <= spoolHeader || binary.LittleEndian.Uint64(text) != spoolMagic {
-		return Stdout, 0, 0, nil
-	}
-	base = int64(binary.LittleEndian.Uint64(text[8:]))
-	if base < 0 {
-		base = 0
-	}
-	stream = Stream(text[24])
-	return stream, base, binary.LittleEndian.Uint64(text[16:]), text[spoolHeader:]
 }
 
 // Reopen makes a file at the log's path, if there is none, and writes there from

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -248,7 +249,7 @@ func TestSuccessorFinishes(t *testing.T) {
 		binary.LittleEndian.PutUint64(header[8:], uint64(len(base)))
 		binary.LittleEndian.PutUint64(header[16:], inode)
 		header[24] = byte(Stderr)
-		if err := os.WriteFile(f.spool, append(header, data...), 0o600); err != nil {
+		if err := os.WriteFile(f.spool, slices.Concat(header, []byte(data)), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		w, err := Open(f.log, f.spool, inode)

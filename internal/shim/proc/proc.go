@@ -94,7 +94,7 @@ func Open(pid int, started uint64) (*os.File, error) {
 		err = fmt.Errorf("process %d is another one now: %w", pid, errdefs.ErrNotFound)
 	}
 	if err != nil {
-		file.Close()
+		_ = file.Close()
 		return nil, err
 	}
 	return file, nil
@@ -143,7 +143,7 @@ type pidfdInfo struct {
 
 const (
 	pidfdInfoExit   = 1 << 3
-	pidfdGetInfoCmd = 0xc0000000 | uintptr(unsafe.Sizeof(pidfdInfo{}))<<16 | 0xff<<8 | 11 // _IOWR(0xFF, 11, struct pidfd_info)
+	pidfdGetInfoCmd = 0xc0000000 | unsafe.Sizeof(pidfdInfo{})<<16 | 0xff<<8 | 11 // _IOWR(0xFF, 11, struct pidfd_info)
 )
 
 // ExitStatus returns the wait status of a process that has ended. While it is a

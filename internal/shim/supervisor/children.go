@@ -196,7 +196,7 @@ func (c *children) Run(ctx context.Context, cmd *ociruntime.Command) (int, error
 	if err != nil {
 		return -1, err
 	}
-	defer null.Close()
+	defer func() { _ = null.Close() }()
 	fds := make([]uintptr, 0, 3)
 	for _, f := range []*os.File{cmd.Stdin, cmd.Stdout, cmd.Stderr} {
 		if f == nil {

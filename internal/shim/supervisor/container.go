@@ -237,12 +237,13 @@ func (c *container) delete(ctx context.Context) error {
 	c.mu.Lock()
 	c.deleted = true
 	c.mu.Unlock()
-	if c.isReady() && c.init.running() {
+	started := c.isReady() && !c.startFailed()
+	if started && c.init.running() {
 		if err := c.endNow(ctx); err != nil {
 			return err
 		}
 	}
-	if c.isReady() {
+	if started {
 		select {
 		case <-c.over:
 		case <-ctx.Done():
@@ -251,7 +252,7 @@ func (c *container) delete(ctx context.Context) error {
 	}
 	rec := c.record()
 	if !rec.Infra {
-		if err := c.deleteFromRuntime(rec); err != nil {
+		if err := c.deleteFromRuntime(rec); err != nil { //nolint:contextcheck // a clean-up has its own time
 			return err
 		}
 	}

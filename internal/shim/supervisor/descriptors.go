@@ -52,7 +52,7 @@ func (s *Supervisor) listen(handed *handover) error {
 
 func listenOn(path, network string, handed *os.File) (*net.UnixListener, error) {
 	if handed != nil {
-		defer handed.Close()
+		defer func() { _ = handed.Close() }()
 		l, err := net.FileListener(handed)
 		if err != nil {
 			return nil, fmt.Errorf("take socket %s over: %w", path, err)
@@ -91,9 +91,9 @@ func (s *Supervisor) serveFDs(ctx context.Context) {
 			return
 		}
 		s.wg.Go(func() {
-			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 			defer stop()
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			c := wire.NewFDConn(conn)
 			for c.Answer(s.answer) == nil {
 			}
@@ -128,7 +128,7 @@ func (s *Supervisor) lookUp(name string) (wire.Files, error) {
 	id, execID, _ := strings.Cut(rest, "/")
 	c, err := s.find(id)
 	if err != nil {
-		return nil, nil //nolint:nilerr // see above
+		return nil, nil // see above
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

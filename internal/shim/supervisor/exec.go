@@ -30,7 +30,7 @@ type execution struct {
 func (e *execution) close() {
 	e.process.close()
 	if e.console != nil {
-		e.console.Close()
+		_ = e.console.Close()
 		e.console = nil
 	}
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"runtime/debug"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -16,9 +18,16 @@ type gate struct {
 	count int
 	shut  bool
 	empty chan struct{} // closed when count falls to 0 while shut
+	// calm fires when nothing has been asked for a while.
+	calm *time.Timer
 }
 
-func newGate() *gate { return &gate{} }
+// calmDelay is how long nothing must be asked for before memory is given back.
+const calmDelay = 2 * time.Second
+
+// newGate makes a gate; the memory that operations needed is given back to the
+// kernel when there has been none for a while.
+func newGate() *gate { return &gate{calm: time.AfterFunc(calmDelay, debug.FreeOSMemory)} }
 
 // enter begins an operation; ErrAborted means that it was not begun and that the
 // client should ask the next generation.
@@ -30,6 +39,7 @@ func (g *gate) enter() (leave func(), err error) {
 	}
 	g.count++
 	return func() {
+		g.calm.Reset(calmDelay)
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		if g.count--; g.shut && g.count == 0 {

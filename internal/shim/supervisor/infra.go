@@ -84,9 +84,9 @@ func (c *container) tryStartInfra(req *wire.StartInfraRequest) error {
 	if err != nil {
 		return fmt.Errorf("make pipe: %w", err)
 	}
-	defer word.Close()
+	defer func() { _ = word.Close() }()
 	pid, err := c.s.children.start(func() (int, error) { return spawnInfra(root, stdin, req) }, c.init.exited)
-	stdin.Close()
+	_ = stdin.Close()
 	if err != nil {
 		return err
 	}

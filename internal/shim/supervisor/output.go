@@ -56,7 +56,7 @@ type tap struct {
 func (t *tap) close() {
 	for _, f := range []*os.File{t.stdout, t.stderr} {
 		if f != nil {
-			f.Close()
+			_ = f.Close()
 		}
 	}
 }
@@ -67,7 +67,7 @@ type theirs struct{ stdin, stdout, stderr *os.File }
 func (t theirs) close() {
 	for _, f := range []*os.File{t.stdin, t.stdout, t.stderr} {
 		if f != nil {
-			f.Close()
+			_ = f.Close()
 		}
 	}
 }
@@ -324,7 +324,7 @@ func (o *stdio) attach(session string, stdin, terminal bool) (string, wire.Files
 	if !terminal {
 		if files[wire.Stderr], t.stderr, err = tapPipe(); err != nil {
 			t.close()
-			files[wire.Stdout].Close()
+			_ = files[wire.Stdout].Close()
 			return "", nil, err
 		}
 	}
@@ -377,7 +377,7 @@ func (o *stdio) closeStdin() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.stdin != nil {
-		o.stdin.Close()
+		_ = o.stdin.Close()
 		o.stdin = nil
 	}
 }
@@ -387,7 +387,7 @@ func (o *stdio) close() error {
 	o.mu.Lock()
 	for _, f := range []**os.File{&o.stdout, &o.stderr, &o.stdin, &o.console} {
 		if *f != nil {
-			(*f).Close()
+			_ = (*f).Close()
 			*f = nil
 		}
 	}

@@ -91,7 +91,7 @@ func (p *process) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.pidfd != nil {
-		p.pidfd.Close()
+		_ = p.pidfd.Close()
 		p.pidfd = nil
 	}
 }

@@ -69,7 +69,7 @@ func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover)
 	rec := c.record()
 	if rec.State == stateStarting && !c.gotThrough() {
 		s.log.Info("undo a start that was cut off", "container", c.id)
-		s.wg.Go(func() {
+		s.wg.Go(func() { //nolint:contextcheck // a clean-up has its own time
 			defer c.release()
 			if err := c.undoStart(false); err != nil {
 				s.log.Error("undo a start that was cut off", "container", c.id, "error", err)
@@ -86,7 +86,7 @@ func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover)
 	c.resumeInit()
 	close(c.ready)
 	if e, ok := s.journal.Last(c.id); ok {
-		c.resumeExit(e)
+		c.resumeExit(e) //nolint:contextcheck // what completes an exit has its own time
 	}
 	c.resumeExecs(ctx, handed)
 }
@@ -262,12 +262,12 @@ func (s *Supervisor) takeBack(name string, files wire.Files) error {
 	id, execID, _ := strings.Cut(rest, "/")
 	c, err := s.find(id)
 	if err != nil {
-		return nil //nolint:nilerr // it was deleted meanwhile; the client need not know
+		return nil // it was deleted meanwhile; the client need not know
 	}
 	if kind == "exec" {
 		e, err := c.execution(execID)
 		if err != nil {
-			return nil //nolint:nilerr // its start was undone, or it was released meanwhile
+			return nil // its start was undone, or it was released meanwhile
 		}
 		c.mu.Lock()
 		if e.console == nil {

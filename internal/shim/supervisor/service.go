@@ -12,7 +12,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/shim/wire"
@@ -58,8 +57,9 @@ func durationOf(nano int64) time.Duration {
 	return time.Duration(nano)
 }
 
+// Hello opens a session and ends what others left.
 func (g *service) Hello(_ context.Context, req *wire.HelloRequest) (*wire.HelloResponse, error) {
-	return gated(g, func() (*wire.HelloResponse, error) {
+	return gated(g, func() (*wire.HelloResponse, error) { //nolint:contextcheck // ending what others left has its own time
 		g.s.mu.Lock()
 		changed := g.s.session != req.Session
 		g.s.session = req.Session
@@ -88,6 +88,7 @@ func (g *service) Hello(_ context.Context, req *wire.HelloRequest) (*wire.HelloR
 	})
 }
 
+// Settle ends the wait for pidfds.
 func (g *service) Settle(context.Context, *wire.SettleRequest) (*wire.Empty, error) {
 	return gated(g, func() (*wire.Empty, error) {
 		g.s.settle()
@@ -95,6 +96,7 @@ func (g *service) Settle(context.Context, *wire.SettleRequest) (*wire.Empty, err
 	})
 }
 
+// Start runs a container.
 func (g *service) Start(ctx context.Context, req *wire.StartRequest) (*wire.StartResponse, error) {
 	return gated(g, func() (*wire.StartResponse, error) {
 		h := req.GetHandler()
@@ -111,6 +113,7 @@ func (g *service) Start(ctx context.Context, req *wire.StartRequest) (*wire.Star
 	})
 }
 
+// StartInfra starts the process that holds a PID namespace.
 func (g *service) StartInfra(ctx context.Context, req *wire.StartInfraRequest) (*wire.StartResponse, error) {
 	return gated(g, func() (*wire.StartResponse, error) {
 		rec, err := g.s.startInfra(ctx, req)
@@ -118,19 +121,22 @@ func (g *service) StartInfra(ctx context.Context, req *wire.StartInfraRequest) (
 	})
 }
 
+// Kill signals the init process.
 func (g *service) Kill(_ context.Context, req *wire.KillRequest) (*wire.Empty, error) {
 	return g.on(req.Id, func(c *container) error { return c.kill(syscall.Signal(req.Signal)) })
 }
 
+// KillAll kills every process of the container.
 func (g *service) KillAll(ctx context.Context, req *wire.Container) (*wire.Empty, error) {
 	return g.on(req.Id, func(c *container) error { return c.killAll(ctx) })
 }
 
+// Delete makes a container gone.
 func (g *service) Delete(ctx context.Context, req *wire.Container) (*wire.Empty, error) {
 	return gated(g, func() (*wire.Empty, error) {
 		c, err := g.s.find(req.Id)
 		if err != nil {
-			return &wire.Empty{}, nil //nolint:nilerr // it is gone, as asked
+			return &wire.Empty{}, nil // it is gone, as asked
 		}
 		if err := c.acquire(ctx); err != nil {
 			return nil, err
@@ -143,6 +149,7 @@ func (g *service) Delete(ctx context.Context, req *wire.Container) (*wire.Empty,
 	})
 }
 
+// List answers without waiting for any operation.
 func (g *service) List(context.Context, *wire.Empty) (*wire.ListResponse, error) {
 	g.s.mu.Lock()
 	list := make([]*container, 0, len(g.s.containers))
@@ -159,6 +166,7 @@ func (g *service) List(context.Context, *wire.Empty) (*wire.ListResponse, error)
 	return resp, nil
 }
 
+// NextExits waits for exits behind the cursor.
 func (g *service) NextExits(ctx context.Context, req *wire.NextExitsRequest) (*wire.NextExitsResponse, error) {
 	for cursor := req.Cursor; ; {
 		list, next, more := g.s.exitsAfter(cursor)
@@ -180,6 +188,7 @@ func (g *service) NextExits(ctx context.Context, req *wire.NextExitsRequest) (*w
 	}
 }
 
+// Update changes the limits of a container.
 func (g *service) Update(ctx context.Context, req *wire.UpdateRequest) (*wire.Empty, error) {
 	return g.on(req.Id, func(c *container) error {
 		var resources specs.LinuxResources
@@ -216,6 +225,7 @@ func (c *container) update(ctx context.Context, resources []byte) error {
 	return errors.Join(runtime.Update(ctx, c.dir, c.id, file), os.Remove(file))
 }
 
+// ReopenLog makes a new log file.
 func (g *service) ReopenLog(ctx context.Context, req *wire.Container) (*wire.Empty, error) {
 	return g.on(req.Id, func(c *container) error {
 		if err := c.acquire(ctx); err != nil {
@@ -234,166 +244,12 @@ func (g *service) ReopenLog(ctx context.Context, req *wire.Container) (*wire.Emp
 	})
 }
 
-func (g *service) Exec(ctx context.Context, req *wire.ExecRequest) (*wire.ExecResponse, error) {
-	return gated(g, func() (*wire.ExecResponse, error) {
-		stdio := g.s.withdraw(req.Stdio)
-		defer stdio.Close()
-		c, err := g.s.find(req.ContainerId)
-		if err != nil {
-			return nil, err
-		}
-		if err := makeBlocking(stdio); err != nil {
-			return nil, err
-		}
-		e, err := c.exec(context.WithoutCancel(ctx), req, stdio)
-		if err != nil {
-			return nil, err
-		}
-		return &wire.ExecResponse{Pid: int32(e.process.pid)}, nil
-	})
-}
-
-// makeBlocking undoes what a client's poller did to descriptors that become a process's stdio.
-func makeBlocking(files wire.Files) error {
-	for kind, f := range files {
-		if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
-			return fmt.Errorf("make %s blocking: %w", kind, err)
-		}
-	}
-	return nil
-}
-
-func (g *service) ExecWait(ctx context.Context, req *wire.ExecRef) (*wire.Exit, error) {
-	c, err := g.s.find(req.ContainerId)
-	if err != nil {
-		return nil, wire.Encode(err)
-	}
-	exit, err := c.waitExec(ctx, req.Id)
-	return exit, wire.Encode(err)
-}
-
-func (g *service) ExecKill(ctx context.Context, req *wire.ExecRef) (*wire.Empty, error) {
-	return g.on(req.ContainerId, func(c *container) error {
-		e, err := c.execution(req.Id)
-		if err != nil {
-			return err
-		}
-		select {
-		case <-e.ready:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		return c.killTree(ctx, e.process)
-	})
-}
-
-func (g *service) ExecRelease(_ context.Context, req *wire.ExecRef) (*wire.Empty, error) {
-	return g.on(req.ContainerId, func(c *container) error {
-		e, err := c.execution(req.Id)
-		if err != nil {
-			return nil //nolint:nilerr // it is gone, as asked
-		}
-		if e.process.running() {
-			return fmt.Errorf("exec %s in container %s still runs: %w", e.id, c.id, errdefs.ErrFailedPrecondition)
-		}
-		return c.dropExecution(e)
-	})
-}
-
-func (g *service) Attach(_ context.Context, req *wire.AttachRequest) (*wire.AttachResponse, error) {
-	return gated(g, func() (*wire.AttachResponse, error) {
-		c, err := g.s.find(req.Id)
-		if err != nil {
-			return nil, err
-		}
-		if err := c.running(); err != nil {
-			return nil, err
-		}
-		c.mu.Lock()
-		io, rec := c.io, c.rec
-		c.mu.Unlock()
-		if io == nil {
-			return nil, fmt.Errorf("container %s has no output: %w", c.id, errdefs.ErrFailedPrecondition)
-		}
-		id, files, err := io.attach(req.Session, req.Stdin && rec.Stdin, rec.Terminal)
-		if err != nil {
-			return nil, err
-		}
-		if err := g.s.deposit("attach/"+id, files); err != nil {
-			io.detach(func(other string, _ *tap) bool { return other == id })
-			return nil, err
-		}
-		return &wire.AttachResponse{Attachment: id, Terminal: rec.Terminal}, nil
-	})
-}
-
-func (g *service) Detach(_ context.Context, req *wire.AttachRef) (*wire.Empty, error) {
-	return g.on(req.Id, func(c *container) error {
-		c.mu.Lock()
-		io := c.io
-		c.mu.Unlock()
-		if io != nil {
-			io.detach(func(id string, _ *tap) bool { return id == req.Attachment })
-		}
-		return nil
-	})
-}
-
-func (g *service) CloseStdin(_ context.Context, req *wire.Container) (*wire.Empty, error) {
-	return g.on(req.Id, (*container).closeStdin)
-}
-
-func (g *service) Resize(_ context.Context, req *wire.ResizeRequest) (*wire.Empty, error) {
-	return g.on(req.Id, func(c *container) error {
-		const limit = 1<<16 - 1
-		if req.Columns > limit || req.Rows > limit {
-			return fmt.Errorf("terminal size %dx%d is beyond %d: %w", req.Columns, req.Rows, limit, errdefs.ErrInvalidArgument)
-		}
-		console, err := c.terminal(req.ExecId)
-		if err != nil {
-			return err
-		}
-		defer console.Close()
-		size := &unix.Winsize{Col: uint16(req.Columns), Row: uint16(req.Rows)}
-		if err := unix.IoctlSetWinsize(int(console.Fd()), unix.TIOCSWINSZ, size); err != nil {
-			return fmt.Errorf("resize terminal: %w", err)
-		}
-		// Fd has made the open file blocking, which its other users would notice.
-		return unix.SetNonblock(int(console.Fd()), true)
-	})
-}
-
-// terminal returns a duplicate of the console of the container or of one of its execs.
-func (c *container) terminal(execID string) (*os.File, error) {
-	var console *os.File
-	if execID != "" {
-		e, err := c.execution(execID)
-		if err != nil {
-			return nil, err
-		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		console = e.console
-	} else {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.io == nil {
-			return nil, notFound(c.id)
-		}
-		c.io.mu.Lock()
-		defer c.io.mu.Unlock()
-		console = c.io.console
-	}
-	if console == nil {
-		return nil, fmt.Errorf("container %s %s has no terminal: %w", c.id, execID, errdefs.ErrFailedPrecondition)
-	}
-	return wire.Dup(console)
-}
-
+// Upgrade executes another program in place.
 func (g *service) Upgrade(ctx context.Context, req *wire.UpgradeRequest) (*wire.Empty, error) {
 	return &wire.Empty{}, wire.Encode(g.s.upgrade(ctx, req.Binary))
 }
 
+// Shutdown ends a supervisor without containers.
 func (g *service) Shutdown(context.Context, *wire.Empty) (*wire.Empty, error) {
 	g.s.mu.Lock()
 	defer g.s.mu.Unlock()

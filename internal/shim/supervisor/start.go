@@ -26,8 +26,14 @@ func (s *Supervisor) start(ctx context.Context, rec record) (record, error) {
 			if err := c.acquire(ctx); err != nil {
 				return record{}, err
 			}
-			got, gone := c.record(), c.isGone()
+			got, err, gone := c.record(), error(nil), c.isGone()
+			if !gone && c.startFailed() { // and its undoing, too: try that again
+				err, gone = c.delete(ctx), true
+			}
 			c.release()
+			if err != nil {
+				return record{}, err
+			}
 			if gone {
 				continue // the start that was joined failed, or it was deleted meanwhile
 			}
@@ -92,7 +98,7 @@ func (c *container) start(ctx context.Context) error {
 		return nil
 	}
 	err = fmt.Errorf("start container %s: %w", c.id, err)
-	if undo := c.undoStart(logIsNew); undo != nil {
+	if undo := c.undoStart(logIsNew); undo != nil { //nolint:contextcheck // a clean-up has its own time
 		err = errors.Join(err, undo)
 	}
 	return err
@@ -213,13 +219,13 @@ func (s *Supervisor) withConsole(ctx context.Context, fn func(socket string) err
 	if err != nil {
 		return nil, fmt.Errorf("make console socket: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	path := filepath.Join(dir, "console")
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("make console socket: %w", err)
 	}
-	defer listener.Close()
+	defer func() { _ = listener.Close() }()
 	if err := fn(path); err != nil {
 		return nil, err
 	}
@@ -232,7 +238,7 @@ func (s *Supervisor) withConsole(ctx context.Context, fn func(socket string) err
 	if err != nil {
 		return nil, fmt.Errorf("receive terminal: %w", err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, fmt.Errorf("receive terminal: %w", err)
 	}

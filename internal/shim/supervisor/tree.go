@@ -128,7 +128,7 @@ func killAndWait(ctx context.Context, list []proc.Stat) error {
 	var pidfds []*os.File
 	defer func() {
 		for _, f := range pidfds {
-			f.Close()
+			_ = f.Close()
 		}
 	}()
 	for _, s := range list {

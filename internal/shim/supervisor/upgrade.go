@@ -68,7 +68,7 @@ func readHandover(memfd *os.File) (*handover, error) {
 	if memfd == nil {
 		return h, nil
 	}
-	defer memfd.Close()
+	defer func() { _ = memfd.Close() }()
 	text, err := io.ReadAll(io.LimitReader(memfd, maxHandover))
 	if err != nil {
 		return nil, fmt.Errorf("read handover: %w", err)
@@ -119,7 +119,7 @@ func (s *Supervisor) upgrade(ctx context.Context, binary string) error {
 	note, keep, err := s.describe()
 	defer func() {
 		for _, f := range keep {
-			f.Close()
+			_ = f.Close()
 		}
 	}()
 	if err != nil {
@@ -258,7 +258,7 @@ func (s *Supervisor) execute(binary string, note *handoverNote, keep []*os.File)
 		return fmt.Errorf("make memfd: %w", err)
 	}
 	memfd := os.NewFile(uintptr(fd), "handover")
-	defer memfd.Close()
+	defer func() { _ = memfd.Close() }()
 	if _, err := memfd.Write(text); err != nil {
 		return fmt.Errorf("write handover: %w", err)
 	}

@@ -37,7 +37,7 @@ type Files map[string]*os.File
 // Close closes all of them.
 func (f Files) Close() {
 	for _, file := range f {
-		file.Close()
+		_ = file.Close()
 	}
 }
 
@@ -213,7 +213,7 @@ func (c *FDConn) receive() (string, Files, error) {
 	files := Files{}
 	for i, kind := range kinds {
 		if old, twice := files[kind]; twice {
-			old.Close()
+			_ = old.Close()
 		}
 		files[kind] = os.NewFile(uintptr(fds[i]), kind)
 	}

@@ -1,0 +1,6 @@
+//go:build race
+
+package shim_test
+
+// buildFlags make the program under test watch itself, too.
+var buildFlags = []string{"-race"}
