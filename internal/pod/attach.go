@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/berth-runtime/berth/internal/shim"
 )
 
 // Attach connects the streams to a container's own process until the process
@@ -29,8 +31,19 @@ func (e *Engine) Attach(ctx context.Context, id string, s Streams) error {
 	if err != nil {
 		return fmt.Errorf("attach to %s: %w", c, err)
 	}
+	err = errors.Join(c.carry(ctx, a, s), a.Close()) //nolint:contextcheck // Close has a deadline of its own, for a session that is over
+	if err != nil {
+		return fmt.Errorf("attach to %s: %w", c, err)
+	}
+	return nil
+}
+
+// carry moves data until there is no more output. A session that takes only
+// input ends with the client's input or with the container.
+func (c *container) carry(ctx context.Context, a *shim.Attachment, s Streams) error {
 	stopped := make(chan struct{})
-	var in, out errgroup.Group
+	defer close(stopped)
+	var in, out, sizes errgroup.Group
 	if s.Stdin != nil && a.Stdin != nil {
 		in.Go(func() error {
 			_, err := io.Copy(a.Stdin, s.Stdin)
@@ -40,8 +53,12 @@ func (e *Engine) Attach(ctx context.Context, id string, s Streams) error {
 			return err
 		})
 	}
+	until, exited := &out, (<-chan struct{})(nil)
+	if s.Stdout == nil && s.Stderr == nil {
+		until, exited = &in, c.exited
+	}
 	if s.Resize != nil && s.Terminal {
-		in.Go(func() error {
+		sizes.Go(func() error {
 			return follow(s.Resize, stopped, func(size Size) error { return a.Resize(ctx, size.Width, size.Height) })
 		})
 	}
@@ -50,20 +67,17 @@ func (e *Engine) Attach(ctx context.Context, id string, s Streams) error {
 		from *os.File
 	}{{s.Stdout, a.Stdout}, {s.Stderr, a.Stderr}} {
 		if o.to != nil && o.from != nil {
-			out.Go(func() error { _, err := io.Copy(o.to, o.from); return err })
+			until.Go(func() error { _, err := io.Copy(o.to, o.from); return err })
 		}
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- out.Wait() }() // ends when the attachment is closed, below at the latest
+	go func() { ended <- until.Wait() }() // ends when the attachment is closed at the latest
 	select {
-	case err = <-ended:
+	case err := <-ended:
+		return err
+	case <-exited:
+		return nil
 	case <-ctx.Done():
-		err = ctx.Err()
+		return ctx.Err()
 	}
-	close(stopped)
-	err = errors.Join(err, a.Close()) //nolint:contextcheck // it has a deadline of its own, for a session that is over
-	if err != nil {
-		return fmt.Errorf("attach to %s: %w", c, err)
-	}
-	return nil
 }

@@ -172,6 +172,21 @@ func TestAttach(t *testing.T) {
 	})
 }
 
+// TestAttachInputOnly: a session that takes only input delivers all of it, and ends with it.
+func TestAttachInputOnly(t *testing.T) {
+	n := harness.Start(t, harness.Options{})
+	c := n.RunPod().Start([]string{"sh"}, func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
+	answer, err := n.Runtime.Attach(n.Context(), &runtimeapi.AttachRequest{ContainerId: c.ID, Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := session(t, answer.GetUrl(), remotecommand.StreamOptions{Stdin: strings.NewReader("echo all of it\nexit 3\n")}); err != nil {
+		t.Errorf("session ends with %v", err)
+	}
+	equal(t, "exit code", c.Exited().GetExitCode(), 3)
+	n.Eventually("the log has it", func() error { return logHas(c, "stdout F all of it") })
+}
+
 // TestPortForward: a connection reaches a port of the pod, in its own network and in the host's.
 func TestPortForward(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
