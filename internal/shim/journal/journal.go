@@ -44,6 +44,8 @@ type Entry struct {
 	// the output has been drained.
 	Final bool `json:"final,omitempty"`
 	OOM   bool `json:"oom,omitempty"`
+	// Gone says that the ID was forgotten, so that it may be used again.
+	Gone bool `json:"gone,omitempty"`
 }
 
 // Journal is an open exit journal. Its methods may be called by many goroutines.
@@ -74,7 +76,9 @@ func Open(path string) (*Journal, error) {
 	}
 	j := &Journal{path: path, file: file, size: int64(good), last: map[string]Entry{}}
 	for _, e := range entries {
-		j.last[e.ID] = e
+		if j.last[e.ID] = e; e.Gone {
+			delete(j.last, e.ID)
+		}
 	}
 	return j, nil
 }
@@ -122,6 +126,10 @@ func (j *Journal) Append(e Entry) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.last[e.ID] = e
+	return j.writeLocked(e)
+}
+
+func (j *Journal) writeLocked(e Entry) error {
 	b, err := frame(e)
 	if err != nil {
 		return err
@@ -145,13 +153,16 @@ func (j *Journal) Last(id string) (Entry, bool) {
 	return e, ok
 }
 
-// Forget drops an ID; the file is rewritten when it has become long.
+// Forget drops an ID, which may be used again after a nil error; the file is rewritten when it has become long.
 func (j *Journal) Forget(id string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if _, known := j.last[id]; !known {
+		return nil
+	}
 	delete(j.last, id)
 	if j.size < compactAt {
-		return nil
+		return j.writeLocked(Entry{ID: id, Gone: true})
 	}
 	return j.compactLocked()
 }

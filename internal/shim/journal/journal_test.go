@@ -56,6 +56,21 @@ func TestTornEndIsCut(t *testing.T) {
 	}
 }
 
+// TestForgottenIDIsNew: what is told of an ID is never what its last owner did.
+func TestForgottenIDIsNew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "exits")
+	j := open(t, path)
+	if err := j.Append(Entry{ID: "c", Known: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Forget("c"); err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := open(t, path).Last("c"); ok {
+		t.Errorf("got %+v", e)
+	}
+}
+
 func TestForgetAndCompact(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "exits")
 	j := open(t, path)
