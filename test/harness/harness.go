@@ -108,6 +108,11 @@ func (n *Node) end() {
 		n.t.Errorf("remove the cgroup of the test's pods: %v", err)
 	}
 	n.log = n.Log()
+	for _, alarm := range []string{"WARNING: DATA RACE", "panic: ", "fatal error: "} {
+		if strings.Contains(n.log, alarm) {
+			n.t.Errorf("a program says %q in its log", alarm)
+		}
+	}
 }
 
 // epilogue shows the whole log if the failure came with the end of the node or with the census.
