@@ -61,6 +61,8 @@ func (Local) Run(ctx context.Context, cmd *Command) (int, error) {
 		c.Stderr = cmd.Stderr
 	}
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// What it has started goes with it.
+	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	err := c.Run()
 	var ended *exec.ExitError
 	switch {

@@ -3,9 +3,11 @@ package ociruntime
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -66,6 +68,32 @@ func TestProbeSaysWhatIsWrong(t *testing.T) {
 				t.Errorf("got %v, want %v with %q", err, tc.kind, tc.want)
 			}
 		})
+	}
+}
+
+// TestProbeEndsWhatItStarted: a runtime that hangs is killed with its children.
+func TestProbeEndsWhatItStarted(t *testing.T) {
+	held := filepath.Join(t.TempDir(), "held")
+	if err := syscall.Mkfifo(held, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(held, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = reader.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err = Probe(ctx, Handler{Name: "x", Type: TypeOCI, Path: script(t, "sleep 1000 3>"+held+" & wait")})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want that the deadline is exceeded", err)
+	}
+	// The end of the file comes when nobody can write to it any more.
+	if err := reader.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := reader.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("read what the child of the runtime holds open: %d, %v, want its end", n, err)
 	}
 }
 
