@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -253,13 +255,20 @@ func (e *Engine) removeOrphans(ctx context.Context, o orphans) {
 // failing plugin may have left.
 func (e *Engine) CollectNetwork(ctx context.Context) error { return e.collectNetwork(ctx, "") }
 
-// collectNetwork frees the addresses of pods that are gone, or that go.
+// collectNetwork frees the addresses of pods that are gone, of those that are
+// stopped (their detaching may have been cut off) and of the one that goes.
 func (e *Engine) collectNetwork(ctx context.Context, going string) error {
 	live := map[string]bool{}
-	e.mu.RLock()
-	for id := range e.sandboxes.byID {
-		live[id] = id != going
+	for _, s := range e.allSandboxes() {
+		s.mu.Lock()
+		live[s.rec.ID] = s.rec.ID != going && s.state.Marks[stepNetwork] != machine.Absent
+		s.mu.Unlock()
 	}
-	e.mu.RUnlock()
 	return e.opts.Network.Collect(ctx, live)
+}
+
+func (e *Engine) allSandboxes() []*sandbox {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return slices.Collect(maps.Values(e.sandboxes.byID))
 }
