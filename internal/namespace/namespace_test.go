@@ -317,6 +317,7 @@ func TestNoThreadStaysInside(t *testing.T) {
 		paths, err := Create(t.Context(), req)
 		must(t, err)
 		must(t, Do(paths.Net, func() error { runtime.Gosched(); return nil }))
+		must(t, DoNew(func() error { runtime.Gosched(); return nil }))
 		must(t, Remove(t.Context(), req.Dir))
 	}
 	threads, err := os.ReadDir("/proc/self/task")

@@ -27,6 +27,16 @@ func Do(path string, fn func() error) error {
 	return errors.Join(err, ns.Close())
 }
 
+// DoNew runs fn like [Do], inside a new network namespace that nothing keeps when fn has returned. Its loopback is down.
+func DoNew(fn func() error) error {
+	return onThread(unix.CLONE_NEWNET, func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make a network namespace: %w", err)
+		}
+		return fn()
+	})
+}
+
 // Exists reports whether a namespace is pinned at path (or, for a path in /proc, whether its process is alive).
 func Exists(path string) bool {
 	return isNamespace(path)

@@ -37,6 +37,7 @@ var (
 	hostAddresses    = []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24"), netip.MustParsePrefix("2001:db8::2/64")}
 	outsideAddresses = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")}
 	outsideNetNS     string
+	hostNetNS        string
 )
 
 // TestMain runs the tests in network and mount namespaces of their own: the host of the tests. Nothing that they do to
@@ -65,6 +66,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "make the host of the tests:", err)
 		os.Exit(1)
 	}
+	hostNetNS, _, _ = strings.Cut(home(), " ")
 	code := m.Run()
 	err = errors.Join(namespace.Remove(context.Background(), filepath.Dir(outsideNetNS)), os.Remove(dir))
 	if err != nil {
@@ -268,6 +270,21 @@ func inside(t testing.TB, netns string, fn func() error) {
 	if err := namespace.Do(netns, fn); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// strays lists the threads of this process that are in another network namespace than the tests began in.
+func strays(t testing.TB) []string {
+	t.Helper()
+	threads, err := os.ReadDir("/proc/self/task")
+	must(t, err)
+	var found []string
+	for _, thread := range threads {
+		name, err := os.Readlink("/proc/self/task/" + thread.Name() + "/ns/net")
+		if err == nil && name != hostNetNS {
+			found = append(found, thread.Name()+" "+name)
+		}
+	}
+	return found
 }
 
 // hostState describes links, addresses, routes and packet filters of the host, without what changes by itself.

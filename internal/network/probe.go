@@ -3,10 +3,11 @@ package network
 import (
 	"errors"
 	"fmt"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/namespace"
 )
 
 // Choice is the network that pods get, as far as the configuration tells.
@@ -38,7 +39,7 @@ func Choose(options Options) (Choice, error) {
 
 // ProbeLinks tries whether this host can make the devices of the built-in network. It needs root and leaves nothing.
 func ProbeLinks() error {
-	return inNewNetwork(func() error {
+	return namespace.DoNew(func() error {
 		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return fmt.Errorf("connect to rtnetlink: %w", err)
@@ -58,7 +59,7 @@ func ProbeLinks() error {
 
 // ProbeFirewall tries whether this host takes the rules of the built-in network. It needs root and leaves nothing.
 func ProbeFirewall() error {
-	return inNewNetwork(func() error {
+	return namespace.DoNew(func() error {
 		nets, err := parseSubnets([]string{"192.0.2.0/24", "2001:db8::/64"})
 		if err != nil {
 			return err
@@ -66,18 +67,4 @@ func ProbeFirewall() error {
 		f := &firewall{table: plainName, bridge: "probe0", ledger: &ledger{}}
 		return errors.Join(f.serve(nets), f.close())
 	})
-}
-
-// inNewNetwork runs fn in a network namespace that ends with its thread.
-func inNewNetwork(fn func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is of no use to others
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			result <- fmt.Errorf("make a network namespace: %w", err)
-			return
-		}
-		result <- fn()
-	}()
-	return <-result
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -27,6 +28,9 @@ func newRig(t testing.TB, change func(*Options)) *rig {
 	census.Check(t)
 	before := hostState(t)
 	t.Cleanup(func() {
+		if threads := strays(t); len(threads) > 0 {
+			t.Errorf("threads of process %d in the wrong namespace: %v, want %s", os.Getpid(), threads, hostNetNS)
+		}
 		if after := hostState(t); after != before {
 			t.Errorf("left on the host:\n%s\nbefore:\n%s", after, before)
 		}
