@@ -16,17 +16,16 @@ import (
 )
 
 var (
-	handlers  = flag.String("handlers", "", "OCI runtimes to run critest with, e.g. runc,crun")
-	processes = flag.String("processes", "1", "how many specs run at a time; one pass for each number of a list, e.g. 1,2")
-	websocket = flag.Bool("websocket", false, "stream over WebSocket instead of SPDY")
-	focus     = flag.String("focus", "", "run only the specs whose names match")
+	passes = flag.String("passes", "", "passes of critest to run: OCI runtimes, each with what it adds, e.g. runc,crun:2:cni. "+
+		"A number is how many specs run at a time; cni takes CNI plugins for the network; websocket streams over it, not SPDY")
+	focus = flag.String("focus", "", "run only the specs whose names match")
 )
 
-// TestCritest runs the whole suite against a fresh node for each OCI runtime that -handlers names. It fails for every
-// spec that fails, and for every one that is skipped without an excuse.
+// TestCritest runs the whole suite against a fresh node for each pass that -passes names. It fails for every spec that
+// fails, and for every one that is skipped without an excuse.
 func TestCritest(t *testing.T) {
-	if *handlers == "" {
-		t.Log("-handlers names no OCI runtime, so there is nothing to do")
+	if *passes == "" {
+		t.Log("-passes names none, so there is nothing to do")
 		return
 	}
 	c, err := openCache()
@@ -41,20 +40,43 @@ func TestCritest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for handler := range strings.SplitSeq(*handlers, ",") {
-		for number := range strings.SplitSeq(*processes, ",") {
-			n, err := strconv.Atoi(number)
-			if err != nil || n < 1 {
-				t.Fatalf("-processes: %q is no number of processes", number)
-			}
-			t.Run(fmt.Sprintf("%s/%d", handler, n), func(t *testing.T) { runPass(t, s, im, handler, n) })
+	for words := range strings.SplitSeq(*passes, ",") {
+		p, err := parsePass(words)
+		if err != nil {
+			t.Fatal(err)
 		}
+		t.Run(words, func(t *testing.T) { runPass(t, s, im, p) })
 	}
 }
 
+// parsePass understands "crun:2:cni".
+func parsePass(words string) (pass, error) {
+	handler, more, _ := strings.Cut(words, ":")
+	p := pass{handler: handler, processes: 1}
+	for word := range strings.SplitSeq(more, ":") {
+		number, err := strconv.Atoi(word)
+		switch {
+		case word == "":
+		case word == "cni":
+			p.cni = true
+		case word == "websocket":
+			p.websocket = true
+		case err == nil && number > 0:
+			p.processes = number
+		default:
+			return p, fmt.Errorf("the pass %q: %q is neither a number of processes nor cni nor websocket", words, word)
+		}
+	}
+	return p, nil
+}
+
 // runPass starts a node, runs the suite against it and judges the report.
-func runPass(t *testing.T, s suite, im images, handler string, parallel int) {
-	n := harness.Start(t, harness.Options{Handler: handler})
+func runPass(t *testing.T, s suite, im images, p pass) {
+	opts := harness.Options{Handler: p.handler}
+	if p.cni {
+		opts.Conflist = harness.PortmapList("1.0.0")
+	}
+	n := harness.Start(t, opts)
 	if err := im.push(t.Context(), n.Registry.Host); err != nil {
 		t.Fatal(err)
 	}
@@ -62,10 +84,7 @@ func runPass(t *testing.T, s suite, im images, handler string, parallel int) {
 		t.Fatal(err)
 	}
 	n.Ready()
-	p := pass{
-		endpoint: n.Config.Listen, handler: handler, processes: parallel, websocket: *websocket, focus: *focus,
-		dir: t.ArtifactDir(), tmp: filepath.Join(n.Dir(), "tmp"),
-	}
+	p.endpoint, p.focus, p.dir, p.tmp = n.Config.Listen, *focus, t.ArtifactDir(), filepath.Join(n.Dir(), "tmp")
 	if err := os.Mkdir(p.tmp, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -74,8 +93,8 @@ func runPass(t *testing.T, s suite, im images, handler string, parallel int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("critest %s with %s, %d at a time: %d passed, %d failed, %d skipped, %d not asked for, in %v", s.version, handler,
-		parallel, len(r.with(passed)), len(r.with(failed)), len(r.with(skipped)), len(r.with(left)), r.took.Round(time.Second))
+	t.Logf("critest %s: %d passed, %d failed, %d skipped, %d not asked for, in %v", s.version,
+		len(r.with(passed)), len(r.with(failed)), len(r.with(skipped)), len(r.with(left)), r.took.Round(time.Second))
 	judge(t, r, *focus == "")
 }
 

@@ -5,5 +5,6 @@
 // own, nginx and Apache are Debian's, the rest are small. They are served by a docker-registry on the loopback
 // interface, which the node knows as a mirror of registry.k8s.io, k8s.gcr.io and gcr.io.
 //
-// The suite takes minutes, so `go test` runs it only when it is told for which OCI runtimes; `make conformance` does.
+// The suite takes a minute or so, needs root and Debian, and uses ports of the host which it chooses itself, so `go test`
+// runs it only when it is told with which OCI runtime, network and protocol; `make conformance` does.
 package conformance

@@ -96,6 +96,24 @@ func TestExcuses(t *testing.T) {
 	}
 }
 
+func TestParsePass(t *testing.T) {
+	for words, want := range map[string]pass{
+		"runc":                 {handler: "runc", processes: 1},
+		"crun:2:cni":           {handler: "crun", processes: 2, cni: true},
+		"crun:websocket":       {handler: "crun", processes: 1, websocket: true},
+		"runc:websocket:3:cni": {handler: "runc", processes: 3, websocket: true, cni: true},
+	} {
+		if got, err := parsePass(words); err != nil || got != want {
+			t.Errorf("%s: got %+v, %v, want %+v", words, got, err, want)
+		}
+	}
+	for _, bad := range []string{"runc:0", "runc:-1", "runc:spdy"} {
+		if got, err := parsePass(bad); err == nil {
+			t.Errorf("%s: got %+v", bad, got)
+		}
+	}
+}
+
 func TestConfigure(t *testing.T) {
 	const before = "# a comment\nCONFIG_TC=y\n# CONFIG_STATIC is not set\nCONFIG_STATIC_LIBGCC=y\nCONFIG_NAME=\"x\"\n"
 	const want = "# a comment\n# CONFIG_TC is not set\nCONFIG_STATIC=y\nCONFIG_STATIC_LIBGCC=y\nCONFIG_NAME=\"x\"\n"

@@ -120,6 +120,8 @@ type pass struct {
 	handler  string
 	// processes is how many specs run at a time.
 	processes int
+	// cni has the network made by CNI plugins; it is built in otherwise.
+	cni bool
 	// websocket chooses the protocol of exec, attach and port-forward; it is SPDY otherwise.
 	websocket bool
 	// focus is a regular expression of names of specs; empty is all.
