@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
+	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/test/census"
@@ -97,9 +98,14 @@ func forward(t *testing.T, sessionURL string, port int) (local string, stop func
 	if err != nil {
 		t.Fatal(err)
 	}
+	return forwardWith(t, spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, "POST", u), port)
+}
+
+// forwardWith does it over any protocol.
+func forwardWith(t *testing.T, dialer httpstream.Dialer, port int) (local string, stop func() error) {
+	t.Helper()
 	stopping, ready := make(chan struct{}), make(chan struct{})
-	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", u)
-	pf, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)},
+	pf, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)},
 		stopping, ready, io.Discard, t.Output())
 	if err != nil {
 		t.Fatal(err)

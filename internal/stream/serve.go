@@ -11,6 +11,7 @@ import (
 
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 	utilexec "k8s.io/utils/exec"
 )
 
@@ -54,17 +55,41 @@ func (s *Server) run(session *session, t ticket, w http.ResponseWriter, r *http.
 		line.Info("streaming session")
 		s.sessions.remove(session)
 	}()
+	if t.kind == kindPortForward {
+		s.forward(session, t, w, r)
+	} else {
+		s.command(session, t, w, r)
+	}
+}
+
+// command serves exec and attach.
+func (s *Server) command(session *session, t ticket, w http.ResponseWriter, r *http.Request) {
+	e := &executor{s.runtime, session, t.pipes}
 	options := &remotecommand.Options{Stdin: t.pipes.Stdin, Stdout: t.pipes.Stdout, Stderr: t.pipes.Stderr, TTY: t.pipes.Terminal}
-	switch t.kind {
-	case kindExec:
-		remotecommand.ServeExec(w, r, &executor{s.runtime, session, t.pipes}, "", "", t.owner, t.command, options,
+	switch {
+	case wsstream.IsWebSocketRequestWithStreamCloseProtocol(r):
+		if err := e.serveChannels(w, r, t); err != nil {
+			session.over(err)
+		}
+	case t.kind == kindExec:
+		remotecommand.ServeExec(w, r, e, "", "", t.owner, t.command, options,
 			idleTimeout, creationTimeout, remotecommand.SupportedStreamingProtocols)
-	case kindAttach:
-		remotecommand.ServeAttach(w, r, &executor{s.runtime, session, t.pipes}, "", "", t.owner, options,
+	default:
+		remotecommand.ServeAttach(w, r, e, "", "", t.owner, options,
 			idleTimeout, creationTimeout, remotecommand.SupportedStreamingProtocols)
-	case kindPortForward:
+	}
+}
+
+// forward serves port-forward.
+func (s *Server) forward(session *session, t ticket, w http.ResponseWriter, r *http.Request) {
+	serve := func(w http.ResponseWriter, r *http.Request) {
 		portforward.ServePortForward(w, r, &forwarder{s.runtime, session, s.log}, t.owner, "", &portforward.V4Options{Ports: t.ports},
 			idleTimeout, creationTimeout, portforward.SupportedProtocols)
+	}
+	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
+		serveTunnel(w, r, serve)
+	} else {
+		serve(w, r)
 	}
 }
 

@@ -5,7 +5,9 @@
 //	kubelet ──HTTP──▶ Server.ServeHTTP         takes the ticket of the URL
 //	                    │ session              context, hijacked connection
 //	                    ▼
-//	                  cri-streaming            SPDY or WebSocket to plain streams
+//	                  cri-streaming            SPDY or WebSocket to plain streams; what it does
+//	                    │                      not speak, the fifth version of the WebSocket protocol
+//	                    │                      and SPDY through a WebSocket, is in this package
 //	                    ▼
 //	                  Runtime.Exec / Attach    or a connection into the pod
 //
