@@ -29,10 +29,10 @@ test: ## run all tests, with the race detector and the machine-wide leak census 
 	@tools/prepare test
 	BERTH_CENSUS=global $(GO) test -p 1 -count=1 -race -shuffle=on -timeout 20m ./...
 
-conformance: ## run critest with runc and crun, the built-in network and CNI (needs root and Debian; 4 min, first time 8)
+conformance: ## run critest with runc and crun, built-in network and CNI, SPDY and WebSocket (needs root and Debian; 4 min, first time 8)
 	@tools/prepare conformance
 	@mkdir -p bin
-	$(GO) test -count=1 -v -timeout 3h -artifacts -outputdir bin ./test/conformance -args -passes runc,runc:2:cni,crun:cni,crun:2
+	$(GO) test -count=1 -v -timeout 3h -artifacts -outputdir bin ./test/conformance -args -passes runc,runc:2:cni:websocket,crun:cni,crun:2:websocket
 
 lint: ## check format, style and length of files and functions (needs nothing but Go; 3 min, first time 10)
 	@tools/prepare lint
