@@ -224,6 +224,7 @@ func TestStartFails(t *testing.T) {
 			{"missing", missing, "true", "/nowhere/runc", errdefs.ErrFailedPrecondition},
 			{"hangs", broken("sleep 1000"), "true", "did not finish in time", context.DeadlineExceeded},
 			{"fails", broken(`while [ $# -gt 1 ]; do [ "$1" = --log ] && log=$2; shift; done; echo '{"level":"error","msg":"no luck today"}' > $log; exit 1`), "true", "no luck today", nil},
+			{"mumbles", broken("echo 'no luck with stderr' >&2; exit 1"), "true", "no luck with stderr", nil},
 			{"noprogram", handler, "", "nonexistent", errdefs.ErrFailedPrecondition},
 		} {
 			req := h.bundle(tc.handler, tc.id, tc.script, func(s *specs.Spec) {
@@ -242,6 +243,34 @@ func TestStartFails(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestDeleteEndsStart: who deletes a container need not wait until an OCI runtime that hangs has used up its time.
+func TestDeleteEndsStart(t *testing.T) {
+	h := newHost(t)
+	pipe, path := filepath.Join(h.state, "running"), filepath.Join(h.state, "hanging")
+	h.must(syscall.Mkfifo(pipe, 0o600))
+	h.must(os.WriteFile(path, []byte("#!/bin/sh\necho >"+pipe+"\nsleep 1000 & sleep 1000\n"), 0o755))
+	handler := h.handler("runc")
+	handler.Path = path
+	req := h.bundle(handler, "c", "true")
+	req.Deadline = time.Hour
+	started := make(chan error, 1)
+	go func() {
+		_, err := h.client.Start(h.ctx(), req)
+		started <- err
+	}()
+	running, err := os.Open(pipe) // waits until the runtime runs
+	h.must(err)
+	h.must(running.Close())
+	// The runtime's own delete is to work.
+	h.must(os.WriteFile(path+".new", []byte("#!/bin/sh\nexit 0\n"), 0o755))
+	h.must(os.Rename(path+".new", path))
+	h.must(h.client.Delete(h.ctx(), "c"))
+	if err := <-started; err == nil {
+		t.Error("Start: got no error")
+	}
+	h.nothingLeft("c")
 }
 
 func TestStartJoins(t *testing.T) {

@@ -38,6 +38,8 @@ type container struct {
 	ready chan struct{}
 	// over is closed once the exit is final.
 	over chan struct{}
+	// unwanted is closed by Delete: a Start that still runs need not go on.
+	unwanted chan struct{}
 
 	mu      sync.Mutex // guards what follows
 	rec     record
@@ -57,7 +59,7 @@ func (s *Supervisor) newContainer(rec record) *container {
 	c := &container{
 		s: s, id: rec.ID, dir: filepath.Join(s.containersDir(), rec.ID), rec: rec,
 		op:    make(chan struct{}, 1), // empty: the token is the caller's
-		ready: make(chan struct{}), over: make(chan struct{}), execs: map[string]*execution{},
+		ready: make(chan struct{}), over: make(chan struct{}), unwanted: make(chan struct{}), execs: map[string]*execution{},
 	}
 	c.init = newProcess(c.ended)
 	return c
@@ -74,6 +76,17 @@ func (c *container) acquire(ctx context.Context) error {
 }
 
 func (c *container) release() { c.op <- struct{}{} }
+
+// abandon ends a Start that still waits for the OCI runtime, so that Delete need not.
+func (c *container) abandon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.unwanted:
+	default:
+		close(c.unwanted)
+	}
+}
 
 // record returns a copy of the record.
 func (c *container) record() record {

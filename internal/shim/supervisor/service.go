@@ -138,6 +138,7 @@ func (g *service) Delete(ctx context.Context, req *wire.Container) (*wire.Empty,
 		if err != nil {
 			return &wire.Empty{}, nil // it is gone, as asked
 		}
+		c.abandon()
 		if err := c.acquire(ctx); err != nil {
 			return nil, err
 		}

@@ -147,12 +147,19 @@ func (c *container) tryStart(ctx context.Context, rec record) error {
 func (c *container) runRuntime(ctx context.Context, runtime *ociruntime.Runtime, rec record, ends theirs) error {
 	ctx, cancel := context.WithTimeout(ctx, rec.Deadline)
 	defer cancel()
+	c.s.wg.Go(func() {
+		select {
+		case <-c.unwanted:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
 	req := ociruntime.RunRequest{
 		ID: c.id, Bundle: rec.Bundle, PIDFile: filepath.Join(c.dir, pidFile), Scratch: c.dir,
 		Stdio: ociruntime.Stdio{Stdin: ends.stdin, Stdout: ends.stdout, Stderr: ends.stderr},
 	}
 	if !rec.Terminal {
-		return runtime.Run(ctx, req)
+		return c.io.explain(runtime.Run(ctx, req))
 	}
 	console, err := c.s.withConsole(ctx, func(socket string) error {
 		req.ConsoleSocket = socket
