@@ -66,6 +66,10 @@ func run(args []string) error {
 	}
 	report := fileOf(*reportFD, "report")
 	err := serve(*state, *instance, fileOf(*handoverFD, "handover"), report)
+	if errors.Is(err, supervisor.ErrServed) && report != nil {
+		_, err = io.WriteString(report, "ok")
+		return err
+	}
 	if err != nil && report != nil {
 		// Nobody listens any more once it serves, and then the log has the error.
 		_, _ = io.WriteString(report, err.Error())

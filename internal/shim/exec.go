@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -164,7 +165,7 @@ type Attachment struct {
 	client         *Client
 	containerID    string
 	id             string
-	ownsStdin      bool
+	ownsStdin      atomic.Bool
 	detachDeadline time.Duration
 }
 
@@ -181,7 +182,8 @@ func (c *Client) Attach(ctx context.Context, id string, stdin bool) (*Attachment
 		if err != nil {
 			return nil, err
 		}
-		a.id, a.Terminal, a.ownsStdin = resp.Attachment, resp.Terminal, stdin
+		a.id, a.Terminal = resp.Attachment, resp.Terminal
+		a.ownsStdin.Store(stdin)
 		a.Stdin, a.Stdout, a.Stderr = files[wire.Stdin], files[wire.Stdout], files[wire.Stderr]
 		return resp, nil
 	})
@@ -194,10 +196,10 @@ func (c *Client) Attach(ctx context.Context, id string, stdin bool) (*Attachment
 // CloseStdin says that no more input comes. A container with stdin_once then
 // reads the end of its stdin; another keeps its stdin open.
 func (a *Attachment) CloseStdin(ctx context.Context) error {
-	if !a.ownsStdin {
+	// The session and its end may both say so, at the same time.
+	if !a.ownsStdin.Swap(false) {
 		return nil
 	}
-	a.ownsStdin = false
 	if a.Stdin != nil {
 		_ = a.Stdin.Close()
 	}

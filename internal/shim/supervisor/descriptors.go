@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -19,22 +20,50 @@ import (
 // maxDeposits bounds the descriptors that wait to be asked for.
 const maxDeposits = 1024
 
-// takeServeLock makes sure that only one supervisor serves the directory. One that
-// is about to end may hold the lock for a moment.
-func takeServeLock(path string) (*os.File, error) {
+// lockRetry is how often a supervisor that finds another one looks again.
+const lockRetry = 20 * time.Millisecond
+
+// ErrServed tells that another supervisor serves the directory: there is nothing to do.
+var ErrServed = errors.New("another supervisor serves this directory")
+
+// takeServeLock makes sure that only one supervisor serves the directory. The one
+// that holds the lock is about to end, which is waited for, or about to serve: then
+// its client died after starting it, and the next client started this one.
+func takeServeLock(ctx context.Context, dir string) (*os.File, error) {
+	path := filepath.Join(dir, wire.ServeLock)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if err == nil {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
 			return f, nil
-		}
-		if !errors.Is(err, unix.EINTR) {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case !errors.Is(err, unix.EWOULDBLOCK):
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+		case answers(ctx, filepath.Join(dir, wire.Socket)):
+			return nil, errors.Join(ErrServed, f.Close())
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, context.Cause(ctx)), f.Close())
+		case <-time.After(lockRetry):
 		}
 	}
+}
+
+// answers tells whether somebody accepts connections.
+func answers(ctx context.Context, socket string) bool {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }
 
 // listen opens the sockets, or takes those of a predecessor over.

@@ -108,7 +108,8 @@ type Supervisor struct {
 
 // Run serves until ctx ends, until it is told to shut down, or until its last
 // client is gone while there is no container. It must be called on the main
-// thread, and the main goroutine must be locked to it. Containers run on.
+// thread, and the main goroutine must be locked to it. Containers run on. It is
+// [ErrServed] that another one serves already.
 func Run(ctx context.Context, cfg Config) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -155,7 +156,7 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 		return err
 	}
 	if s.lock = handed.lock; s.lock == nil {
-		if s.lock, err = takeServeLock(filepath.Join(s.cfg.Dir, wire.ServeLock)); err != nil {
+		if s.lock, err = takeServeLock(ctx, s.cfg.Dir); err != nil {
 			return err
 		}
 	}
