@@ -55,9 +55,12 @@ generate: ## make generated code and documents again; the tree must not change (
 	@tools/prepare generate
 	$(GO) generate ./...
 
-install: build ## install the programs into $(DESTDIR)$(PREFIX)/bin (needs the right to write there; seconds)
+install: build ## install programs and systemd unit beneath $(DESTDIR)$(PREFIX) (needs the right to write there; seconds)
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 0755 $(PROGRAMS:%=bin/%) $(DESTDIR)$(PREFIX)/bin
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' packaging/berthd.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/berthd.service
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/berthd.service
 
 clean: ## remove bin/
 	rm -rf bin
