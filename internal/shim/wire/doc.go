@@ -14,7 +14,7 @@
 // connection; the supervisor answers a repeated call with the outcome of the first.
 package wire
 
-//go:generate protoc --go_out=. --go_opt=paths=source_relative --go-ttrpc_out=. --go-ttrpc_opt=paths=source_relative shim.proto
+//go:generate sh -c "protoc -I . --plugin=protoc-gen-go=$(go tool -n -modfile=../../../tools/go.mod protoc-gen-go) --plugin=protoc-gen-go-ttrpc=$(go tool -n -modfile=../../../tools/go.mod protoc-gen-go-ttrpc) --go_out=. --go_opt=paths=source_relative --go-ttrpc_out=. --go-ttrpc_opt=paths=source_relative shim.proto"
 
 // Names of the two sockets and of the launch lock in the supervisor's directory.
 const (
