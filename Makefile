@@ -44,7 +44,7 @@ bench: build ## measure what kubelet waits for and what a pod costs (needs root 
 	@tools/prepare test
 	BERTH_BIN=$(CURDIR)/bin $(GO) test -run '^$$' -bench . -benchtime 30x ./test/bench
 
-fuzz: ## fuzz every parser of foreign input for 20 s each (needs root; 5 min)
+fuzz: ## fuzz every parser of foreign input for 20 s each (needs root; 8 min)
 	@tools/prepare test
 	@set -e; for p in $$($(GO) list ./internal/...); do \
 		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \

@@ -21,8 +21,10 @@ const (
 	socketMode = 0o660
 	// socketDirMode lets others reach the socket and not list what is there.
 	socketDirMode = 0o711
-	// probeTimeout bounds the question whether somebody answers already.
+	// probeTimeout is how long somebody must answer to be there, probeStep how
+	// often that is tried.
 	probeTimeout = time.Second
+	probeStep    = 20 * time.Millisecond
 )
 
 // Listen opens the unix socket of a unix:// endpoint. A socket that nobody
@@ -85,15 +87,24 @@ func refuseLive(ctx context.Context, path string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
-	if err == nil {
-		return errors.Join(
-			fmt.Errorf("listen on %s: another daemon answers there: %w", path, errdefs.ErrAlreadyExists), conn.Close())
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		switch {
+		case errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist):
+			return nil
+		case err != nil && ctx.Err() == nil:
+			return fmt.Errorf("find out whether somebody answers on %s: %w", path, err)
+		case err == nil:
+			err = conn.Close()
+		}
+		// A child that a dead daemon has just forked holds its socket until it
+		// executes its program, so once is not enough.
+		select {
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("listen on %s: another daemon answers there: %w", path, errdefs.ErrAlreadyExists), err)
+		case <-time.After(probeStep):
+		}
 	}
-	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("find out whether somebody answers on %s: %w", path, err)
-	}
-	return nil
 }
 
 func publish(fresh, path string) error {

@@ -177,6 +177,22 @@ func TestKillBoth(t *testing.T) {
 	})
 }
 
+// TestKillInARow: the daemon is killed while it brings up another supervisor, and the next daemon comes before that one
+// serves. There is one supervisor in the end, and it has the container.
+func TestKillInARow(t *testing.T) {
+	n := harness.Start(t, harness.Options{})
+	c := n.RunPod().Start(counter)
+	for range 6 {
+		n.KillShim()
+		n.KillDaemon()
+		n.KillDaemon()
+		equal(t, "a command in the container", c.Output("echo", "there"), "there")
+	}
+	c.Stop(10)
+	equal(t, "exit code", c.Status().GetExitCode(), 9)
+	wantWholeLog(t, c)
+}
+
 // TestKillDuringRequests: the daemon is killed at many moments while pods are made and removed. Whatever it was doing, it
 // starts again, the same requests succeed, and nothing is left in the end, which the census sees.
 func TestKillDuringRequests(t *testing.T) {
