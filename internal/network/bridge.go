@@ -228,7 +228,7 @@ func (b *bridge) devices() ([]netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up bridge %s: %w", b.name, err)
 	}
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}

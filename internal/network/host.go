@@ -156,7 +156,7 @@ func setSysctl(name, value string) error {
 
 // uplinkMTU returns the smallest MTU of the devices with a default route: a pod must not send what cannot leave.
 func uplinkMTU() (int, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return 0, fmt.Errorf("list routes: %w", err)
 	}
