@@ -22,10 +22,8 @@ import (
 
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/shim/supervisor"
+	"github.com/berth-runtime/berth/internal/version"
 )
-
-// version is set by the linker.
-var version = "dev"
 
 const (
 	// gcPercent keeps the heap small: it holds little, and what it allocates is short-lived.
@@ -61,7 +59,7 @@ func run(args []string) error {
 		return err
 	}
 	if *showVersion {
-		fmt.Println("berth-shim", version)
+		fmt.Println("berth-shim", version.Version)
 		return nil
 	}
 	report := fileOf(*reportFD, "report")
@@ -108,10 +106,10 @@ func serve(state, instance string, handover, report *os.File) error {
 		own, args = own+"-"+instance, append(args, "--instance", instance)
 	}
 	return supervisor.Run(ctx, supervisor.Config{
-		Dir: filepath.Join(state, "shim"), Cgroup: own, Version: version, Cgroups: host, Log: log,
+		Dir: filepath.Join(state, "shim"), Cgroup: own, Version: version.Version, Cgroups: host, Log: log,
 		Handover: handover, Args: args,
 		Ready: func() {
-			log.Info("serving", "pid", strconv.Itoa(os.Getpid()), "version", version, "state", state)
+			log.Info("serving", "pid", strconv.Itoa(os.Getpid()), "version", version.Version, "state", state)
 			if report != nil {
 				_, err := io.WriteString(report, "ok")
 				if err = errors.Join(err, report.Close()); err != nil {

@@ -27,6 +27,7 @@ import (
 	"github.com/berth-runtime/berth/internal/spec"
 	"github.com/berth-runtime/berth/internal/stream"
 	"github.com/berth-runtime/berth/internal/telemetry"
+	"github.com/berth-runtime/berth/internal/version"
 )
 
 const (
@@ -65,9 +66,9 @@ type closer struct {
 
 // serve runs a daemon until ctx ends.
 func serve(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) {
-	d := &daemon{cfg: cfg, log: log, instance: instanceOf(cfg.Root), metrics: telemetry.NewMetrics(config.Version)}
+	d := &daemon{cfg: cfg, log: log, instance: instanceOf(cfg.Root), metrics: telemetry.NewMetrics(version.Version)}
 	defer func() { err = errors.Join(err, d.close(ctx)) }()
-	log.Info("berthd begins", "version", config.Version, "root", cfg.Root, "state", cfg.State)
+	log.Info("berthd begins", "version", version.Version, "root", cfg.Root, "state", cfg.State)
 	if err := d.lock(); err != nil {
 		return err
 	}
@@ -233,7 +234,7 @@ func (d *daemon) openEdge(ctx context.Context) (err error) {
 	}
 	d.edge = cri.New(cri.Options{
 		Engine: d.engine, Images: d.images, Sessions: d.sessions, Meter: d.metrics, Log: d.log.With("part", "cri"),
-		Version: config.Version, CgroupDriver: driver, Config: shownConfig{d.cfg, d.cfg.State},
+		Version: version.Version, CgroupDriver: driver, Config: shownConfig{d.cfg, d.cfg.State},
 	})
 	return nil
 }

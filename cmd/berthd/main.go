@@ -19,6 +19,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/telemetry"
+	"github.com/berth-runtime/berth/internal/version"
 )
 
 // Exit codes.
@@ -95,7 +96,7 @@ func configure(args []string, stdout, stderr io.Writer) (*config.Config, error) 
 		return nil, fmt.Errorf("unexpected argument %q; all settings are flags, see berthd --help", flags.Arg(0))
 	}
 	if *showVersion {
-		_, err := fmt.Fprintln(stdout, "berthd", config.Version)
+		_, err := fmt.Fprintln(stdout, "berthd", version.Version)
 		return nil, err
 	}
 	cfg, err := config.Load(*file, flags.Changed("config"))

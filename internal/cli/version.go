@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-runtime/berth/internal/config"
+	"github.com/berth-runtime/berth/internal/version"
 )
 
 // versions are who talks to whom. The names are stable.
@@ -24,7 +24,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Short: "Show the version of this program and of the runtime",
 		Args:  takes(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := versions{Client: config.Version}
+			v := versions{Client: version.Version}
 			err := a.with(cmd.Context(), func(ctx context.Context, n *node) error {
 				ctx, cancel := n.ask(ctx)
 				defer cancel()

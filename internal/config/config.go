@@ -9,9 +9,6 @@ import (
 	"strconv"
 )
 
-// Version is that of the programs, a semantic version.
-const Version = "0.1.0"
-
 // DefaultFile is where the configuration is read from unless told otherwise.
 const DefaultFile = "/etc/berth/config.toml"
 

@@ -14,7 +14,7 @@ var order = [][]string{
 	{"internal/pod", "internal/stream"},
 	{"internal/image", "internal/network", "internal/spec", "internal/shim", "internal/stats"},
 	{"internal/ociruntime", "internal/cgroup", "internal/namespace"},
-	{"internal/config", "internal/telemetry", "api"},
+	{"internal/config", "internal/telemetry", "internal/version", "api"},
 }
 
 // ban forbids imports.
