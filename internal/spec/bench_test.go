@@ -49,12 +49,10 @@ func onEach(t *testing.T, run func(b *bench)) {
 }
 
 func newBench(t *testing.T, runtime string) *bench {
-	dir, err := os.MkdirTemp("/tmp", "b")
-	must(t, err)
-	// The cgroup of the pod carries the name of the directory.
-	census.Check(t, dir, filepath.Base(dir))
-	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
+	census.Check(t)
+	dir := census.Dir(t) // the cgroup of the pod carries its name
 	b := &bench{t: t, runtime: runtime, dir: dir}
+	var err error
 	b.cgroups, err = cgroup.Detect()
 	must(t, err)
 	b.needHugetlb()

@@ -33,16 +33,8 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
 // process. systemd itself cannot run beside the init of a machine, so a
 // manager stands in for it on that bus.
 func startBus(t *testing.T) {
-	dir, err := os.MkdirTemp("/tmp", "b")
-	if err != nil {
-		t.Fatal(err)
-	}
-	census.Check(t, dir)
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
+	census.Check(t)
+	dir := census.Dir(t)
 	socket := filepath.Join(dir, "bus")
 	config := filepath.Join(dir, "bus.conf")
 	if err := os.WriteFile(config, fmt.Appendf(nil, busConfig, socket), 0o644); err != nil {
