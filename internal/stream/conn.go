@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -75,9 +76,12 @@ func (c *clientConn) failed(err error) {
 		return
 	default:
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
-		c.gone(errClientGone)
-		return
+	// What comes after its close, the kernel of the client answers with a reset.
+	for _, end := range []error{io.EOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, end) {
+			c.gone(errClientGone)
+			return
+		}
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.gone(fmt.Errorf("the session was idle for too long: %w", err))
