@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -301,7 +302,7 @@ func invoke[R any](ctx context.Context, c *Client, what string,
 		}
 		refused := errdefs.IsAborted(wire.Decode(err)) // by an upgrade, before anything was done
 		if !lostLink(err) && !refused {
-			return none, fmt.Errorf("%s: %w", what, wire.Decode(err))
+			return none, about(what, wire.Decode(err))
 		}
 		if attempt == maxAttempts || ctx.Err() != nil {
 			return none, fmt.Errorf("%s: supervisor went away during the call: %w", what, errdefs.ErrUnavailable)
@@ -313,6 +314,14 @@ func invoke[R any](ctx context.Context, c *Client, what string,
 		case <-ctx.Done():
 		}
 	}
+}
+
+// about says what an error is about, unless the supervisor has said it.
+func about(what string, err error) error {
+	if strings.HasPrefix(err.Error(), what+": ") {
+		return err
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // drop forgets l if maintain has not done so yet, so that a repeated call waits for the next link.

@@ -3,7 +3,6 @@ package wire
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
@@ -68,5 +67,5 @@ func Decode(err error) error {
 			return &Error{kind: k.kind, text: st.Message()}
 		}
 	}
-	return fmt.Errorf("%w: %s", errdefs.ErrUnknown, st.Message())
+	return &Error{kind: errdefs.ErrUnknown, text: st.Message()}
 }
