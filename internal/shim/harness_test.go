@@ -315,13 +315,14 @@ func parseLog(t testing.TB, text []byte) map[string]string {
 	return map[string]string{"stdout": content["stdout"].String(), "stderr": content["stderr"].String()}
 }
 
+// log reads what is in a container's log by now. A reader may see the beginning of a write that is under way; it is left out.
 func (h *host) log(id string) map[string]string {
 	h.t.Helper()
 	text, err := os.ReadFile(filepath.Join(h.state, id+".log"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		h.t.Fatal(err)
 	}
-	return parseLog(h.t, text)
+	return parseLog(h.t, text[:bytes.LastIndexByte(text, '\n')+1])
 }
 
 // killShim kills the supervisor and waits until it is gone.
