@@ -63,7 +63,6 @@ type Supervisor interface {
 	ReopenLog(ctx context.Context, id string) error
 	Exec(ctx context.Context, req shim.ExecRequest) (*shim.Exec, error)
 	Attach(ctx context.Context, id string, stdin bool) (*shim.Attachment, error)
-	Resize(ctx context.Context, id string, cols, rows uint16) error
 }
 
 // HandlerInfo is a runtime handler with what probing it showed.

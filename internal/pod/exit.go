@@ -53,13 +53,13 @@ func (e *Engine) exitSeen(ctx context.Context, exit shim.Exit) {
 
 func (c *container) exitReported(exit shim.Exit) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.rec.StartedAt.IsZero() && c.state.Rising() {
 		c.pending = &exit
 	} else {
 		c.noteExitLocked(exitOf(exit), exit.At)
 	}
-	c.mu.Unlock()
-	c.send(machine.Event{Kind: machine.Fall, Level: containerCreated, Err: errExited})
+	c.sendLocked(machine.Event{Kind: machine.Fall, Level: containerCreated, Err: errExited})
 }
 
 // noteExitLocked records how the container ended; the first report counts.

@@ -213,5 +213,3 @@ func (f *fakeShim) Exec(context.Context, shim.ExecRequest) (*shim.Exec, error) {
 func (f *fakeShim) Attach(context.Context, string, bool) (*shim.Attachment, error) {
 	return nil, errdefs.ErrNotImplemented
 }
-
-func (f *fakeShim) Resize(context.Context, string, uint16, uint16) error { return nil }

@@ -255,9 +255,6 @@ func (s *sandbox) changed() {
 func (s *sandbox) settled(e machine.Effect) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e.Level == sandboxReady {
-		s.changed()
-	}
 	if e.Err != nil && s.rec.Listed {
 		s.rec.Problem = e.Err.Error()
 		s.changed()
