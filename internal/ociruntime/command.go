@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -23,13 +25,18 @@ const (
 	maxLog = 64 << 10
 	// maxMessage bounds the part of it that goes into an error.
 	maxMessage = 2 << 10
+	// cloneDirectory tells crun where to bind-mount its own program for an
+	// instant, see RemoveScratch; else it is /tmp.
+	cloneDirectory = "_LIBCONTAINER_STATEDIR"
 )
 
 // Command is one invocation of a runtime. Stdio that is nil is /dev/null.
 type Command struct {
-	// Path is the program, Args its arguments without the name, Dir where it runs.
+	// Path is the program, Args its arguments without the name, Env what it gets
+	// in addition to the caller's environment, Dir where it runs.
 	Path string
 	Args []string
+	Env  []string
 	Dir  string
 	// Stdin, Stdout and Stderr are given to the program as they are.
 	Stdin, Stdout, Stderr *os.File
@@ -49,7 +56,7 @@ type Local struct{}
 // Run implements Runner.
 func (Local) Run(ctx context.Context, cmd *Command) (int, error) {
 	c := exec.CommandContext(ctx, cmd.Path, cmd.Args...)
-	c.Dir = cmd.Dir
+	c.Dir, c.Env = cmd.Dir, append(os.Environ(), cmd.Env...)
 	// An interface that holds a nil *os.File is not nil.
 	if cmd.Stdin != nil {
 		c.Stdin = cmd.Stdin
@@ -193,6 +200,27 @@ type State struct {
 	PID    int    `json:"pid"`
 }
 
+// RemoveScratch removes a directory that was a command's scratch, whatever a
+// runtime that was killed has left in it. One that is gone is no error.
+func RemoveScratch(dir string) error {
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !strings.HasPrefix(entry.Name(), "crun.") {
+			return nil
+		}
+		if err == nil {
+			err = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			return nil // it is no mount point (any more)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("unmount what a runtime left: %w", err)
+	}
+	return os.RemoveAll(dir)
+}
+
 // State asks for the container's state; an unknown one is ErrNotFound.
 func (r *Runtime) State(ctx context.Context, scratch, id string) (State, error) {
 	var state State
@@ -236,7 +264,7 @@ func (r *Runtime) do(ctx context.Context, op, scratch, dir string, args []string
 	}
 	defer func() { _ = os.Remove(logFile) }()
 	code, err := r.runner.Run(ctx, &Command{
-		Path: r.path, Args: append(r.global(logFile), args...), Dir: dir,
+		Path: r.path, Args: append(r.global(logFile), args...), Dir: dir, Env: []string{cloneDirectory + "=" + scratch},
 		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: errFile,
 	})
 	switch {

@@ -205,7 +205,7 @@ func (c *children) Run(ctx context.Context, cmd *ociruntime.Command) (int, error
 		fds = append(fds, f.Fd())
 	}
 	attr := &syscall.ProcAttr{
-		Dir: cmd.Dir, Env: os.Environ(), Files: fds,
+		Dir: cmd.Dir, Env: append(os.Environ(), cmd.Env...), Files: fds,
 		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL},
 	}
 	ended := make(chan uint32, 1)

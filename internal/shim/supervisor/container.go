@@ -333,7 +333,7 @@ func (c *container) dispose() error {
 		errs = append(errs, io.close())
 	}
 	c.init.close()
-	errs = append(errs, os.RemoveAll(c.dir), c.s.journal.Forget(c.id))
+	errs = append(errs, ociruntime.RemoveScratch(c.dir), c.s.journal.Forget(c.id))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove record of container %s: %w", c.id, err)
 	}

@@ -69,7 +69,7 @@ func (c *container) dropExecution(e *execution) error {
 	}
 	e.close()
 	c.mu.Unlock()
-	return os.RemoveAll(e.dir)
+	return ociruntime.RemoveScratch(e.dir)
 }
 
 // exec starts a process in the container. After an error nothing of it is left.
@@ -135,7 +135,7 @@ func (c *container) tryExec(ctx context.Context, e *execution, req *wire.ExecReq
 	release := c.s.children.claim()
 	defer release()
 	if req.Terminal {
-		e.console, err = c.s.withConsole(ctx, func(socket string) error {
+		e.console, err = c.s.withConsole(ctx, e.dir, func(socket string) error {
 			run.ConsoleSocket = socket
 			return runtime.Exec(ctx, run)
 		})

@@ -36,7 +36,7 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 		dir := filepath.Join(s.containersDir(), entry.Name())
 		rec, err := load(dir)
 		if errors.Is(err, os.ErrNotExist) {
-			err = os.RemoveAll(dir) // killed before the record was written: nothing was done yet
+			err = ociruntime.RemoveScratch(dir) // killed before the record was written: nothing was done yet
 		}
 		if err != nil {
 			s.log.Error("set aside a container that cannot be read", "directory", entry.Name(), "error", err)

@@ -161,7 +161,7 @@ func (c *container) runRuntime(ctx context.Context, runtime *ociruntime.Runtime,
 	if !rec.Terminal {
 		return c.io.explain(runtime.Run(ctx, req))
 	}
-	console, err := c.s.withConsole(ctx, func(socket string) error {
+	console, err := c.s.withConsole(ctx, c.dir, func(socket string) error {
 		req.ConsoleSocket = socket
 		return runtime.Run(ctx, req)
 	})
@@ -218,16 +218,16 @@ func (c *container) undoStart(logIsNew bool) error {
 	return errors.Join(append(errs, c.dispose())...)
 }
 
-// withConsole runs fn, which makes an OCI runtime send a terminal to a socket, and
-// returns the terminal's master side.
-func (s *Supervisor) withConsole(ctx context.Context, fn func(socket string) error) (*os.File, error) {
-	// Below the supervisor's own directory the path could be too long for a socket.
-	dir, err := os.MkdirTemp("", "berth-")
+// withConsole runs fn, which makes an OCI runtime send a terminal to a socket in
+// dir, and returns the terminal's master side.
+func (s *Supervisor) withConsole(ctx context.Context, dir string, fn func(socket string) error) (*os.File, error) {
+	// The directory's own path could be too long for a socket.
+	held, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("make console socket: %w", err)
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	path := filepath.Join(dir, "console")
+	defer func() { _ = held.Close() }()
+	path := fmt.Sprintf("/proc/%d/fd/%d/console", os.Getpid(), held.Fd())
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("make console socket: %w", err)
