@@ -23,6 +23,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 func testHost(mode cgroup.Mode) Host {
 	return Host{
 		Name: "node", Cgroup: mode, SwapLimit: true, HugepageSizes: []string{"2MB", "1GB"},
+		CPUs: "0-3,7", MemoryNodes: "0,3",
 		Controllers:  []string{"cpu", "cpuset", "hugetlb", "io", "memory", "pids"},
 		Capabilities: append(slices.Clone(defaultCapabilities), "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_TIME"),
 		Seccomp:      true, RecursiveReadOnly: true, IDMap: true,

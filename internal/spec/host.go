@@ -34,6 +34,9 @@ type Host struct {
 	// HugepageSizes are the sizes that can be limited, in kernel notation
 	// ("2MB"); empty without a usable hugetlb controller.
 	HugepageSizes []string
+	// CPUs and MemoryNodes are those that the host can have, plugged in or not,
+	// in the kernel's notation ("0-3,7"); empty if that is not known.
+	CPUs, MemoryNodes string
 	// Capabilities are those that the daemon can give to others, by name
 	// ("CAP_CHOWN").
 	Capabilities []string
@@ -77,6 +80,12 @@ func ReadHost() (Host, error) {
 		if host.HugepageSizes, err = hugepageSizes("/sys/kernel/mm/hugepages"); err != nil {
 			return Host{}, err
 		}
+	}
+	if host.CPUs, err = readIDList("/sys/devices/system/cpu/possible"); err != nil {
+		return Host{}, err
+	}
+	if host.MemoryNodes, err = readIDList("/sys/devices/system/node/possible"); err != nil {
+		return Host{}, err
 	}
 	if host.Capabilities, err = ownCapabilities(); err != nil {
 		return Host{}, err

@@ -109,6 +109,7 @@ var invalidContainers = map[string]change{
 	"memory_swap_limit_in_bytes": withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 8}),
 	"oom_score_adj":              withResources(&runtimeapi.LinuxContainerResources{OomScoreAdj: 1001}),
 	"cpuset_cpus":                withResources(&runtimeapi.LinuxContainerResources{CpusetCpus: "0,a"}),
+	"2-1 is no range":            withResources(&runtimeapi.LinuxContainerResources{CpusetCpus: "2-1"}),
 	"cpuset_mems":                withResources(&runtimeapi.LinuxContainerResources{CpusetMems: "0-"}),
 	"hugepage_limits[0].page_size": withResources(&runtimeapi.LinuxContainerResources{
 		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2 MB"}},
@@ -148,9 +149,12 @@ var ungrantable = map[string]change{
 		ids := []*runtimeapi.IDMapping{{Length: 1}}
 		withMount(&runtimeapi.Mount{HostPath: "/", UidMappings: ids, GidMappings: ids})(in)
 	},
-	"mounts[0].image":           withMount(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}),
-	"mounts[0].propagation":     withMount(&runtimeapi.Mount{HostPath: "/proc", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL}),
-	"namespace_options.network": func(in *Input) { in.Namespaces.Net = "" },
+	"cpuset_cpus \"0,3-4\": this host has only 0-3,7": withResources(&runtimeapi.LinuxContainerResources{CpusetCpus: "0,3-4"}),
+	"cpuset_mems \"2\": this host has only 0,3":       withResources(&runtimeapi.LinuxContainerResources{CpusetMems: "2"}),
+	"cpuset_cpus \"0-31:2/4\"":                        withResources(&runtimeapi.LinuxContainerResources{CpusetCpus: "0-31:2/4"}),
+	"mounts[0].image":                                 withMount(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}),
+	"mounts[0].propagation":                           withMount(&runtimeapi.Mount{HostPath: "/proc", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL}),
+	"namespace_options.network":                       func(in *Input) { in.Namespaces.Net = "" },
 	"namespace_options.pid": func(in *Input) {
 		in.Namespaces.PID = ""
 		sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modePod}

@@ -49,6 +49,12 @@ func Resources(request *runtimeapi.LinuxContainerResources, host Host) (*specs.L
 	if err := validateResources(field, request); err != nil {
 		return nil, err
 	}
+	if err := checkIDList(field+".cpuset_cpus", request.GetCpusetCpus(), host.CPUs); err != nil {
+		return nil, err
+	}
+	if err := checkIDList(field+".cpuset_mems", request.GetCpusetMems(), host.MemoryNodes); err != nil {
+		return nil, err
+	}
 	result := &specs.LinuxResources{CPU: cpuLimits(request, host), Memory: memoryLimits(request, host)}
 	if *result.CPU == (specs.LinuxCPU{}) {
 		result.CPU = nil

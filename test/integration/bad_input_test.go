@@ -98,6 +98,7 @@ func TestBadContainer(t *testing.T) {
 		}, codes.InvalidArgument, "/dev/no-such"},
 		{"log-path-outside", func(c *runtimeapi.ContainerConfig) { c.LogPath = "../../outside.log" }, codes.InvalidArgument, "log_path"},
 		{"negative-memory", func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = -5 }, codes.InvalidArgument, "memory"},
+		{"cpu-that-is-not-there", func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.CpusetCpus = "99999" }, codes.FailedPrecondition, "this host has only"},
 		{"cpuset-that-is-no-list", func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.CpusetCpus = "all" }, codes.InvalidArgument, "cpuset"},
 		{"privileged-in-a-plain-pod", func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.Privileged = true }, codes.InvalidArgument, "privileged"},
 	} {
