@@ -65,8 +65,9 @@ type Engine interface {
 	ListSandboxStats(ctx context.Context, f pod.Filter) ([]*runtimeapi.PodSandboxStats, error)
 
 	// Subscribe delivers what happens from now on until cancel is called or the
-	// engine closes; a subscriber further behind than buffer misses events.
-	Subscribe(buffer int) (events <-chan pod.Event, cancel func())
+	// engine closes; next waits for the next event. A subscriber that is too far
+	// behind gets an ErrResourceExhausted.
+	Subscribe() (next func(context.Context) (pod.Event, error), cancel func())
 
 	// Handlers are the runtime handlers by name; DefaultHandler is the name
 	// of the one that "" stands for.

@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -9,34 +10,38 @@ import (
 	"github.com/berth-runtime/berth/internal/pod"
 )
 
-// eventBuffer is how many events one client may lag behind. Events are hints
-// to look again, so one that is further behind may miss some.
-const eventBuffer = 1024
-
-// GetContainerEvents delivers what happens to containers until the client goes
-// or the daemon stops. It never ends on its own: kubelet counts an end as a
-// failure and gives up after a few.
+// GetContainerEvents delivers what happens to containers and sandboxes until
+// the client goes or the daemon stops. It does not end on its own, for kubelet
+// counts an end as a failure and gives up after a few, unless the client has
+// stopped reading: then an error is all that can tell it what it missed.
 func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest, to runtimeapi.RuntimeService_GetContainerEventsServer) error {
-	events, cancel := s.Engine.Subscribe(eventBuffer)
+	next, cancel := s.Engine.Subscribe()
 	defer cancel()
-	for {
+	ctx, stop := context.WithCancel(to.Context())
+	defer stop()
+	go func() {
+		defer stop()
 		select {
-		case event, ok := <-events:
-			if !ok {
-				return errStopping()
-			}
-			if err := to.Send(s.eventResponse(event)); err != nil {
-				return err
-			}
-		case <-to.Context().Done():
-			return to.Context().Err()
 		case <-s.stopping:
-			return errStopping()
+		case <-ctx.Done():
+		}
+	}()
+	for {
+		event, err := next(ctx)
+		if err != nil {
+			return s.endOfEvents(to.Context(), err)
+		}
+		if err := to.Send(s.eventResponse(event)); err != nil {
+			return err
 		}
 	}
 }
 
-func errStopping() error {
+// endOfEvents says why there are no more events.
+func (s *Server) endOfEvents(client context.Context, err error) error {
+	if client.Err() != nil || !s.isStopping() {
+		return err
+	}
 	return fmt.Errorf("deliver events: the daemon is stopping: %w", errdefs.ErrUnavailable)
 }
 

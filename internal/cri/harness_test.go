@@ -129,7 +129,16 @@ func (e *fakeEngine) ListContainerStats(_ context.Context, f pod.Filter) ([]*run
 	return []*runtimeapi.ContainerStats{{Attributes: &runtimeapi.ContainerAttributes{Id: "c1"}}}, nil
 }
 
-func (e *fakeEngine) Subscribe(int) (<-chan pod.Event, func()) { return e.events, func() {} }
+func (e *fakeEngine) Subscribe() (next func(context.Context) (pod.Event, error), cancel func()) {
+	return func(ctx context.Context) (pod.Event, error) {
+		select {
+		case event := <-e.events:
+			return event, nil
+		case <-ctx.Done():
+			return pod.Event{}, ctx.Err()
+		}
+	}, func() {}
+}
 
 func (e *fakeEngine) Handlers() map[string]pod.HandlerInfo { return e.handlers }
 

@@ -40,6 +40,8 @@ type container struct {
 	claimed bool
 	// view is what readers get; nil while the container is not to be seen.
 	view atomic.Pointer[Container]
+	// told is used by the driver only.
+	told told
 }
 
 func (c *container) objectID() string { return c.rec.ID }
@@ -162,7 +164,7 @@ func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (*con
 
 // adoptContainer makes the object for a record.
 func (e *Engine) adoptContainer(s *sandbox, rec containerRecord, state machine.State) *container {
-	c := &container{engine: e, sandbox: s, rec: rec, exited: make(chan struct{})}
+	c := &container{engine: e, sandbox: s, rec: rec, exited: make(chan struct{}), told: toldOfContainer(&rec)}
 	if rec.Exit != nil {
 		close(c.exited)
 	}

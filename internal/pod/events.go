@@ -1,14 +1,28 @@
 package pod
 
 import (
+	"context"
+	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Event is a change of a container, with the pod as it was then.
+const (
+	// feedCrowded is how many events wait for a subscriber before those that
+	// later ones make superfluous are dropped.
+	feedCrowded = 1024
+	// feedLimit is how many may wait after that. So many are the ends of thousands
+	// of containers: whoever lags so far behind has stopped reading.
+	feedLimit = 16384
+)
+
+// Event is a change of a container or, with the sandbox's ID in place of a
+// container's, of a sandbox, with the pod as it was then.
 type Event struct {
 	Type        runtimeapi.ContainerEventType
 	ContainerID string
@@ -17,55 +31,72 @@ type Event struct {
 	Containers  []*Container
 }
 
-// hub tells subscribers of events. A subscriber who does not read loses the
-// newest events, is told so in the log, and holds nobody else up.
+// hub tells subscribers of events. It waits for none of them.
+//
+// Locks: hub.mu before feed.mu; both are leaves otherwise.
 type hub struct {
 	log    *slog.Logger
 	mu     sync.Mutex
-	subs   map[chan Event]*int // how many events each has lost
+	feeds  map[*feed]struct{}
 	closed bool
 }
 
-// Subscribe delivers events from now on until cancel is called or the engine
-// closes, either of which closes the channel. The buffer bounds how far the
-// subscriber may lag behind.
-func (e *Engine) Subscribe(buffer int) (events <-chan Event, cancel func()) {
-	ch := make(chan Event, max(buffer, 1))
-	h := &e.events
+// feed is what waits for one subscriber, the oldest first.
+type feed struct {
+	log *slog.Logger
+	// wake holds a token while there is something to take.
+	wake chan struct{}
+
+	mu      sync.Mutex
+	waiting []Event
+	// crowded is the length at which waiting is looked through again.
+	crowded int
+	// ended says why nothing comes any more.
+	ended error
+}
+
+// Subscribe delivers what happens from now on: next waits for the next event,
+// until its context ends, the engine closes (an ErrUnavailable) or cancel is
+// called.
+//
+// Nothing is dropped unnoticed. While many events wait for a subscriber, a
+// CREATED or STARTED is dropped that a later event of the same container
+// includes; STOPPED and DELETED are kept, and the order. One who lags further
+// behind than that can help gets an ErrResourceExhausted and nothing more.
+func (e *Engine) Subscribe() (next func(context.Context) (Event, error), cancel func()) {
+	return e.events.subscribe()
+}
+
+func (h *hub) subscribe() (next func(context.Context) (Event, error), cancel func()) {
+	f := &feed{log: h.log, wake: make(chan struct{}, 1), crowded: feedCrowded}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
-		close(ch)
-		return ch, func() {}
+		f.end(errFeedClosed())
+		return f.next, func() {}
 	}
-	if h.subs == nil {
-		h.subs = map[chan Event]*int{}
+	if h.feeds == nil {
+		h.feeds = map[*feed]struct{}{}
 	}
-	h.subs[ch] = new(int)
-	return ch, func() { h.drop(ch) }
+	h.feeds[f] = struct{}{}
+	return f.next, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.feeds, f)
+		f.end(errFeedClosed())
+	}
 }
 
-func (h *hub) drop(ch chan Event) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, ok := h.subs[ch]; ok {
-		delete(h.subs, ch)
-		close(ch)
-	}
+func errFeedClosed() error {
+	return fmt.Errorf("deliver events: the subscription is over: %w", errdefs.ErrUnavailable)
 }
 
 func (h *hub) send(ev Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for ch, lost := range h.subs {
-		select {
-		case ch <- ev:
-			if *lost > 0 {
-				h.log.Warn("a subscriber of events was too slow", "lost", *lost)
-				*lost = 0
-			}
-		default:
-			*lost++
+	for f := range h.feeds {
+		if !f.push(ev) {
+			delete(h.feeds, f)
 		}
 	}
 }
@@ -73,19 +104,155 @@ func (h *hub) send(ev Event) {
 func (h *hub) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for ch := range h.subs {
-		close(ch)
+	for f := range h.feeds {
+		f.end(errFeedClosed())
 	}
-	h.subs, h.closed = nil, true
+	h.feeds, h.closed = nil, true
+}
+
+// push adds an event; false if the feed has ended.
+func (f *feed) push(ev Event) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.waiting = append(f.waiting, ev)
+	if len(f.waiting) >= f.crowded {
+		f.waiting = coalesce(f.waiting)
+		f.crowded = max(feedCrowded, 2*len(f.waiting))
+	}
+	if len(f.waiting) >= feedLimit {
+		f.log.Warn("a subscriber of events does not read them and is cut off", "waiting", len(f.waiting))
+		f.endLocked(fmt.Errorf("deliver events: %d wait to be read: %w", feedLimit, errdefs.ErrResourceExhausted))
+		return false
+	}
+	f.signal()
+	return true
+}
+
+// next waits for an event and takes it.
+func (f *feed) next(ctx context.Context) (Event, error) {
+	for {
+		if ev, ok, err := f.take(); ok || err != nil {
+			return ev, err
+		}
+		select {
+		case <-f.wake:
+		case <-ctx.Done():
+			return Event{}, ctx.Err()
+		}
+	}
+}
+
+func (f *feed) take() (ev Event, ok bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.waiting) == 0 {
+		return Event{}, false, f.ended
+	}
+	ev, f.waiting[0] = f.waiting[0], Event{}
+	f.waiting = f.waiting[1:]
+	if len(f.waiting) == 0 {
+		f.waiting, f.crowded = nil, feedCrowded
+	}
+	return ev, true, nil
+}
+
+func (f *feed) end(why error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.endLocked(why)
+}
+
+// endLocked drops what waits: its reader is told why. Preconditions: f.mu is held.
+func (f *feed) endLocked(why error) {
+	if f.ended == nil {
+		f.waiting, f.ended = nil, why
+	}
+	f.signal()
+}
+
+func (f *feed) signal() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// coalesce drops each CREATED and STARTED after which another event of the
+// same container waits: that one has the whole pod with it, and is newer.
+func coalesce(waiting []Event) []Event {
+	later := make(map[string]bool, len(waiting))
+	kept := make([]Event, 0, len(waiting))
+	for _, ev := range slices.Backward(waiting) {
+		final := ev.Type == runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT ||
+			ev.Type == runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT
+		if final || !later[ev.ContainerID] {
+			kept = append(kept, ev)
+		}
+		later[ev.ContainerID] = true
+	}
+	slices.Reverse(kept)
+	return kept
+}
+
+// told are the events of one object that were published: each is, once.
+type told uint8
+
+// tell reports whether kind is news.
+func (t *told) tell(kind runtimeapi.ContainerEventType) bool {
+	bit := told(1) << kind
+	news := *t&bit == 0
+	*t |= bit
+	return news
+}
+
+// toldOfContainer are the events that an earlier daemon published.
+func toldOfContainer(rec *containerRecord) (t told) {
+	if rec.Listed {
+		t.tell(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	}
+	if !rec.StartedAt.IsZero() {
+		t.tell(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	}
+	if rec.Exit != nil {
+		t.tell(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	}
+	return t
+}
+
+// toldOfSandbox is the same for a sandbox whose goal was a level.
+func toldOfSandbox(rec *sandboxRecord, goal int) (t told) {
+	if rec.Listed {
+		t.tell(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+		t.tell(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	}
+	if goal < sandboxReady {
+		t.tell(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	}
+	return t
 }
 
 // publish tells subscribers of a change of the container.
 func (c *container) publish(kind runtimeapi.ContainerEventType) {
-	ev := Event{Type: kind, ContainerID: c.rec.ID, At: time.Now(), Sandbox: c.sandbox.view.Load()}
-	for _, member := range c.sandbox.members() {
+	if c.told.tell(kind) {
+		c.sandbox.announce(kind, c.rec.ID)
+	}
+}
+
+// publish tells subscribers of a change of the sandbox.
+func (s *sandbox) publish(kind runtimeapi.ContainerEventType) {
+	if s.told.tell(kind) {
+		s.announce(kind, s.rec.ID)
+	}
+}
+
+// announce describes the pod to subscribers. A sandbox that is gone is described
+// as it was last: an event that names no pod helps nobody.
+func (s *sandbox) announce(kind runtimeapi.ContainerEventType, id string) {
+	ev := Event{Type: kind, ContainerID: id, At: time.Now(), Sandbox: s.last.Load()}
+	for _, member := range s.members() {
 		if v := member.view.Load(); v != nil {
 			ev.Containers = append(ev.Containers, v)
 		}
 	}
-	c.engine.events.send(ev)
+	s.engine.events.send(ev)
 }

@@ -151,6 +151,9 @@ func (c *container) settled(e machine.Effect) {
 	case e.Level == containerCreated:
 		c.publish(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	case e.Level == containerGone && c.rec.Listed:
+		if exited {
+			c.publish(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+		}
 		c.publish(runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	}
 }

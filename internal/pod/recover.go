@@ -82,6 +82,7 @@ func (e *Engine) recoverSandbox(id string) []*object {
 		rec, state = e.damagedSandbox(id, err)
 	}
 	s := e.adoptSandbox(rec, state)
+	s.told = toldOfSandbox(&rec, state.Goal)
 	s.claimed, s.stopping = true, err != nil
 	e.mu.Lock()
 	e.sandboxes.add(s)

@@ -31,6 +31,10 @@ type sandbox struct {
 	containers map[string]*container
 	// view is what readers get; nil while the sandbox is not to be seen.
 	view atomic.Pointer[Sandbox]
+	// last is the last view there was, for the events of a sandbox that is gone.
+	last atomic.Pointer[Sandbox]
+	// told is used by the driver only.
+	told told
 }
 
 func (s *sandbox) objectID() string { return s.rec.ID }
@@ -249,15 +253,28 @@ func (s *sandbox) changed() {
 		v.Problem = s.lastErr.Error()
 	}
 	s.view.Store(v)
+	s.last.Store(v)
 }
 
-// settled notes that the sandbox has reached a level.
+// settled notes that the sandbox has reached a level, and tells who listens.
 func (s *sandbox) settled(e machine.Effect) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if e.Err != nil && s.rec.Listed {
 		s.rec.Problem = e.Err.Error()
-		s.changed()
+	}
+	s.changed()
+	listed := s.rec.Listed
+	s.mu.Unlock()
+	switch {
+	case !listed:
+	case e.Level == sandboxReady:
+		s.publish(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+		s.publish(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	case e.Level == sandboxStopped:
+		s.publish(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	default:
+		s.publish(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+		s.publish(runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	}
 }
 
