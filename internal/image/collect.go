@@ -22,8 +22,11 @@ import (
 // image for the containers that still run from them.
 const useLeasePrefix = "use-"
 
-// usage is what the store takes.
-type usage struct{ bytes, inodes uint64 }
+// usage is what the store, or a part of it, takes.
+type usage struct {
+	Bytes  uint64 `json:"bytes"`
+	Inodes uint64 `json:"inodes"`
+}
 
 // FsInfo is what images take of their file system, and where that is.
 type FsInfo struct {
@@ -36,7 +39,7 @@ type FsInfo struct {
 // see RootfsUsage.
 func (s *Store) FsInfo(context.Context) (FsInfo, error) {
 	used := s.usage.Load()
-	return FsInfo{Mountpoint: s.opts.Root, UsedBytes: used.bytes, Inodes: used.inodes, At: time.Now()}, nil
+	return FsInfo{Mountpoint: s.opts.Root, UsedBytes: used.Bytes, Inodes: used.Inodes, At: time.Now()}, nil
 }
 
 // adopt gives an image its names and shows it, if it is usable. The caller's
@@ -150,8 +153,8 @@ func (s *Store) forgetUnnamed() {
 
 // keepUsed keeps the layers of a chain if containers use them.
 func (s *Store) keepUsed(ctx context.Context, chain string) error {
-	if chain == "" || !s.uses.held(chain) {
-		return nil
+	if chain == "" || strings.HasPrefix(chain, artifactChain) || !s.uses.held(chain) {
+		return nil // an artifact's tree needs no lease, see sweepArtifacts
 	}
 	lease, err := s.gen.leases.Create(ctx, leases.WithID(useLeasePrefix+chain))
 	if errdefs.IsAlreadyExists(err) {
@@ -199,6 +202,9 @@ func (s *Store) sweep(ctx context.Context) error {
 	if _, err := s.gen.db.GarbageCollect(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("collect garbage: %w", err)
 	}
+	if err := s.sweepArtifacts(); err != nil {
+		return err
+	}
 	return s.dropOldGenerations()
 }
 
@@ -206,8 +212,8 @@ func (s *Store) sweep(ctx context.Context) error {
 func (s *Store) measure(ctx context.Context) error {
 	var sum usage
 	err := s.gen.content.Walk(ctx, func(info content.Info) error {
-		sum.bytes += uint64(info.Size)
-		sum.inodes++
+		sum.Bytes += uint64(info.Size)
+		sum.Inodes++
 		return nil
 	})
 	if err != nil {
@@ -221,12 +227,15 @@ func (s *Store) measure(ctx context.Context) error {
 		if errdefs.IsNotFound(err) {
 			return nil
 		}
-		sum.bytes += uint64(used.Size)
-		sum.inodes += uint64(used.Inodes)
+		sum.Bytes += uint64(used.Size)
+		sum.Inodes += uint64(used.Inodes)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("measure layers: %w", err)
+	}
+	if err := s.gen.measureArtifacts(&sum); err != nil {
+		return fmt.Errorf("measure artifacts: %w", err)
 	}
 	s.usage.Store(&sum)
 	return nil
@@ -270,7 +279,7 @@ func (s *Store) dropOldGenerations() error {
 		if _, err := os.Stat(filepath.Join(dir, restoredMark)); err != nil {
 			continue // not restored yet, or not restorable
 		}
-		for _, part := range []string{"content", "snapshots"} {
+		for _, part := range []string{"content", "snapshots", artifactsDir} {
 			if err := os.RemoveAll(filepath.Join(dir, part)); err != nil {
 				return fmt.Errorf("remove damaged image store: %w", err)
 			}

@@ -13,9 +13,12 @@ import (
 
 // Image is one image of the store. It is shared and must not be changed.
 type Image struct {
-	// ID is the digest of the configuration, "sha256:…". It is the same
-	// whichever registry the image came from.
+	// ID is the digest of the configuration, "sha256:…", or that of the manifest
+	// of an artifact. It is the same whichever registry the image came from.
 	ID string
+	// ArtifactType is what the maker of an artifact calls its kind; empty for an
+	// image. No container can run from an artifact, but it can be a volume.
+	ArtifactType string
 	// Tags are full references "host/name:tag", Digests "host/name@sha256:…".
 	Tags, Digests []string
 	// Size is what the image takes in a registry.
@@ -63,7 +66,7 @@ func (s *Store) publish() {
 		if image == nil {
 			image = &Image{
 				ID: from.id, Size: from.size, Config: from.config, Annotations: from.annotations,
-				chain: from.chain, layers: from.layers,
+				ArtifactType: from.artifact, chain: from.chain, layers: from.layers,
 			}
 			image.UID, image.Username = userOf(from.config.User)
 			byID[from.id] = image

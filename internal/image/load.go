@@ -4,11 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -25,12 +25,13 @@ type loaded struct {
 	blobs       []string // digests of all that belongs to it
 	chain       string   // name of the topmost layer's snapshot; empty without layers
 	layers      []string // directories of the unpacked layers, topmost first
+	artifact    string   // type of an artifact; empty for an image
 }
 
 // load reads an image that is in the store. It succeeds only if the image is
 // usable: every blob has its size and every layer its snapshot.
 func (s *Store) load(ctx context.Context, target ocispec.Descriptor) (*loaded, error) {
-	manifest, err := images.Manifest(ctx, s.gen.content, target, s.platform)
+	desc, manifest, err := s.manifestOf(ctx, target)
 	if err != nil {
 		return nil, fmt.Errorf("read manifest %s: %w", target.Digest, err)
 	}
@@ -46,31 +47,52 @@ func (s *Store) load(ctx context.Context, target ocispec.Descriptor) (*loaded, e
 			return nil, fmt.Errorf("find blob %s: %w", blob.Digest, err)
 		}
 	}
-	config, err := readConfig(ctx, s.gen.content, manifest.Config)
-	if err != nil {
-		return nil, err
-	}
-	if len(config.RootFS.DiffIDs) != len(manifest.Layers) {
-		return nil, fmt.Errorf("image has %d layers but its configuration names %d: %w",
-			len(manifest.Layers), len(config.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
-	}
 	image := &loaded{
-		id: manifest.Config.Digest.String(), config: config.Config, annotations: manifest.Annotations,
-		size: uint64(manifest.Config.Size), chain: chainOf(config.RootFS.DiffIDs),
+		annotations: manifest.Annotations, size: uint64(manifest.Config.Size),
 		blobs: []string{target.Digest.String(), manifest.Config.Digest.String()},
 	}
 	for _, layer := range manifest.Layers {
 		image.size += uint64(layer.Size)
 		image.blobs = append(image.blobs, layer.Digest.String())
 	}
+	if isArtifact(manifest.Config) {
+		return image, s.loadArtifact(image, desc, manifest)
+	}
+	return image, s.loadLayers(ctx, image, manifest)
+}
+
+// loadArtifact finds the files of an artifact. Many have the same, empty
+// configuration, so that the manifest's digest is the ID.
+func (s *Store) loadArtifact(image *loaded, desc ocispec.Descriptor, manifest ocispec.Manifest) error {
+	tree := s.gen.treeDir(desc.Digest)
+	if _, err := os.Stat(tree); err != nil {
+		return fmt.Errorf("find the files of artifact %s: %w: %w", desc.Digest, err, errdefs.ErrNotFound)
+	}
+	image.id, image.artifact = desc.Digest.String(), artifactType(manifest)
+	image.chain, image.layers = chainOfArtifact(desc.Digest), []string{tree}
+	image.blobs = append(image.blobs, desc.Digest.String())
+	return nil
+}
+
+// loadLayers finds the unpacked layers of an image.
+func (s *Store) loadLayers(ctx context.Context, image *loaded, manifest ocispec.Manifest) error {
+	config, err := readConfig(ctx, s.gen.content, manifest.Config)
+	if err != nil {
+		return err
+	}
+	if len(config.RootFS.DiffIDs) != len(manifest.Layers) {
+		return fmt.Errorf("image has %d layers but its configuration names %d: %w",
+			len(manifest.Layers), len(config.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
+	}
+	image.id, image.config, image.chain = manifest.Config.Digest.String(), config.Config, chainOf(config.RootFS.DiffIDs)
 	if image.layers, err = s.gen.layerDirs(ctx, image.chain); err != nil {
-		return nil, err
+		return err
 	}
 	if len(image.layers) != len(manifest.Layers) {
-		return nil, fmt.Errorf("image has %d layers but %d are unpacked: %w",
+		return fmt.Errorf("image has %d layers but %d are unpacked: %w",
 			len(manifest.Layers), len(image.layers), errdefs.ErrNotFound)
 	}
-	return image, nil
+	return nil
 }
 
 func chainOf(diffIDs []digest.Digest) string {

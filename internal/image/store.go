@@ -8,7 +8,9 @@
 //	<root>/store-<n>/meta.db       what refers to what (containerd's metadata on bbolt)
 //	<root>/store-<n>/metadata.db   the layers (containerd's overlay snapshotter)
 //	<root>/store-<n>/snapshots/    the unpacked layers
+//	<root>/store-<n>/artifacts/    the files of artifacts, see artifact.go
 //	<root>/rootfs/<key>/           writable layers of containers
+//	<root>/volumes/<key>           which image a volume is, see volume.go
 //	<root>/session                 there while the store is open, see session.go
 //	<root>/reserve                 blocks to give back when the disk is full
 //
@@ -102,6 +104,7 @@ type Store struct {
 	loaded map[string]*loaded // by digest of the manifest or index
 
 	flights flights
+	growing growing
 
 	// ctx ends all background work: Close cancels it and waits for tasks.
 	ctx     context.Context
@@ -123,7 +126,7 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{opts.Root, filepath.Join(opts.Root, rootfsDir)} {
+	for _, dir := range []string{opts.Root, filepath.Join(opts.Root, rootfsDir), filepath.Join(opts.Root, volumesDir)} {
 		if err := os.MkdirAll(dir, dirMode); err != nil {
 			return nil, fmt.Errorf("make image store: %w", err)
 		}

@@ -39,6 +39,7 @@ type transfer struct {
 
 	mu       sync.Mutex
 	layers   []ocispec.Descriptor
+	artifact *ocispec.Descriptor      // the manifest, if it is that of an artifact
 	unpacked map[string]unpackedLayer // by directory
 	finished int                      // how many layers are unpacked
 	synced   int                      // how many of those are on the disk
@@ -68,6 +69,13 @@ func (s *Store) transfer(
 		return nil, err
 	}
 	p.setStage(StageStoring)
+	if t.artifact != nil {
+		s.growing.begin(treeName(t.artifact.Digest))
+		defer s.growing.end(treeName(t.artifact.Digest))
+		if err := s.growTree(ctx, *t.artifact, false); err != nil {
+			return nil, err
+		}
+	}
 	return s.adopt(context.WithoutCancel(ctx), target, as)
 }
 
@@ -141,6 +149,9 @@ func (t *transfer) handler() images.Handler {
 				return nil, fmt.Errorf("image has nothing for this node's platform %s: %w",
 					platforms.Format(platforms.DefaultSpec()), errdefs.ErrNotFound)
 			}
+			if t.isArtifact(desc) {
+				return nil, err // complete fetches what belongs to it, as it is
+			}
 			return found, err
 		case images.IsConfigType(desc.MediaType):
 			if err := t.fetchSmall(ctx, desc, maxConfig); err != nil {
@@ -186,10 +197,19 @@ func (t *transfer) children(ctx context.Context, desc ocispec.Descriptor) ([]oci
 		}
 		t.mu.Lock()
 		t.layers = layers
+		if isArtifact(found[0]) {
+			t.artifact, t.layers = &desc, found
+		}
 		t.mu.Unlock()
 		t.progress.setLayers(layers)
 	}
 	return found, nil
+}
+
+func (t *transfer) isArtifact(desc ocispec.Descriptor) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.artifact != nil && t.artifact.Digest == desc.Digest
 }
 
 // checkPlatform refuses an image that cannot run here before its layers are
@@ -207,7 +227,8 @@ func (t *transfer) checkPlatform(ctx context.Context, desc ocispec.Descriptor) e
 }
 
 // complete fetches the blobs of layers that did not have to be unpacked,
-// because another image with the same layer, packed otherwise, is there.
+// because another image with the same layer, packed otherwise, is there, or
+// because they belong to an artifact.
 func (t *transfer) complete(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, layer := range t.layers {

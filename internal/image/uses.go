@@ -10,7 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// uses knows the writable layers and which chains of layers lie under them.
+// uses knows the writable layers and which chains of layers lie under them, and
+// the volumes.
 type uses struct {
 	mu      sync.Mutex
 	rootfs  map[string]*use
@@ -86,6 +87,15 @@ func (u *uses) end(key string) (chain string) {
 	return chain
 }
 
+// endStale forgets a use that is from before the machine went down.
+func (u *uses) endStale(key string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if existing := u.rootfs[key]; existing != nil && existing.stale {
+		delete(u.rootfs, key)
+	}
+}
+
 func (u *uses) find(key string) (*rootfs, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -120,7 +130,7 @@ func (u *uses) beneath(dir string) bool {
 	return false
 }
 
-// recoverUses reads the records of all writable layers. One that cannot be
+// recoverUses reads the records of all writable layers and volumes. One that cannot be
 // read is not complete: it can only be removed. The same goes for all of them
 // if the machine went down: they were not synced.
 func (s *Store) recoverUses(stale bool) error {
@@ -129,18 +139,28 @@ func (s *Store) recoverUses(stale bool) error {
 		return fmt.Errorf("list root filesystems: %w", err)
 	}
 	for _, entry := range entries {
-		key := entry.Name()
-		record, err := readRootfs(s.rootfsPath(key, rootfsRecord))
-		if err != nil {
-			s.log.Warn("root filesystem is not complete and can only be removed", "key", key, "error", err)
-			continue
-		}
-		s.uses.rootfs[key] = &use{record: record, complete: true, stale: stale}
-		if !stale {
-			s.uses.byChain[record.Chain]++
-		}
+		s.recoverUse(entry.Name(), s.rootfsPath(entry.Name(), rootfsRecord), stale)
+	}
+	volumes, err := os.ReadDir(s.volumePath(""))
+	if err != nil {
+		return fmt.Errorf("list volumes: %w", err)
+	}
+	for _, entry := range volumes {
+		s.recoverUse(volumeUse+entry.Name(), s.volumePath(entry.Name()), stale)
 	}
 	return nil
+}
+
+func (s *Store) recoverUse(key, file string, stale bool) {
+	record, err := readRootfs(file)
+	if err != nil {
+		s.log.Warn("root filesystem or volume is not complete and can only be removed", "key", key, "error", err)
+		return
+	}
+	s.uses.rootfs[key] = &use{record: record, complete: true, stale: stale}
+	if !stale {
+		s.uses.byChain[record.Chain]++
+	}
 }
 
 func readRootfs(path string) (*rootfs, error) {

@@ -16,7 +16,6 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/images"
 	continuity "github.com/containerd/continuity/fs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -42,13 +41,23 @@ func (s *Store) findDamage(ctx context.Context, image *Image) (*damage, error) {
 	}
 	s.mu.Unlock()
 	for _, target := range targets {
-		manifest, err := images.Manifest(ctx, s.gen.content, target, s.platform)
+		desc, manifest, err := s.manifestOf(ctx, target)
 		if err != nil {
 			return &damage{blob: target.Digest.String(), reason: err}, ctx.Err()
 		}
-		for _, blob := range []ocispec.Descriptor{target, manifest.Config} {
+		whole := []ocispec.Descriptor{target, desc, manifest.Config}
+		if image.ArtifactType != "" {
+			whole = append(whole, manifest.Layers...)
+			manifest.Layers = nil
+		}
+		for _, blob := range whole {
 			if err := s.checkBlob(ctx, blob, nil); err != nil {
 				return &damage{blob: blob.Digest.String(), reason: err}, ctx.Err()
+			}
+		}
+		if image.ArtifactType != "" {
+			if err := s.growTree(ctx, desc, true); err != nil {
+				return nil, err
 			}
 		}
 		for i, blob := range manifest.Layers {

@@ -1,0 +1,125 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/moby/sys/mountinfo"
+)
+
+const (
+	volumesDir = "volumes"
+	// volumeUse begins the key under which uses know a volume. Keys of root
+	// filesystems have no slash.
+	volumeUse = "volume/"
+)
+
+func (s *Store) volumePath(key string) string { return filepath.Join(s.opts.Root, volumesDir, key) }
+
+// PrepareVolume notes that key is a volume of an image or artifact. From then
+// on what is in it stays, even if the image is removed, until RemoveVolume. It
+// may be repeated. The error is ErrNotFound if there is no such image, and
+// ErrAlreadyExists if the key stands for another one.
+func (s *Store) PrepareVolume(ctx context.Context, key, imageID string) error {
+	if err := checkKey(key); err != nil {
+		return err
+	}
+	if image, err := s.Resolve(imageID); err == nil {
+		if err := s.verify(ctx, image.ID); err != nil {
+			return fmt.Errorf("prepare volume %s: %w", key, err)
+		}
+	}
+	s.uses.endStale(volumeUse + key)
+	record, made, err := s.uses.begin(volumeUse+key, imageID, func() (*Image, error) { return s.Resolve(imageID) })
+	if err != nil {
+		return fmt.Errorf("prepare volume %s: %w", key, err)
+	}
+	if made {
+		return nil
+	}
+	data, err := json.Marshal(record)
+	if err == nil {
+		// Not synced: after a power loss the container is gone anyway.
+		err = replaceFile(s.volumePath(key), data, false)
+	}
+	if err != nil {
+		s.uses.end(volumeUse + key)
+		return fmt.Errorf("prepare volume %s: %w", key, err)
+	}
+	s.uses.complete(volumeUse + key)
+	return nil
+}
+
+// MountVolume mounts a volume read-only at target, which it makes if need be.
+// It may be repeated. UnmountRootfs undoes it.
+func (s *Store) MountVolume(_ context.Context, key, target string) error {
+	if err := checkKey(key); err != nil {
+		return err
+	}
+	record, err := s.uses.find(volumeUse + key)
+	if err != nil {
+		return fmt.Errorf("mount volume %s: %w", key, err)
+	}
+	if err := os.MkdirAll(target, dirMode); err != nil {
+		return fmt.Errorf("mount volume %s: %w", key, err)
+	}
+	mounted, err := mountinfo.Mounted(target)
+	if err != nil {
+		return fmt.Errorf("mount volume %s: %w", key, err)
+	}
+	if mounted {
+		return nil
+	}
+	layers := volumeMount(record.Layers)
+	if err := layers.Mount(target); err != nil {
+		return fmt.Errorf("mount volume %s at %s: %w", key, target, err)
+	}
+	return nil
+}
+
+// volumeMount shows layers without a writable one on top.
+func volumeMount(layers []string) mount.Mount {
+	switch len(layers) {
+	case 0: // an image may be empty
+		return mount.Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "mode=755", "size=4k"}}
+	case 1: // an overlay needs two
+		return mount.Mount{Type: "bind", Source: layers[0], Options: []string{"bind", "ro"}}
+	}
+	return mount.Mount{Type: "overlay", Source: "overlay", Options: []string{
+		"ro", "lowerdir=" + strings.Join(layers, ":"),
+	}}
+}
+
+// RemoveVolume lets go of what a volume keeps. It must not be mounted any more.
+// That there is no such volume is no error.
+func (s *Store) RemoveVolume(_ context.Context, key string) error {
+	if err := checkKey(key); err != nil {
+		return err
+	}
+	if err := os.Remove(s.volumePath(key)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove volume %s: %w", key, err)
+	}
+	if chain := s.uses.end(volumeUse + key); chain != "" && !s.index.Load().hasChain(chain) {
+		s.kickCollector()
+	}
+	return nil
+}
+
+// VolumeKeys returns the keys of all volumes.
+func (s *Store) VolumeKeys(context.Context) ([]string, error) {
+	entries, err := os.ReadDir(s.volumePath(""))
+	if err != nil {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	keys := make([]string, 0, len(entries))
+	for _, entry := range entries {
+		keys = append(keys, entry.Name())
+	}
+	return keys, nil
+}
