@@ -3,7 +3,25 @@ package cgroup
 import (
 	"fmt"
 	"path/filepath"
+	"strconv"
 )
+
+// LimitHugepages limits how many bytes of huge pages of one size, such as
+// "2MB", the processes of the cgroup at path may have.
+func (h *Host) LimitHugepages(path, size string, bytes uint64) error {
+	dir, ok := h.Dir("hugetlb", path)
+	if !ok {
+		return nil // without the controller none of a size can be asked for
+	}
+	file := "hugetlb." + size + ".limit_in_bytes"
+	if h.Mode == V2 {
+		file = "hugetlb." + size + ".max"
+	}
+	if err := writeString(filepath.Join(dir, file), strconv.FormatUint(bytes, 10)); err != nil {
+		return fmt.Errorf("limit huge pages of %s in cgroup %s: %w", size, path, err)
+	}
+	return nil
+}
 
 // LiftCPUQuota lets the processes of the cgroup at path use all the CPU time
 // that they get in its parent.

@@ -175,11 +175,13 @@ func stageOf(name string, since time.Time) *stage {
 // sandboxInfo is what a verbose status adds: for people and their scripts.
 func sandboxInfo(v *pod.Sandbox) any {
 	return struct {
-		PID          int                          `json:"pid"`
-		NetNS        string                       `json:"networkNamespace,omitempty"`
-		CgroupParent string                       `json:"cgroupParent"`
-		Problem      string                       `json:"problem,omitempty"`
-		Stage        *stage                       `json:"stage,omitempty"`
-		Config       *runtimeapi.PodSandboxConfig `json:"config"`
-	}{v.PID, v.NetNS, v.CgroupParent, v.Problem, stageOf(v.Stage, v.StageSince), v.Config}
+		PID          int                                 `json:"pid"`
+		NetNS        string                              `json:"networkNamespace,omitempty"`
+		CgroupParent string                              `json:"cgroupParent"`
+		Overhead     *runtimeapi.LinuxContainerResources `json:"overhead,omitempty"`
+		Resources    *runtimeapi.LinuxContainerResources `json:"resources,omitempty"`
+		Problem      string                              `json:"problem,omitempty"`
+		Stage        *stage                              `json:"stage,omitempty"`
+		Config       *runtimeapi.PodSandboxConfig        `json:"config"`
+	}{v.PID, v.NetNS, v.CgroupParent, v.Overhead, v.Resources, v.Problem, stageOf(v.Stage, v.StageSince), v.Config}
 }

@@ -34,8 +34,9 @@ type container struct {
 	// updating is held while limits are changed, which are one at a time.
 	updating sync.Mutex
 	// saving is held while the record is written: an update of limits saves
-	// beside the driver.
-	saving sync.Mutex
+	// beside the driver. It guards forgotten: there shall be no record any more.
+	saving    sync.Mutex
+	forgotten bool
 	// claimed tells that a caller has received the container's ID.
 	claimed bool
 	// view is what readers get; nil while the container is not to be seen.

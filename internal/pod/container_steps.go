@@ -86,7 +86,11 @@ func (c *container) undo(ctx context.Context, step int) error {
 		}
 		return removeEmpty(e.rootfsDir(id), e.bundleDir(id))
 	case stepBundle:
-		return removeEmpty(filepath.Join(e.bundleDir(id), "config.json"), filepath.Join(e.bundleDir(id), "process.json"))
+		var files []string
+		for _, name := range []string{"config.json", "config.json.tmp", "process.json", "process.json.tmp"} {
+			files = append(files, filepath.Join(e.bundleDir(id), name))
+		}
+		return removeEmpty(files...)
 	case stepProcess:
 		return c.endProcess(ctx)
 	}
@@ -131,7 +135,12 @@ func (c *container) writeBundle(cfg *runtimeapi.ContainerConfig) error {
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+		// By rename: a start may read it while an update makes it anew.
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file+".tmp", data, 0o600); err != nil {
+			return err
+		}
+		if err := os.Rename(file+".tmp", file); err != nil {
 			return err
 		}
 	}

@@ -163,6 +163,9 @@ func (c *container) settled(e machine.Effect) {
 func (c *container) save() error {
 	c.saving.Lock()
 	defer c.saving.Unlock()
+	if c.forgotten {
+		return nil
+	}
 	c.mu.Lock()
 	rec := c.rec
 	rec.Listed = rec.Listed || c.state.Goal == containerCreated && containerKind.Complete(c.state)
@@ -180,7 +183,10 @@ func (c *container) save() error {
 // forget removes what is written down; nothing of the container is left.
 func (c *container) forget() error {
 	e := c.engine
+	c.saving.Lock()
+	c.forgotten = true
 	err := e.store.removeContainer(c.rec.SandboxID, c.rec.ID)
+	c.saving.Unlock()
 	e.usage.drop(c.rec.ID)
 	e.mu.Lock()
 	defer e.mu.Unlock()

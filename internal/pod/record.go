@@ -53,6 +53,9 @@ type sandboxRecord struct {
 	OwnsParent bool `json:"ownsParent"`
 	// PID is the process which holds a shared PID namespace.
 	PID int `json:"pid,omitempty"`
+	// Overhead and Resources are what the pod as a whole was given last.
+	Overhead  message[*runtimeapi.LinuxContainerResources] `json:"overhead,omitzero"`
+	Resources message[*runtimeapi.LinuxContainerResources] `json:"resources,omitzero"`
 	// Problem says why the sandbox is not ready although nobody stopped it.
 	Problem string `json:"problem,omitempty"`
 }

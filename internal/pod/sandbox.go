@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +34,10 @@ type sandbox struct {
 	view atomic.Pointer[Sandbox]
 	// last is the last view there was, for the events of a sandbox that is gone.
 	last atomic.Pointer[Sandbox]
+	// saving is held while the record is written: an update of resources saves
+	// beside the driver. It guards forgotten: there shall be no record any more.
+	saving    sync.Mutex
+	forgotten bool
 	// told is used by the driver only.
 	told told
 }
@@ -145,6 +150,7 @@ func (e *Engine) reserveSandbox(cfg *runtimeapi.PodSandboxConfig, handler string
 func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (*sandbox, error) {
 	rec := sandboxRecord{ID: newID(), Handler: handler, CreatedAt: time.Now()}
 	rec.Config.M = proto.CloneOf(cfg)
+	rec.Overhead.M, rec.Resources.M = rec.Config.M.GetLinux().GetOverhead(), rec.Config.M.GetLinux().GetResources()
 	uses := sandboxUses(cfg)
 	if err := e.placeCgroup(&rec); err != nil {
 		return nil, err
@@ -245,6 +251,7 @@ func (s *sandbox) changed() {
 		ID: s.rec.ID, Config: s.rec.Config.M, Handler: s.rec.Handler, CreatedAt: s.rec.CreatedAt,
 		State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY, IPs: s.rec.IPs, NetNS: s.rec.Namespaces.Net,
 		CgroupParent: s.rec.CgroupParent, PID: s.rec.PID, Problem: s.rec.Problem, Stage: s.stage, StageSince: s.since,
+		Overhead: s.rec.Overhead.M, Resources: s.rec.Resources.M,
 	}
 	if s.state.Goal == sandboxReady && !s.stopping {
 		v.State = runtimeapi.PodSandboxState_SANDBOX_READY

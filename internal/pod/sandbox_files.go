@@ -111,6 +111,11 @@ func (s *sandbox) removeCgroups() error {
 // save writes the record down. The first save with every step done is what
 // makes the sandbox one that is listed.
 func (s *sandbox) save() error {
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	if s.forgotten {
+		return nil
+	}
 	s.mu.Lock()
 	rec := s.rec
 	rec.Listed = rec.Listed || s.state.Goal == sandboxReady && sandboxKind.Complete(s.state)
@@ -128,7 +133,10 @@ func (s *sandbox) save() error {
 // forget removes what is written down; nothing of the sandbox is left.
 func (s *sandbox) forget() error {
 	e := s.engine
+	s.saving.Lock()
+	s.forgotten = true
 	err := e.store.removeSandbox(s.rec.ID)
+	s.saving.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sandboxes.remove(s)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/spec"
 )
 
@@ -27,51 +28,100 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, r *runtimeapi.L
 }
 
 func (c *container) update(ctx context.Context, r *runtimeapi.LinuxContainerResources) error {
+	// By itself first: an error then counts the request's own items.
+	if _, err := spec.Resources(r, c.engine.opts.Host); err != nil {
+		return err
+	}
 	c.updating.Lock()
 	defer c.updating.Unlock()
 	c.mu.Lock()
 	before := c.rec.Resources.M
 	c.mu.Unlock()
-	merged := spec.MergeResources(before, r)
-	if err := c.apply(ctx, merged); err != nil {
+	undo, err := c.apply(ctx, before, spec.MergeResources(before, r))
+	if err != nil {
 		return err
 	}
 	if err := c.save(); err != nil {
-		return errors.Join(err, c.apply(context.WithoutCancel(ctx), before))
+		return errors.Join(err, undo(context.WithoutCancel(ctx)))
 	}
 	return nil
 }
 
+// undoFunc puts back what was before a change.
+type undoFunc func(context.Context) error
+
 // apply puts limits in force: in the kernel for a running container, in the
 // bundle for one that is to be started.
-func (c *container) apply(ctx context.Context, r *runtimeapi.LinuxContainerResources) error {
+func (c *container) apply(ctx context.Context, before, r *runtimeapi.LinuxContainerResources) (undoFunc, error) {
 	if _, err := spec.Resources(r, c.engine.opts.Host); err != nil {
-		return err
+		return nil, err
 	}
 	c.mu.Lock()
 	state := c.stateLocked()
-	before := c.rec.Resources.M
 	c.mu.Unlock()
+	var undo undoFunc
 	var err error
 	switch state {
 	case runtimeapi.ContainerState_CONTAINER_RUNNING:
-		if err = c.enforce(ctx, r); err != nil {
-			// OCI runtimes set one limit after the other and stop at the first that fails.
-			err = errors.Join(err, c.enforce(context.WithoutCancel(ctx), spec.RevertResources(before, r)))
-		}
+		undo, err = c.applyRunning(ctx, before, r)
 	case runtimeapi.ContainerState_CONTAINER_CREATED:
-		err = c.rewriteResources(r)
+		undo, err = c.applyCreated(ctx, before, r)
 	default:
 		err = fmt.Errorf("it is %s: %w", stateName(state), errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
+	c.setResources(r)
+	return func(ctx context.Context) error {
+		c.setResources(before)
+		return undo(ctx)
+	}, nil
+}
+
+func (c *container) setResources(r *runtimeapi.LinuxContainerResources) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rec.Resources.M = r
 	c.changed()
-	return nil
+}
+
+// applyRunning changes the limits of a running container.
+func (c *container) applyRunning(ctx context.Context, before, r *runtimeapi.LinuxContainerResources) (undoFunc, error) {
+	score, err := c.oomScore()
+	if err != nil {
+		return nil, err
+	}
+	undo := func(ctx context.Context) error {
+		return errors.Join(c.enforce(ctx, spec.RevertResources(before, r)), c.setOOMScore(score))
+	}
+	err = c.enforce(ctx, r)
+	if err == nil && r.GetOomScoreAdj() != 0 {
+		err = c.setOOMScore(max(int(r.GetOomScoreAdj()), c.engine.opts.Host.MinOOMScoreAdj))
+	}
+	if err != nil {
+		// OCI runtimes set one limit after the other and stop at the first that fails.
+		return nil, errors.Join(err, undo(context.WithoutCancel(ctx)))
+	}
+	return undo, nil
+}
+
+// applyCreated makes the bundle anew. A start that was requested meanwhile may
+// have read the old one: what it starts is changed once it runs.
+func (c *container) applyCreated(ctx context.Context, before, r *runtimeapi.LinuxContainerResources) (undoFunc, error) {
+	if err := c.rewriteResources(r); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	starting := c.state.Goal == containerRunning
+	c.mu.Unlock()
+	if !starting {
+		return func(context.Context) error { return c.rewriteResources(before) }, nil
+	}
+	if err := c.await(ctx, c.request(machine.Event{Kind: machine.Raise, Level: containerRunning})); err != nil {
+		return nil, err
+	}
+	return c.applyRunning(ctx, before, r)
 }
 
 // enforce gives limits to the kernel.
@@ -82,6 +132,11 @@ func (c *container) enforce(ctx context.Context, r *runtimeapi.LinuxContainerRes
 	}
 	if err := c.engine.opts.Shim.Update(ctx, c.rec.ID, limits); err != nil {
 		return err
+	}
+	for _, l := range limits.HugepageLimits { // which runc leaves out of an update
+		if err := c.engine.opts.Cgroups.LimitHugepages(c.rec.CgroupPath, l.Pagesize, l.Limit); err != nil {
+			return err
+		}
 	}
 	if spec.Unthrottled(r, c.engine.opts.Host) {
 		return c.engine.opts.Cgroups.LiftCPUQuota(c.rec.CgroupPath)
@@ -101,15 +156,31 @@ func (c *container) rewriteResources(r *runtimeapi.LinuxContainerResources) erro
 	return c.writeBundle(cfg)
 }
 
-// UpdateSandbox accepts the resources of a pod. Kubelet sets the pod's cgroup
-// itself; nothing of ours depends on it. Kubelet 1.37 rejects a resize on any
-// error but Unimplemented, so this never fails for a sandbox that exists.
+// UpdateSandbox notes what a pod as a whole is given; what is nil stays as it
+// is. Kubelet sets the pod's cgroup itself, and nothing of ours depends on it.
+// It rejects a resize on any error but Unimplemented, and calls again with the
+// former values to take one back: so for a sandbox that exists this never fails.
 func (e *Engine) UpdateSandbox(_ context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
 	s, err := e.findSandbox(id)
 	if err != nil {
 		return fmt.Errorf("update sandbox: %w", err)
 	}
-	s.log.Debug("resources of the pod changed", "overhead", overhead, "resources", resources)
+	s.mu.Lock()
+	if overhead != nil {
+		s.rec.Overhead.M = proto.CloneOf(overhead)
+	}
+	if resources != nil {
+		s.rec.Resources.M = proto.CloneOf(resources)
+	}
+	s.changed()
+	gone := s.gone
+	s.mu.Unlock()
+	if gone {
+		return fmt.Errorf("update sandbox: %w", notFound("sandbox", id))
+	}
+	if err := s.save(); err != nil {
+		s.log.Warn("the resources of the pod are known until the daemon restarts only", "error", err)
+	}
 	return nil
 }
 

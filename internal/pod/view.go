@@ -27,6 +27,9 @@ type Sandbox struct {
 	CgroupParent string
 	// PID is the process which holds a shared PID namespace, 0 without one.
 	PID int
+	// Overhead and Resources are what the pod as a whole was given last; nil if
+	// nothing was.
+	Overhead, Resources *runtimeapi.LinuxContainerResources
 	// Problem says why a sandbox is not ready although nobody stopped it, or
 	// what its clean-up is waiting for.
 	Problem string
