@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+
+	"github.com/berth-runtime/berth/test/command"
 )
 
 // busyboxConfig changes busybox's default configuration. What matters most is what stays off: FEATURE_SH_STANDALONE and
@@ -28,7 +30,7 @@ type busybox struct {
 // compileBusybox compiles Debian's busybox.
 func compileBusybox(ctx context.Context, d debian) (busybox, error) {
 	recipe := d.suite + "\n" + strings.Join(busyboxConfig, "\n")
-	dir, err := d.cache.get("busybox", recipe, func(dir string) error {
+	dir, err := d.cache.Get("busybox", recipe, func(dir string) error {
 		if err := d.source(ctx, dir, "busybox"); err != nil {
 			return err
 		}
@@ -49,7 +51,7 @@ func compileBusybox(ctx context.Context, d debian) (busybox, error) {
 	if err != nil {
 		return busybox{}, fmt.Errorf("read busybox: %w", err)
 	}
-	list, err := run(ctx, dir, path, "--list")
+	list, err := command.Run(ctx, dir, path, "--list")
 	if err != nil {
 		return busybox{}, err
 	}
@@ -58,8 +60,8 @@ func compileBusybox(ctx context.Context, d debian) (busybox, error) {
 
 func makeBusybox(ctx context.Context, source string) error {
 	// The time of the build is part of the program otherwise.
-	in := command{dir: source, env: []string{"KCONFIG_NOTIMESTAMP=1", "SOURCE_DATE_EPOCH=0"}}
-	if _, err := in.run(ctx, "make", "defconfig"); err != nil {
+	in := command.Command{Dir: source, Env: []string{"KCONFIG_NOTIMESTAMP=1", "SOURCE_DATE_EPOCH=0"}}
+	if _, err := in.Run(ctx, "make", "defconfig"); err != nil {
 		return err
 	}
 	path := filepath.Join(source, ".config")
@@ -71,12 +73,12 @@ func makeBusybox(ctx context.Context, source string) error {
 		return fmt.Errorf("write the configuration: %w", err)
 	}
 	// It asks about every option that depends on a changed one; empty lines take the defaults.
-	in.stdin = strings.Repeat("\n", 100)
-	if _, err := in.run(ctx, "make", "oldconfig"); err != nil {
+	in.Stdin = strings.Repeat("\n", 100)
+	if _, err := in.Run(ctx, "make", "oldconfig"); err != nil {
 		return err
 	}
-	in.stdin = ""
-	_, err = in.run(ctx, "make", "-j"+strconv.Itoa(runtime.NumCPU()), "busybox")
+	in.Stdin = ""
+	_, err = in.Run(ctx, "make", "-j"+strconv.Itoa(runtime.NumCPU()), "busybox")
 	return err
 }
 

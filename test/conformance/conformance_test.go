@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-runtime/berth/test/cache"
 	"github.com/berth-runtime/berth/test/harness"
 )
 
@@ -28,7 +29,7 @@ func TestCritest(t *testing.T) {
 		t.Log("-passes names none, so there is nothing to do")
 		return
 	}
-	c, err := openCache()
+	c, err := cache.Open("conformance")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/berth-runtime/berth/test/cache"
+	"github.com/berth-runtime/berth/test/command"
 	"github.com/berth-runtime/berth/test/imagefactory"
 )
 
@@ -23,11 +25,11 @@ var debianSuite = regexp.MustCompile(`(?m)^VERSION_CODENAME=([a-z]+)$`)
 // debian fetches packages and sources of the release that runs here, checked by apt as ever. It has package lists of
 // its own, so that the machine's sources stay as they are.
 type debian struct {
-	cache cache
+	cache cache.Cache
 	suite string
 }
 
-func openDebian(c cache) (debian, error) {
+func openDebian(c cache.Cache) (debian, error) {
 	release, err := os.ReadFile("/etc/os-release")
 	if err != nil {
 		return debian{}, fmt.Errorf("find out which Debian this is: %w", err)
@@ -41,7 +43,7 @@ func openDebian(c cache) (debian, error) {
 
 // files returns what packages install.
 func (d debian) files(ctx context.Context, packages ...string) ([]imagefactory.File, error) {
-	dir, err := d.cache.get("packages-"+packages[0], d.suite+" "+strings.Join(packages, " "), func(dir string) error {
+	dir, err := d.cache.Get("packages-"+packages[0], d.suite+" "+strings.Join(packages, " "), func(dir string) error {
 		return d.apt(ctx, dir, append([]string{"download"}, packages...)...)
 	})
 	if err != nil {
@@ -77,7 +79,7 @@ func (d debian) source(ctx context.Context, dir, name string) error {
 	if len(descriptions) != 1 {
 		return fmt.Errorf("download the source of %s: %d descriptions instead of one", name, len(descriptions))
 	}
-	_, err = run(ctx, dir, "dpkg-source", "-x", descriptions[0], "source")
+	_, err = command.Run(ctx, dir, "dpkg-source", "-x", descriptions[0], "source")
 	return err
 }
 
@@ -111,9 +113,9 @@ func (d debian) apt(ctx context.Context, dir string, args ...string) (err error)
 		"-o", "Dir::State::Lists=" + filepath.Join(state, "lists"), "-o", "Dir::Cache=" + filepath.Join(state, "cache"), "-o", "Dir::State::Status=" + status,
 		"-o", "APT::Sandbox::User=root",
 	}
-	if _, err := run(ctx, state, append(slices.Clone(apt), "update")...); err != nil {
+	if _, err := command.Run(ctx, state, append(slices.Clone(apt), "update")...); err != nil {
 		return err
 	}
-	_, err = run(ctx, dir, append(slices.Clone(apt), args...)...)
+	_, err = command.Run(ctx, dir, append(slices.Clone(apt), args...)...)
 	return err
 }

@@ -14,6 +14,8 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/berth-runtime/berth/test/cache"
+	"github.com/berth-runtime/berth/test/command"
 	"github.com/berth-runtime/berth/test/imagefactory"
 )
 
@@ -53,7 +55,7 @@ type factory struct {
 }
 
 // makeImages makes every image that critest pulls.
-func makeImages(ctx context.Context, c cache) (images, error) {
+func makeImages(ctx context.Context, c cache.Cache) (images, error) {
 	d, err := openDebian(c)
 	if err != nil {
 		return nil, err
@@ -194,9 +196,9 @@ func (f *factory) compile(ctx context.Context, name string) []byte {
 	if f.err != nil {
 		return nil
 	}
-	dir, err := f.debian.cache.get(strings.TrimSuffix(name, ".c"), source, func(dir string) error {
-		in := command{dir: dir, stdin: source}
-		_, err := in.run(ctx, "gcc", "-static", "-Os", "-s", "-x", "c", "-o", "program", "-")
+	dir, err := f.debian.cache.Get(strings.TrimSuffix(name, ".c"), source, func(dir string) error {
+		in := command.Command{Dir: dir, Stdin: source}
+		_, err := in.Run(ctx, "gcc", "-static", "-Os", "-s", "-x", "c", "-o", "program", "-")
 		return err
 	})
 	if err != nil {

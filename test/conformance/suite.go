@@ -13,6 +13,9 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/berth-runtime/berth/test/cache"
+	"github.com/berth-runtime/berth/test/command"
 )
 
 const (
@@ -35,8 +38,8 @@ type suite struct {
 // buildSuite builds critest with one constant replaced. It pulls an image by a digest that only the original image has,
 // which is out of reach; there is a flag for the names of images but none for this. The new value names our image, and
 // what critest demands of a pull by digest stays what it is.
-func buildSuite(ctx context.Context, c cache, root, imageDigest string) (suite, error) {
-	found, err := run(ctx, root, "go", "list", "-modfile="+toolsModule, "-m", "-f", "{{.Version}} {{.Dir}}", criTools)
+func buildSuite(ctx context.Context, c cache.Cache, root, imageDigest string) (suite, error) {
+	found, err := command.Run(ctx, root, "go", "list", "-modfile="+toolsModule, "-m", "-f", "{{.Version}} {{.Dir}}", criTools)
 	if err != nil {
 		return suite{}, err
 	}
@@ -46,7 +49,7 @@ func buildSuite(ctx context.Context, c cache, root, imageDigest string) (suite, 
 		return suite{}, fmt.Errorf("read the sums of the tools: %w", err)
 	}
 	recipe := strings.Join([]string{runtime.Version(), version, imageDigest, string(sums)}, "\n")
-	dir, err := c.get("critest", recipe, func(dir string) error {
+	dir, err := c.Get("critest", recipe, func(dir string) error {
 		work, err := os.MkdirTemp(dir, "source-")
 		if err != nil {
 			return err
@@ -70,7 +73,7 @@ func compileTool(ctx context.Context, root, work, dir, version string) error {
 		},
 		{"go", "build", "-modfile=" + file, "-o", dir + "/", "github.com/onsi/ginkgo/v2/ginkgo"},
 	} {
-		if _, err := run(ctx, root, argv...); err != nil {
+		if _, err := command.Run(ctx, root, argv...); err != nil {
 			return err
 		}
 	}
@@ -175,5 +178,5 @@ func tail(file string) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("%s ends:\n%s", file, lastLines(string(data), 40))
+	return fmt.Errorf("%s ends:\n%s", file, command.Tail(string(data), 40))
 }
