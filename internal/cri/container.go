@@ -2,11 +2,14 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/berth-runtime/berth/internal/pod"
 )
@@ -25,9 +28,19 @@ func (s *runtimeService) CreateContainer(ctx context.Context, req *runtimeapi.Cr
 	}
 	id, err := s.Engine.CreateContainer(ctx, req.GetPodSandboxId(), req.GetConfig(), req.GetSandboxConfig())
 	if err != nil {
-		return nil, err
+		return nil, createError(err)
 	}
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// createError tells kubelet in its own word that an image could not be mounted:
+// the text must begin with it.
+func createError(err error) error {
+	if _, ok := errors.AsType[*pod.ImageVolumeError](err); !ok {
+		return err
+	}
+	s := status.Convert(statusOf(err))
+	return status.Error(s.Code(), crierrors.ErrImageVolumeMountFailed.Error()+": "+s.Message())
 }
 
 // StartContainer starts a container that was created and never started.
@@ -181,12 +194,30 @@ func (s *Server) containerStatus(v *pod.Container) *runtimeapi.ContainerStatus {
 		Message:     v.Message,
 		Labels:      v.Config.GetLabels(),
 		Annotations: v.Config.GetAnnotations(),
-		Mounts:      v.Config.GetMounts(),
+		Mounts:      shownMounts(v),
 		LogPath:     v.LogPath,
 		Resources:   &runtimeapi.ContainerResources{Linux: v.Resources},
 		User:        v.User,
 		StopSignal:  v.StopSignal,
 	}
+}
+
+// shownMounts are the mounts as they were asked for. Those of images say which
+// one that is.
+func shownMounts(v *pod.Container) []*runtimeapi.Mount {
+	asked := v.Config.GetMounts()
+	if len(v.VolumeImages) == 0 {
+		return asked
+	}
+	shown := make([]*runtimeapi.Mount, len(asked))
+	for i, m := range asked {
+		shown[i] = m
+		if id := v.VolumeImages[m.GetContainerPath()]; m.GetImage() != nil && id != "" {
+			shown[i] = proto.CloneOf(m)
+			shown[i].Image.ImageRef = id
+		}
+	}
+	return shown
 }
 
 // shownImage is the image of a container as people know it: `kubectl get pod`

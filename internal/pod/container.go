@@ -148,11 +148,18 @@ func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (*con
 	if err != nil {
 		return nil, fmt.Errorf("config.image.image %q: %w", ref, err)
 	}
+	if img.ArtifactType != "" {
+		return nil, fmt.Errorf("config.image.image %q: it is an artifact of type %q, not an image that a container can run from: %w",
+			ref, img.ArtifactType, errdefs.ErrInvalidArgument)
+	}
 	rec := containerRecord{ID: newID(), SandboxID: s.rec.ID, CreatedAt: time.Now(), ImageID: img.ID, ImageRef: img.ID}
 	if len(img.Digests) > 0 {
 		rec.ImageRef = img.Digests[0]
 	}
 	rec.Config.M = proto.CloneOf(cfg)
+	if rec.Volumes, err = e.resolveVolumes(cfg); err != nil {
+		return nil, err
+	}
 	rec.Resources.M = proto.CloneOf(cfg.GetLinux().GetResources())
 	if dir := s.rec.Config.M.GetLogDirectory(); dir != "" && cfg.GetLogPath() != "" {
 		rec.LogPath = filepath.Join(dir, cfg.GetLogPath())
@@ -160,7 +167,7 @@ func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (*con
 	if _, rec.CgroupPath, err = cgroup.ContainerPath(e.opts.CgroupDriver, s.rec.CgroupParent, rec.ID); err != nil {
 		return nil, fmt.Errorf("linux.cgroup_parent: %w", err)
 	}
-	return e.adoptContainer(s, rec, machine.State{Uses: allContainerSteps}), nil
+	return e.adoptContainer(s, rec, machine.State{Uses: containerUses(&rec)}), nil
 }
 
 // adoptContainer makes the object for a record.
@@ -241,7 +248,7 @@ func (c *container) changed() {
 		ID: c.rec.ID, SandboxID: c.rec.SandboxID, Config: c.rec.Config.M, ImageID: c.rec.ImageID, ImageRef: c.rec.ImageRef,
 		State: c.stateLocked(), CreatedAt: c.rec.CreatedAt, StartedAt: c.rec.StartedAt, FinishedAt: c.rec.FinishedAt,
 		LogPath: c.rec.LogPath, User: c.rec.User.M, Resources: c.rec.Resources.M, CgroupPath: c.rec.CgroupPath,
-		SnapshotKey: c.rec.ID, Handler: c.sandbox.rec.Handler, Stage: c.stage, StageSince: c.since,
+		VolumeImages: c.volumeImages(), SnapshotKey: c.rec.ID, Handler: c.sandbox.rec.Handler, Stage: c.stage, StageSince: c.since,
 		StopSignal: spec.SignalEnum(c.rec.StopSignal), Message: c.rec.Problem,
 	}
 	if exit := c.rec.Exit; exit != nil {

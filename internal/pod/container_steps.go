@@ -23,6 +23,7 @@ import (
 const (
 	stepSnapshot = iota
 	stepRootfs
+	stepVolumes
 	stepBundle
 	stepProcess
 )
@@ -35,15 +36,15 @@ const (
 	containerRunning
 )
 
-var allContainerSteps = machine.Steps(stepSnapshot, stepRootfs, stepBundle, stepProcess)
+var allContainerSteps = machine.Steps(stepSnapshot, stepRootfs, stepVolumes, stepBundle, stepProcess)
 
 var containerKind = &machine.Kind{
 	Name:  "container",
-	Steps: []string{"snapshot", "rootfs", "bundle", "process"},
+	Steps: []string{"snapshot", "rootfs", "volumes", "bundle", "process"},
 	Adopt: machine.Steps(stepProcess),
 	Levels: []machine.LevelSpec{
 		{Name: "gone"},
-		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepBundle), Fallback: containerGone},
+		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepVolumes, stepBundle), Fallback: containerGone},
 		{Name: "running", Steps: allContainerSteps, Fallback: containerCreated},
 	},
 }
@@ -67,6 +68,8 @@ func (c *container) do(ctx context.Context, step int) error {
 			return err
 		}
 		return e.opts.Images.MountRootfs(ctx, id, e.rootfsDir(id), false)
+	case stepVolumes:
+		return c.mountVolumes(ctx)
 	case stepBundle:
 		return c.writeBundle(c.rec.Config.M)
 	case stepProcess:
@@ -85,6 +88,8 @@ func (c *container) undo(ctx context.Context, step int) error {
 			return err
 		}
 		return removeEmpty(e.rootfsDir(id), e.bundleDir(id))
+	case stepVolumes:
+		return c.unmountVolumes(ctx)
 	case stepBundle:
 		var files []string
 		for _, name := range []string{"config.json", "config.json.tmp", "process.json", "process.json.tmp"} {
@@ -105,6 +110,8 @@ func (c *container) probe(_ context.Context, step int) error {
 		if _, err := os.Stat(e.rootfsDir(id)); err != nil {
 			return errors.New("its root file system is not mounted any more, as after a reboot of the node")
 		}
+	case stepVolumes:
+		return c.probeVolumes()
 	case stepBundle:
 		_, err := os.Stat(filepath.Join(e.bundleDir(id), "config.json"))
 		return err
@@ -168,10 +175,14 @@ func (c *container) buildSpec(cfg *runtimeapi.ContainerConfig) (*spec.Output, er
 	if err != nil {
 		return nil, err
 	}
+	volumes, err := c.volumePaths()
+	if err != nil {
+		return nil, err
+	}
 	files := e.store.filesDir(s.rec.ID)
 	return spec.Build(spec.Input{
 		Config: cfg, Pod: s.rec.Config.M, ContainerID: c.rec.ID, SandboxID: s.rec.ID,
-		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), Namespaces: paths, Shm: e.shmDir(s.rec.ID),
+		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), ImageVolumes: volumes, Namespaces: paths, Shm: e.shmDir(s.rec.ID),
 		ResolvConf: filepath.Join(files, "resolv.conf"), Hostname: filepath.Join(files, "hostname"), Hosts: filepath.Join(files, "hosts"),
 		CgroupsPath: cgroups, Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion,
 	})

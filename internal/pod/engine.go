@@ -35,6 +35,13 @@ type Images interface {
 	RemoveRootfs(ctx context.Context, key string) error
 	RootfsKeys(ctx context.Context) ([]string, error)
 	RootfsUsage(ctx context.Context, key string) (bytes, inodes uint64, err error)
+	// PrepareVolume keeps an image for mounting; again for the same key is no
+	// error. UnmountRootfs undoes MountVolume.
+	PrepareVolume(ctx context.Context, key, imageID string) error
+	MountVolume(ctx context.Context, key, target string) error
+	// RemoveVolume succeeds if there is nothing to do.
+	RemoveVolume(ctx context.Context, key string) error
+	VolumeKeys(ctx context.Context) ([]string, error)
 }
 
 // Network is what the engine needs of the network manager.

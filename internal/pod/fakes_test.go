@@ -2,16 +2,21 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/internal/network"
@@ -47,6 +52,12 @@ func (b *books) list() []string {
 	return all
 }
 
+func (b *books) keys() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Collect(maps.Keys(b.ids))
+}
+
 type fakeNetwork struct{ *books }
 
 func (f fakeNetwork) Plan(network.Pod) (network.Plan, error) { return network.Plan{}, nil }
@@ -74,9 +85,17 @@ func (f fakeNetwork) Collect(_ context.Context, live map[string]bool) error {
 	return nil
 }
 
-type fakeImages struct{ *books }
+type fakeImages struct {
+	*books
+	volumes *books
+}
 
-func (f fakeImages) Resolve(string) (*image.Image, error) { return &image.Image{ID: "sha256:0"}, nil }
+func (f fakeImages) Resolve(ref string) (*image.Image, error) {
+	if ref == "missing" {
+		return nil, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
+	}
+	return &image.Image{ID: "sha256:" + ref}, nil
+}
 
 func (f fakeImages) PrepareRootfs(_ context.Context, key, _ string) error {
 	f.set(key, true)
@@ -87,7 +106,34 @@ func (f fakeImages) MountRootfs(_ context.Context, _, target string, _ bool) err
 	return os.MkdirAll(target, 0o700)
 }
 
-func (f fakeImages) UnmountRootfs(context.Context, string) error { return nil }
+func (f fakeImages) UnmountRootfs(_ context.Context, target string) error {
+	if err := unix.Unmount(target, 0); !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+func (f fakeImages) PrepareVolume(_ context.Context, key, _ string) error {
+	f.volumes.set(key, true)
+	return nil
+}
+
+func (f fakeImages) MountVolume(_ context.Context, _, target string) error {
+	if err := os.MkdirAll(target, 0o700); err != nil {
+		return err
+	}
+	if mounted, err := mountinfo.Mounted(target); mounted || err != nil {
+		return err
+	}
+	return unix.Mount("volume", target, "tmpfs", unix.MS_RDONLY, "")
+}
+
+func (f fakeImages) RemoveVolume(_ context.Context, key string) error {
+	f.volumes.set(key, false)
+	return nil
+}
+
+func (f fakeImages) VolumeKeys(context.Context) ([]string, error) { return f.volumes.keys(), nil }
 
 func (f fakeImages) RemoveRootfs(_ context.Context, key string) error {
 	f.set(key, false)
@@ -95,13 +141,7 @@ func (f fakeImages) RemoveRootfs(_ context.Context, key string) error {
 }
 
 func (f fakeImages) RootfsKeys(context.Context) ([]string, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var keys []string
-	for key := range f.ids {
-		keys = append(keys, key)
-	}
-	return keys, nil
+	return f.keys(), nil
 }
 
 func (f fakeImages) RootfsUsage(context.Context, string) (bytes, inodes uint64, err error) {

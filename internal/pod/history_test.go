@@ -86,7 +86,7 @@ func (n *node) command(words []string) string {
 	case "begin-run":
 		return n.begin(name, func(ctx context.Context) error { return n.run(ctx, name) })
 	case "begin-create":
-		return n.begin(name, func(ctx context.Context) error { return n.create(ctx, name, words[2]) })
+		return n.begin(name, func(ctx context.Context) error { return n.create(ctx, name, words[2], words[3:]...) })
 	case "begin-start":
 		return n.begin(name, func(ctx context.Context) error { return n.engine.StartContainer(ctx, n.ids[name]) })
 	case "give-up":
@@ -99,7 +99,7 @@ func (n *node) command(words []string) string {
 	case "remove":
 		return n.result(n.engine.RemoveSandbox(ctx, n.ids[name]))
 	case "create":
-		return n.result(n.create(ctx, name, words[2]))
+		return n.result(n.create(ctx, name, words[2], words[3:]...))
 	case "start":
 		return n.result(n.engine.StartContainer(ctx, n.ids[name]))
 	case "stop-container":

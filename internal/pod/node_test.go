@@ -30,6 +30,7 @@ type node struct {
 	engine  *Engine
 	network *books
 	images  *books
+	volumes *books
 	shim    *fakeShim
 	faults  *faults
 	ids     map[string]string
@@ -53,12 +54,12 @@ func newNode(t *testing.T) *node {
 	}
 	n := &node{
 		t: t, root: filepath.Join(dir, "root"), state: filepath.Join(dir, "state"),
-		network: newBooks("network"), images: newBooks("snapshot"), shim: newFakeShim(), faults: &faults{},
+		network: newBooks("network"), images: newBooks("snapshot"), volumes: newBooks("volume"), shim: newFakeShim(), faults: &faults{},
 		ids: map[string]string{}, cancels: map[string]context.CancelFunc{}, results: map[string]chan error{},
 	}
 	n.opts = Options{
 		Root: n.root, State: n.state, Instance: "test-" + filepath.Base(dir),
-		Images: fakeImages{n.images}, Network: fakeNetwork{n.network}, Shim: n.shim, Cgroups: cgroups, Host: host,
+		Images: fakeImages{n.images, n.volumes}, Network: fakeNetwork{n.network}, Shim: n.shim, Cgroups: cgroups, Host: host,
 		Handlers: map[string]HandlerInfo{"runc": {}}, DefaultHandler: "runc",
 		Log:   slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 		fault: func(effect string) error { return n.faults.check(effect) },
@@ -169,11 +170,22 @@ func (n *node) run(ctx context.Context, name string) error {
 	return err
 }
 
-func (n *node) create(ctx context.Context, name, pod string) error {
+// create makes a container that mounts the given images; what follows a slash
+// is the part that it wants.
+func (n *node) create(ctx context.Context, name, pod string, images ...string) error {
+	var mounts []*runtimeapi.Mount
+	for i, ref := range images {
+		ref, sub, _ := strings.Cut(ref, "/")
+		mounts = append(mounts, &runtimeapi.Mount{
+			ContainerPath: fmt.Sprintf("/volume%d", i), Readonly: true,
+			Image: &runtimeapi.ImageSpec{Image: ref}, ImageSubPath: sub,
+		})
+	}
 	id, err := n.engine.CreateContainer(ctx, n.ids[pod], &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: name},
 		Image:    &runtimeapi.ImageSpec{Image: "busybox"},
 		Command:  []string{"/bin/sh"},
+		Mounts:   mounts,
 	}, nil)
 	if err == nil {
 		n.ids[name] = id
@@ -226,13 +238,13 @@ func (n *node) damage(name string) {
 // exists lists everything that sandboxes and containers are made of.
 func (n *node) exists() []string {
 	var all []string
-	for _, d := range []string{n.state + "/ns/*", n.state + "/pods/*/shm", n.state + "/containers/*", n.root + "/pods/*"} {
+	for _, d := range []string{n.state + "/ns/*", n.state + "/pods/*/shm", n.state + "/containers/*", n.state + "/volumes/*/*", n.root + "/pods/*"} {
 		matches, err := filepath.Glob(d)
 		if err != nil {
 			n.t.Fatal(err)
 		}
 		for range matches {
-			all = append(all, map[string]string{"ns": "namespaces", "pods": "shm", "containers": "bundle"}[strings.Split(strings.TrimPrefix(d, n.state), "/")[1]])
+			all = append(all, map[string]string{"ns": "namespaces", "pods": "shm", "containers": "bundle", "volumes": "mount"}[strings.Split(strings.TrimPrefix(d, n.state), "/")[1]])
 		}
 	}
 	for i, what := range all {
@@ -242,6 +254,7 @@ func (n *node) exists() []string {
 	}
 	all = append(all, n.network.list()...)
 	all = append(all, n.images.list()...)
+	all = append(all, n.volumes.list()...)
 	all = append(all, n.shim.list()...)
 	slices.Sort(all)
 	return all

@@ -72,6 +72,7 @@ type containerRecord struct {
 	Listed     bool                                         `json:"listed"`
 	ImageID    string                                       `json:"imageID"`
 	ImageRef   string                                       `json:"imageRef"`
+	Volumes    []volumeRecord                               `json:"volumes,omitempty"`
 	LogPath    string                                       `json:"logPath,omitempty"`
 	User       message[*runtimeapi.ContainerUser]           `json:"user,omitzero"`
 	StopSignal string                                       `json:"stopSignal,omitempty"`

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -144,6 +145,9 @@ func (e *Engine) recoverContainer(s *sandbox, id string) (*container, bool) {
 	}
 	c := e.adoptContainer(s, rec, state)
 	c.claimed = true
+	if state.Marks[stepVolumes] != machine.Absent {
+		c.claimVolumes()
+	}
 	e.mu.Lock()
 	e.containers.add(c)
 	e.names[containerName(s.rec.ID, rec.Config.M.GetMetadata())] = c
@@ -173,7 +177,7 @@ func (e *Engine) damagedContainer(s *sandbox, id string, why error) (containerRe
 
 // orphans are things on this host that no record tells of.
 type orphans struct {
-	bundles, namespaces, snapshots, processes []string
+	bundles, namespaces, snapshots, volumes, processes []string
 }
 
 // findOrphans looks for what a lost record may have left. It runs before any
@@ -185,6 +189,14 @@ func (e *Engine) findOrphans(ctx context.Context) (orphans, error) {
 		return o, fmt.Errorf("list writable layers: %w", err)
 	}
 	o.snapshots = e.unknown(o.snapshots)
+	keys, err := e.opts.Images.VolumeKeys(ctx)
+	if err != nil {
+		return o, fmt.Errorf("list volumes: %w", err)
+	}
+	for _, key := range keys {
+		sandboxID, _, _ := strings.Cut(key, ".")
+		o.volumes = append(o.volumes, e.unknown([]string{sandboxID})...)
+	}
 	for id := range e.supervised {
 		o.processes = append(o.processes, id)
 	}
@@ -192,7 +204,7 @@ func (e *Engine) findOrphans(ctx context.Context) (orphans, error) {
 	for _, d := range []struct {
 		dir string
 		ids *[]string
-	}{{"containers", &o.bundles}, {"ns", &o.namespaces}, {"pods", &o.namespaces}} {
+	}{{"containers", &o.bundles}, {"ns", &o.namespaces}, {"pods", &o.namespaces}, {"volumes", &o.volumes}} {
 		entries, err := os.ReadDir(filepath.Join(e.opts.State, d.dir))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return o, err
@@ -244,6 +256,9 @@ func (e *Engine) removeOrphans(ctx context.Context, o orphans) {
 	}
 	for _, id := range o.snapshots {
 		try("snapshot", id, e.opts.Images.RemoveRootfs(ctx, id))
+	}
+	for _, id := range o.volumes {
+		try("volumes", id, e.removeVolumes(ctx, id, func(string) bool { return false }))
 	}
 	for _, id := range o.namespaces {
 		try("namespace", id, namespace.Remove(ctx, e.namespaceDir(id)))

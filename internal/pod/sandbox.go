@@ -30,6 +30,8 @@ type sandbox struct {
 	claimed bool
 	// containers is guarded by Engine.mu.
 	containers map[string]*container
+	// volumes are the images that its containers mount.
+	volumes claims
 	// view is what readers get; nil while the sandbox is not to be seen.
 	view atomic.Pointer[Sandbox]
 	// last is the last view there was, for the events of a sandbox that is gone.

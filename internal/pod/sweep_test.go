@@ -22,13 +22,13 @@ func effects() []string {
 	return all
 }
 
-// life takes a pod with one container from run to remove; it ends early at
+// life takes a pod with one container and a volume from run to remove; it ends early at
 // the first error.
 func (n *node) life(ctx context.Context) error {
 	if err := n.run(ctx, "web"); err != nil {
 		return err
 	}
-	if err := n.create(ctx, "app", "web"); err != nil {
+	if err := n.create(ctx, "app", "web", "data"); err != nil {
 		return err
 	}
 	if err := n.engine.StartContainer(ctx, n.ids["app"]); err != nil {

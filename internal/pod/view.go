@@ -77,6 +77,8 @@ type Container struct {
 	CgroupPath string
 	// SnapshotKey names the writable layer in the image store.
 	SnapshotKey string
+	// VolumeImages are the IDs of the images that are mounted, by container_path.
+	VolumeImages map[string]string
 	// Handler is the runtime handler of the sandbox; "" is the default.
 	Handler string
 	// Stage names the operation in flight, "" if there is none.
