@@ -14,15 +14,17 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // The names of the mount points in the directory of a pod.
 const (
-	netFile = "net"
-	ipcFile = "ipc"
-	utsFile = "uts"
-	pidFile = "pid"
+	netFile  = "net"
+	ipcFile  = "ipc"
+	utsFile  = "uts"
+	pidFile  = "pid"
+	userFile = "user"
 )
 
 // Request says which namespaces a pod needs and how they are configured.
@@ -33,6 +35,8 @@ type Request struct {
 	UTS      bool              // a UTS namespace with Hostname
 	Hostname string            // set in the UTS namespace; empty keeps the name of the host
 	Sysctls  map[string]string // must all belong to one of the namespaces made
+	// UIDs and GIDs, both or neither, ask for a user namespace with these mappings, which then owns the others.
+	UIDs, GIDs []specs.LinuxIDMapping
 }
 
 // Paths names the pinned namespaces of a pod. An empty string means that there is none of that kind.
@@ -41,6 +45,8 @@ type Paths struct {
 	IPC string // System V IPC and POSIX message queues
 	UTS string // host name
 	PID string // process IDs, pinned by [PinPID]
+	// User is the user namespace, which owns the others.
+	User string
 }
 
 // Create makes the namespaces and pins them in req.Dir. When it returns an error nothing of it is left. What an earlier,
@@ -71,7 +77,7 @@ func Create(ctx context.Context, req Request) (Paths, error) {
 // no error. A namespace itself lives on until the last process in it has ended.
 func Remove(_ context.Context, dir string) error {
 	var errs []error
-	for _, name := range []string{netFile, ipcFile, utsFile, pidFile} {
+	for _, name := range []string{netFile, ipcFile, utsFile, pidFile, userFile} {
 		errs = append(errs, unpin(filepath.Join(dir, name)))
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -88,7 +94,7 @@ func Remove(_ context.Context, dir string) error {
 func Probe(dir string) (Paths, bool) {
 	var p Paths
 	found, complete := false, true
-	for name, field := range map[string]*string{netFile: &p.Net, ipcFile: &p.IPC, utsFile: &p.UTS} {
+	for name, field := range map[string]*string{netFile: &p.Net, ipcFile: &p.IPC, utsFile: &p.UTS, userFile: &p.User} {
 		path := filepath.Join(dir, name)
 		switch {
 		case isNamespace(path):
@@ -126,7 +132,10 @@ func (req Request) validate() error {
 	if !filepath.IsAbs(req.Dir) {
 		return fmt.Errorf("namespace directory %q: must be an absolute path: %w", req.Dir, errdefs.ErrInvalidArgument)
 	}
-	if !req.Net && !req.IPC && !req.UTS {
+	if (len(req.UIDs) == 0) != (len(req.GIDs) == 0) {
+		return fmt.Errorf("namespace directory %s: mappings of users and of groups go together: %w", req.Dir, errdefs.ErrInvalidArgument)
+	}
+	if !req.Net && !req.IPC && !req.UTS && !req.user() {
 		return fmt.Errorf("namespace directory %s: no namespace asked for: %w", req.Dir, errdefs.ErrInvalidArgument)
 	}
 	// The kernel's limit is __NEW_UTS_LEN.
@@ -161,8 +170,11 @@ func prepareDir(ctx context.Context, dir string) error {
 	return nil
 }
 
+// user tells whether a user namespace is asked for.
+func (req Request) user() bool { return len(req.UIDs) > 0 }
+
 // create does the work of [Create] on a thread of its own, which then returns to the namespaces of the process.
-func create(req Request) error {
+func create(req Request) (err error) {
 	flags, files := 0, []string(nil)
 	for _, kind := range []struct {
 		wanted bool
@@ -179,20 +191,55 @@ func create(req Request) error {
 			return fmt.Errorf("create namespaces: %w", err)
 		}
 	}
-	return onThread(flags, func() error {
-		if err := unix.Unshare(flags); err != nil {
-			return fmt.Errorf("create namespaces in %s: unshare: %w", req.Dir, err)
-		}
-		if err := req.configure(); err != nil {
+	if !req.user() {
+		return onThread(flags, func() error {
+			if err := unix.Unshare(flags); err != nil {
+				return fmt.Errorf("create namespaces in %s: unshare: %w", req.Dir, err)
+			}
+			return req.finish(files)
+		})
+	}
+	if err := makeMountPoint(filepath.Join(req.Dir, userFile)); err != nil {
+		return fmt.Errorf("create namespaces: %w", err)
+	}
+	// No thread of this process can be in a user namespace of its own, so another process makes them.
+	b, err := beBorn(req.UIDs, req.GIDs, flags)
+	if err != nil {
+		return fmt.Errorf("create namespaces in %s: %w", req.Dir, err)
+	}
+	defer func() { err = errors.Join(err, b.end()) }()
+	if flags != 0 {
+		err = onThread(flags, func() error {
+			if err := b.enter(flags); err != nil {
+				return err
+			}
+			return req.finish(files)
+		})
+	}
+	if err == nil {
+		err = pin(b.file(userFile), req.Dir, userFile)
+	}
+	return err
+}
+
+// finish configures the namespaces of the calling thread and pins them.
+func (req Request) finish(files []string) error {
+	if err := req.configure(); err != nil {
+		return err
+	}
+	for _, file := range files {
+		if err := pin("/proc/thread-self/ns/"+file, req.Dir, file); err != nil {
 			return err
 		}
-		for _, file := range files {
-			if err := bind("/proc/thread-self/ns/"+file, filepath.Join(req.Dir, file)); err != nil {
-				return fmt.Errorf("pin %s namespace: %w", file, err)
-			}
-		}
-		return nil
-	})
+	}
+	return nil
+}
+
+func pin(source, dir, file string) error {
+	if err := bind(source, filepath.Join(dir, file)); err != nil {
+		return fmt.Errorf("pin %s namespace: %w", file, err)
+	}
+	return nil
 }
 
 // configure brings the namespaces of the calling thread into the state that the request describes.
@@ -211,11 +258,20 @@ func (req Request) configure() error {
 		if linkOf(name) != "" && !exists(sysctlPath(name)) {
 			continue
 		}
-		if err := writeSysctl(name, value); err != nil {
+		if err := req.setSysctl(name, value); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// setSysctl sets a value as the daemon or, where the kernel wants that, as root of the pod's user namespace.
+func (req Request) setSysctl(name, value string) error {
+	err := writeSysctl(name, value)
+	if !errors.Is(err, os.ErrPermission) || !req.user() {
+		return err
+	}
+	return asRootOf(req.UIDs[0].HostID, func() error { return writeSysctl(name, value) })
 }
 
 // raiseLoopback sets the loopback device of the thread's network namespace up; the kernel then gives it its addresses.

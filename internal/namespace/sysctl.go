@@ -122,7 +122,7 @@ func writeSysctl(name, value string) error {
 	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("sysctl %q: unknown to this kernel: %w", name, errdefs.ErrInvalidArgument)
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("sysctl %q: cannot be set for one pod: %w", name, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("sysctl %q: cannot be set for one pod: %w: %w", name, err, errdefs.ErrInvalidArgument)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE):
 		return fmt.Errorf("sysctl %q: value %q refused by the kernel: %w", name, value, errdefs.ErrInvalidArgument)
 	default:

@@ -90,7 +90,9 @@ var bans = []ban{
 }
 
 // known are packages of one layer which may know each other all the same.
-var known = []struct{ from, to, why string }{}
+var known = []struct{ from, to, why string }{
+	{"internal/namespace", "internal/ociruntime/staticelf", "a user namespace begins with a process, which is the built-in program"},
+}
 
 func layerOf(name string) int {
 	return slices.IndexFunc(order, func(layer []string) bool { return withinAny(name, layer) })
