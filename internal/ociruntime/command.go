@@ -92,6 +92,7 @@ type Runtime struct {
 	handler Handler
 	path    string
 	runner  Runner
+	env     []string // of its commands, beside that of this process
 }
 
 // New finds the handler's program. The error is ErrFailedPrecondition when it is
@@ -264,7 +265,7 @@ func (r *Runtime) do(ctx context.Context, op, scratch, dir string, args []string
 	}
 	defer func() { _ = os.Remove(logFile) }()
 	code, err := r.runner.Run(ctx, &Command{
-		Path: r.path, Args: append(r.global(logFile), args...), Dir: dir, Env: []string{cloneDirectory + "=" + scratch},
+		Path: r.path, Args: append(r.global(logFile), args...), Dir: dir, Env: append([]string{cloneDirectory + "=" + scratch}, r.env...),
 		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: errFile,
 	})
 	switch {

@@ -30,6 +30,8 @@ type Features struct {
 	RecursiveReadOnly bool
 	// IDMap: mounts may be idmapped.
 	IDMap bool
+	// Checkpoint: the runtime is made for writing containers down and restoring them with CRIU.
+	Checkpoint bool
 	// MountOptions are the mount options it knows, empty when it does not say.
 	MountOptions []string
 }

@@ -80,7 +80,11 @@ func remedy(err error) string {
 type featuresAnswer struct {
 	OCIVersionMax string   `json:"ociVersionMax"`
 	MountOptions  []string `json:"mountOptions"`
-	Linux         struct {
+	Annotations   struct {
+		RuncCheckpoint string `json:"org.opencontainers.runc.checkpoint.enabled"`
+		CrunCheckpoint string `json:"run.oci.crun.checkpoint.enabled"`
+	} `json:"annotations"`
+	Linux struct {
 		MountExtensions struct {
 			IDMap struct {
 				Enabled *bool `json:"enabled"`
@@ -124,6 +128,7 @@ func (f *Features) apply(answer []byte) error {
 	f.RecursiveReadOnly = slices.Contains(a.MountOptions, "rro")
 	enabled := a.Linux.MountExtensions.IDMap.Enabled
 	f.IDMap = enabled != nil && *enabled
+	f.Checkpoint = f.Checkpoint || a.Annotations.RuncCheckpoint == "true" || a.Annotations.CrunCheckpoint == "true"
 	return nil
 }
 
@@ -140,6 +145,8 @@ func parseVersion(text string) Features {
 		if spec, found := strings.CutPrefix(line, "spec:"); found {
 			f.OCIVersion = strings.TrimSpace(spec)
 		}
+		// crun lists what it was built with.
+		f.Checkpoint = f.Checkpoint || strings.HasPrefix(line, "+") && slices.Contains(strings.Fields(line), "+CRIU")
 	}
 	// crun's changelog: recursive mount options since 1.4, idmapped mounts since 1.0 (and, as of 1.8, only with a user namespace).
 	if crun {
