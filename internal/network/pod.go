@@ -31,7 +31,6 @@ type Pod struct {
 	Namespace    string            // Kubernetes namespace
 	UID          string            // Kubernetes UID
 	NetNS        string            // path of the pinned network namespace; it may be gone for Detach
-	Hostname     string            // handed to no plugin today; kept for those which register names
 	PortMappings []PortMapping     // host ports; entries without HostPort are ignored
 	Annotations  map[string]string // for plugins with the capability io.kubernetes.cri.pod-annotations
 	DNS          DNS               // for plugins with the capability dns

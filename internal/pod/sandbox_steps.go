@@ -245,7 +245,7 @@ func (e *Engine) networkPod(rec *sandboxRecord) network.Pod {
 	m := cfg.GetMetadata()
 	pod := network.Pod{
 		ID: rec.ID, Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(),
-		NetNS: e.netns(rec.ID), Annotations: cfg.GetAnnotations(), Hostname: cfg.GetHostname(),
+		NetNS: e.netns(rec.ID), Annotations: cfg.GetAnnotations(),
 		Sysctls: cfg.GetLinux().GetSysctls(),
 		DNS: network.DNS{
 			Servers: cfg.GetDnsConfig().GetServers(), Searches: cfg.GetDnsConfig().GetSearches(), Options: cfg.GetDnsConfig().GetOptions(),
