@@ -190,16 +190,22 @@ func (n *Node) pushBusybox() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	n.Image = n.Push("busybox", image)
+}
+
+// Push uploads an image or artifact to the node's registry, with the tag 1, and returns its reference.
+func (n *Node) Push(repository string, a *imagefactory.Artifact) string {
+	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.t.Context(), callDeadline)
 	defer cancel()
 	to := imagefactory.Target{
-		Host: n.Registry.Host, Repository: "busybox",
+		Host: n.Registry.Host, Repository: repository,
 		Username: n.Registry.Username, Password: n.Registry.Password,
 	}
-	if err := imagefactory.Push(ctx, to, image, "1"); err != nil {
+	if err := imagefactory.Push(ctx, to, a, "1"); err != nil {
 		n.t.Fatal(err)
 	}
-	n.Image = n.Registry.Host + "/busybox:1"
+	return n.Registry.Host + "/" + repository + ":1"
 }
 
 // cgroupParent is the cgroup of the test's pods. The kubelet makes and removes such cgroups, so the harness does too.
