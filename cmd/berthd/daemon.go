@@ -221,8 +221,13 @@ func (d *daemon) cgroupDriver() cgroup.Driver {
 
 // openEdge makes what answers clients.
 func (d *daemon) openEdge(ctx context.Context) (err error) {
+	var encryption *stream.TLS
+	if d.cfg.Stream.TLS {
+		cert, key, generate := d.cfg.TLSFiles()
+		encryption = &stream.TLS{CertFile: cert, KeyFile: key, Generate: generate, ClientCAFile: d.cfg.Stream.TLSClientCAFile}
+	}
 	d.sessions, err = stream.Listen(ctx, stream.Options{
-		Address: d.cfg.Stream.Address, Port: d.cfg.Stream.Port,
+		Address: d.cfg.Stream.Address, Port: d.cfg.Stream.Port, TLS: encryption, IdleTimeout: d.cfg.Stream.Idle(),
 		Runtime: cri.StreamRuntime(d.engine), Meter: d.metrics, Log: d.log.With("part", "stream"),
 	})
 	if err != nil {

@@ -6,7 +6,9 @@ package config
 
 import (
 	"maps"
+	"path/filepath"
 	"strconv"
+	"time"
 )
 
 // DefaultFile is where the configuration is read from unless told otherwise.
@@ -101,8 +103,32 @@ func (h Handler) Flags() map[string]string {
 
 // Stream is where exec, attach and port-forward are served.
 type Stream struct {
-	Address string `json:"address" toml:"address"`
-	Port    int    `json:"port"    toml:"port"`
+	Address         string `json:"address"            toml:"address"`
+	Port            int    `json:"port"               toml:"port"`
+	IdleTimeout     string `json:"idle_timeout"       toml:"idle_timeout"`
+	TLS             bool   `json:"tls"                toml:"tls"`
+	TLSCertFile     string `json:"tls_cert_file"      toml:"tls_cert_file"`
+	TLSKeyFile      string `json:"tls_key_file"       toml:"tls_key_file"`
+	TLSClientCAFile string `json:"tls_client_ca_file" toml:"tls_client_ca_file"`
+}
+
+// Idle is IdleTimeout as Validate has understood it.
+func (s Stream) Idle() time.Duration {
+	idle, err := time.ParseDuration(s.IdleTimeout)
+	if err != nil {
+		return 0 // Validate has refused it
+	}
+	return idle
+}
+
+// TLSFiles are the certificate and key of the stream server; generated tells
+// that none are configured and that it makes them itself, beneath root.
+func (c *Config) TLSFiles() (cert, key string, generated bool) {
+	if c.Stream.TLSCertFile != "" {
+		return c.Stream.TLSCertFile, c.Stream.TLSKeyFile, false
+	}
+	dir := filepath.Join(c.Root, "stream")
+	return filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"), true
 }
 
 // Metrics is where Prometheus metrics are served.
@@ -130,7 +156,7 @@ func Default() *Config {
 			BuiltinSubnet: []string{},
 		},
 		Runtime: Runtime{Handlers: builtinHandlers()},
-		Stream:  Stream{Address: "127.0.0.1"},
+		Stream:  Stream{Address: "127.0.0.1", IdleTimeout: "4h"},
 	}
 }
 

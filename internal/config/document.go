@@ -92,6 +92,8 @@ func literal(value any) string {
 		return quote(*v)
 	case *int:
 		return strconv.Itoa(*v)
+	case *bool:
+		return strconv.FormatBool(*v)
 	case *[]string:
 		quoted := make([]string, len(*v))
 		for i, s := range *v {

@@ -99,7 +99,7 @@ func kindOf(value any) string {
 		return "a whole number"
 	case float64:
 		return "a fraction"
-	case bool:
+	case bool, *bool:
 		return "a boolean"
 	case map[string]any:
 		return "a table"

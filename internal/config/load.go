@@ -177,6 +177,12 @@ func (s setting) assign(value any) bool {
 			*field = int(v)
 		}
 		return ok
+	case *bool:
+		v, ok := value.(bool)
+		if ok {
+			*field = v
+		}
+		return ok
 	case *[]string:
 		if v, ok := value.(string); ok && s.single {
 			*field = []string{v}

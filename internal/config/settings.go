@@ -1,5 +1,7 @@
 package config
 
+import "time"
+
 // setting is one key: what it means, where its value lives, and what it may be.
 // Decoding, validation, the documented default and the reference in docs/ all
 // read this table, so that a key cannot exist in one of them only.
@@ -10,7 +12,7 @@ type setting struct {
 	doc string
 	// example is a valid value in TOML, quoted in errors about a wrong type.
 	example string
-	// value points to the field: *string, *int, *[]string or *map[string]string.
+	// value points to the field: *string, *int, *bool, *[]string or *map[string]string.
 	value any
 	// single allows a list to be written as one string.
 	single bool
@@ -132,11 +134,29 @@ func streamSection(s *Stream) section {
 	return section{name: "stream", doc: "Where exec, attach and port-forward are served; kubelet and berth follow by themselves.", settings: []setting{
 		{key: "address", value: &s.Address, example: `"127.0.0.1"`,
 			doc: "IP address to listen on. A session is protected by nothing but its one-time URL, so leave it on\n" +
-				"loopback.",
+				"loopback, unless tls_client_ca_file says who may connect.",
 			check: func() string { return checkAddress(s.Address) }},
 		{key: "port", value: &s.Port, example: "0",
 			doc:   "TCP port; 0 takes a free one.",
 			check: func() string { return checkRange(s.Port, 0, maxPort) }},
+		{key: "idle_timeout", value: &s.IdleTimeout, example: `"4h"`,
+			doc:   "Time after which a session ends on which no data moves, such as \"30m\"; at least a second.",
+			check: func() string { return checkDuration(s.IdleTimeout, time.Second) }},
+		{key: "tls", value: &s.TLS, example: "true",
+			doc: "Whether sessions are encrypted. Kubelet then checks the certificate against the authorities of this host\n" +
+				"(/etc/ssl/certs, or SSL_CERT_FILE in its environment); crictl has --tls-ca; berth exec finds it by itself.",
+			check: func() string { return "" }},
+		{key: "tls_cert_file", value: &s.TLSCertFile, example: `"/etc/berth/stream.crt"`,
+			doc: "Certificate for tls, in PEM, with its chain. A file that is replaced is used from the next session on. Empty\n" +
+				"means a self-signed one, stream/tls.crt under root, which is made anew before it expires.",
+			check: func() string { return checkTLSFile(s, s.TLSCertFile, s.TLSKeyFile, "tls_key_file") }},
+		{key: "tls_key_file", value: &s.TLSKeyFile, example: `"/etc/berth/stream.key"`,
+			doc:   "Key of tls_cert_file, in PEM.",
+			check: func() string { return checkTLSFile(s, s.TLSKeyFile, s.TLSCertFile, "tls_cert_file") }},
+		{key: "tls_client_ca_file", value: &s.TLSClientCAFile, example: `"/etc/berth/clients.crt"`,
+			doc: "Authorities, in PEM. A client then needs a certificate of one of them; kubelet has none to show, so this is\n" +
+				"for hosts where something else connects. Empty asks for none.",
+			check: func() string { return checkTLSFile(s, s.TLSClientCAFile, "", "") }},
 	}}
 }
 

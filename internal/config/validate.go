@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/distribution/reference"
 )
@@ -243,6 +244,33 @@ func checkOptions(options map[string]string) string {
 func checkAddress(address string) string {
 	if _, err := netip.ParseAddr(address); err != nil {
 		return fmt.Sprintf("%q is no IP address; want such as 127.0.0.1", address)
+	}
+	return ""
+}
+
+func checkDuration(text string, least time.Duration) string {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return fmt.Sprintf("%q is no duration; want a number with a unit, such as \"30m\" or \"4h\"", text)
+	}
+	if d < least {
+		return fmt.Sprintf("%q is too short; want at least %s", text, least)
+	}
+	return ""
+}
+
+// checkTLSFile checks one file of the stream server's TLS; other, if its key is
+// given, has to come with it.
+func checkTLSFile(s *Stream, file, other, otherKey string) string {
+	switch {
+	case file == "" && (other == "" || otherKey == ""):
+		return ""
+	case file == "":
+		return fmt.Sprintf("is empty, but %s is not; want both or neither", otherKey)
+	case !s.TLS:
+		return "is of no use without tls = true"
+	case !filepath.IsAbs(file):
+		return fmt.Sprintf("%q is relative; want an absolute path", file)
 	}
 	return ""
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -83,10 +82,6 @@ func (c *clientConn) failed(err error) {
 			return
 		}
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		c.gone(fmt.Errorf("the session was idle for too long: %w", err))
-		return
-	}
 	c.gone(fmt.Errorf("the connection to the client broke: %w", err))
 }
 
@@ -100,26 +95,26 @@ func (c *clientConn) Close() error {
 	c.once.Do(func() {
 		c.gone(errClientGone)
 		close(c.closing)
-		half, ok := c.Conn.(interface{ CloseWrite() error })
-		if !ok || half.CloseWrite() != nil {
-			c.finish()
-			return
-		}
 		go c.drain()
 	})
 	return nil
 }
 
-// drain throws away what the client still sends until it closes its side or
-// the linger is over. It reads beside whoever else reads: nobody wants the
-// input any more.
+// drain says that no more comes and throws away what the client still sends
+// until it closes its side or the linger is over. It reads beside whoever else
+// reads: nobody wants the input any more.
 func (c *clientConn) drain() {
+	defer c.finish()
 	// A timer and no deadline: the libraries set deadlines of their own.
 	cut := time.AfterFunc(lingerTime, c.finish)
 	defer cut.Stop()
+	// With TLS the end is something to send, which may wait for a write in flight.
+	half, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
 	// Any outcome means the same: the client has no more to say.
 	_, _ = io.Copy(io.Discard, c.Conn)
-	c.finish()
 }
 
 // hijacker is a response that puts a [clientConn] around the connection when a

@@ -75,14 +75,14 @@ func (f *forwarder) join(stream io.ReadWriteCloser, conn *net.TCPConn) error {
 		defer close(sent)
 		// A failure to send is known by receiving: the pod has closed or reset
 		// the connection. Otherwise the client has no more to say.
-		_, _ = io.Copy(conn, stream)
+		_, _ = io.Copy(conn, f.session.idle.reader(stream))
 		_ = conn.CloseWrite()
 	})
 	defer func() {
 		// Everything that was to be sent has been.
 		_ = conn.Close()
 	}()
-	if _, err := io.Copy(stream, conn); err != nil {
+	if _, err := io.Copy(f.session.idle.writer(stream), conn); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

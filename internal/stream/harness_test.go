@@ -51,10 +51,15 @@ func (m *countingMeter) Session(kind string) func() {
 // serve starts a server for p that is shut down with the test.
 func serve(t *testing.T, p *program) *Server {
 	t.Helper()
+	return serveWith(t, Options{Runtime: p})
+}
+
+// serveWith starts a server as serve does, with options.
+func serveWith(t *testing.T, o Options) *Server {
+	t.Helper()
 	meter := &countingMeter{open: map[string]int{}}
-	s, err := Listen(t.Context(), Options{
-		Address: "127.0.0.1", Runtime: p, Meter: meter, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-	})
+	o.Address, o.Meter, o.Log = "127.0.0.1", meter, slog.New(slog.NewTextHandler(t.Output(), nil))
+	s, err := Listen(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

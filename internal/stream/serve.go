@@ -73,10 +73,10 @@ func (s *Server) command(session *session, t ticket, w http.ResponseWriter, r *h
 		}
 	case t.kind == kindExec:
 		remotecommand.ServeExec(w, r, e, "", "", t.owner, t.command, options,
-			idleTimeout, creationTimeout, remotecommand.SupportedStreamingProtocols)
+			noTimeout, creationTimeout, remotecommand.SupportedStreamingProtocols)
 	default:
 		remotecommand.ServeAttach(w, r, e, "", "", t.owner, options,
-			idleTimeout, creationTimeout, remotecommand.SupportedStreamingProtocols)
+			noTimeout, creationTimeout, remotecommand.SupportedStreamingProtocols)
 	}
 }
 
@@ -84,7 +84,7 @@ func (s *Server) command(session *session, t ticket, w http.ResponseWriter, r *h
 func (s *Server) forward(session *session, t ticket, w http.ResponseWriter, r *http.Request) {
 	serve := func(w http.ResponseWriter, r *http.Request) {
 		portforward.ServePortForward(w, r, &forwarder{s.runtime, session, s.log}, t.owner, "", &portforward.V4Options{Ports: t.ports},
-			idleTimeout, creationTimeout, portforward.SupportedProtocols)
+			noTimeout, creationTimeout, portforward.SupportedProtocols)
 	}
 	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
 		serveTunnel(w, r, serve)
@@ -138,13 +138,13 @@ func (e *executor) over(failure error) error {
 func (e *executor) streams(ctx context.Context, in io.Reader, out, err io.WriteCloser, resize <-chan remotecommand.TerminalSize) Streams {
 	s := Streams{Terminal: e.pipes.Terminal}
 	if e.pipes.Stdin {
-		s.Stdin = in
+		s.Stdin = e.session.idle.reader(in)
 	}
 	if e.pipes.Stdout {
-		s.Stdout = out
+		s.Stdout = e.session.idle.writer(out)
 	}
 	if e.pipes.Stderr {
-		s.Stderr = err
+		s.Stderr = e.session.idle.writer(err)
 	}
 	if resize != nil {
 		s.Resize = sizes(ctx, resize)

@@ -21,10 +21,13 @@ const (
 	keepAliveTimeout = 30 * time.Second
 	// maxHeaderBytes bounds the request of a client.
 	maxHeaderBytes = 64 << 10
-	// idleTimeout ends a session on which nothing moves; kubelet's own default.
-	idleTimeout = 4 * time.Hour
+	// defaultIdleTimeout is kubelet's own.
+	defaultIdleTimeout = 4 * time.Hour
 	// creationTimeout bounds how long a client may take to open its streams.
 	creationTimeout = 30 * time.Second
+	// noTimeout keeps the protocol libraries from ending idle connections: they
+	// take what keeps a connection open for use of it, and tell nobody why.
+	noTimeout = 0
 	// drainGrace is how long sessions may go on after a shutdown has begun
 	// before they are told to end: enough for a command about to finish.
 	drainGrace = time.Second
@@ -40,6 +43,10 @@ type Options struct {
 	// Address and Port are where to listen; port 0 takes any.
 	Address string
 	Port    int
+	// TLS, if not nil, encrypts the sessions.
+	TLS *TLS
+	// IdleTimeout ends a session on which no data moves; 0 means 4 hours.
+	IdleTimeout time.Duration
 	// Runtime runs what the sessions are about.
 	Runtime Runtime
 	// Meter counts the sessions.
@@ -67,6 +74,9 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for streaming sessions on %s: %w", address, err)
 	}
+	if o.IdleTimeout == 0 {
+		o.IdleTimeout = defaultIdleTimeout
+	}
 	s := &Server{
 		runtime:  o.Runtime,
 		meter:    o.Meter,
@@ -74,7 +84,14 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 		listener: listener,
 		base:     url.URL{Scheme: "http", Host: reachable(listener.Addr())},
 		tickets:  newTickets(time.Now),
-		sessions: newSessions(),
+		sessions: newSessions(o.IdleTimeout),
+	}
+	if o.TLS != nil {
+		c, err := openCertificates(*o.TLS, listener.Addr(), o.Log)
+		if err != nil {
+			return nil, errors.Join(err, listener.Close())
+		}
+		s.listener, s.base.Scheme = c.listener(listener), "https"
 	}
 	s.http = &http.Server{
 		Handler:           s,

@@ -28,6 +28,8 @@ type session struct {
 	// ctx ends when the session has to; its cause says why.
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	// idle ends the session when nothing moves.
+	idle *idleWatch
 
 	// mu guards what follows, and that nothing joins work once ctx has ended.
 	mu sync.Mutex
@@ -118,6 +120,7 @@ func (s *session) cut() {
 // finish closes the connection and waits until it is closed and all that the
 // session started has ended.
 func (s *session) finish() {
+	s.idle.stop()
 	s.cancel(errOver)
 	s.hangUp()
 	s.work.Wait()
@@ -131,6 +134,9 @@ func (s *session) finish() {
 
 // sessions are those in progress.
 type sessions struct {
+	// limit is how long nothing may move on a session.
+	limit time.Duration
+
 	mu sync.Mutex
 	// open is every session between begin and remove.
 	open map[*session]struct{}
@@ -140,8 +146,8 @@ type sessions struct {
 	idle chan struct{}
 }
 
-func newSessions() *sessions {
-	return &sessions{open: make(map[*session]struct{}), idle: make(chan struct{})}
+func newSessions(limit time.Duration) *sessions {
+	return &sessions{open: make(map[*session]struct{}), limit: limit, idle: make(chan struct{})}
 }
 
 // begin opens a session, or refuses with an [errdefs.ErrUnavailable] once the
@@ -154,6 +160,7 @@ func (ss *sessions) begin(ctx context.Context, kind, owner string) (*session, er
 	}
 	s := &session{kind: kind, owner: owner}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s.idle = watchIdle(ss.limit, s.stop)
 	ss.open[s] = struct{}{}
 	return s, nil
 }

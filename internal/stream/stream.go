@@ -14,9 +14,11 @@
 // A session ends when its work is done, when its client goes away, when its
 // owner (the container or sandbox) goes, or when the server shuts down;
 // whichever comes first ends all the others' goroutines too. The token in the
-// URL is the only secret, so the server belongs on a loopback address.
+// URL is the only secret, so the server belongs on a loopback address, or needs
+// TLS (certificate.go) with certificates of its clients.
 //
 // Locks: sessions.mu and tickets.mu are leaves; neither is held across I/O.
+// certificates.mu is held while the files are looked at.
 package stream
 
 import (

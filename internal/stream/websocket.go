@@ -57,7 +57,6 @@ func (e *executor) serveChannels(w http.ResponseWriter, r *http.Request, t ticke
 	conn := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{
 		remotecommand.StreamProtocolV5Name: {Binary: true, Channels: t.pipes.channels()},
 	})
-	conn.SetIdleTimeout(idleTimeout)
 	_, channels, err := conn.Open(w, r)
 	if err != nil {
 		return fmt.Errorf("accept the WebSocket: %w", err)
