@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -17,8 +18,10 @@ const (
 	// criuConfig is CRIU's variable for a file with further options. The
 	// runtimes have no flags for those.
 	criuConfig = "CRIU_CONFIG_FILE"
-	// DumpLog and RestoreLog are what CRIU writes into its working directory.
-	DumpLog, RestoreLog = "dump.log", "restore.log"
+	// DumpLog is what CRIU writes into its working directory at a checkpoint.
+	DumpLog = "dump.log"
+	// RestoreLog is what it writes at a restore.
+	RestoreLog = "restore.log"
 	// maxCriuErrors bounds how many lines of CRIU's log become an error.
 	maxCriuErrors = 4
 )
@@ -46,6 +49,10 @@ type RestoreRequest struct {
 	Images, Work string
 	// Config is a file with options of CRIU.
 	Config string
+	// LSMProfile is the security label of the processes, as
+	// "selinux:LABEL" or "apparmor:PROFILE"; empty means the one that was
+	// written down. LSMMountContext replaces the SELinux context of mounts.
+	LSMProfile, LSMMountContext string
 }
 
 // Restore makes a container whose processes go on where a checkpoint found
@@ -55,8 +62,12 @@ func (r *Runtime) Restore(ctx context.Context, req RestoreRequest) error {
 		"restore", "--detach", "--file-locks", "--bundle", req.Bundle, "--pid-file", req.PIDFile,
 		"--image-path", req.Images, "--work-path", req.Work,
 	}
-	if req.ConsoleSocket != "" {
-		args = append(args, "--console-socket", req.ConsoleSocket)
+	for _, flag := range [][2]string{
+		{"--console-socket", req.ConsoleSocket}, {"--lsm-profile", req.LSMProfile}, {"--lsm-mount-context", req.LSMMountContext},
+	} {
+		if flag[1] != "" {
+			args = append(args, flag[0], flag[1])
+		}
 	}
 	err := r.with(criuConfig+"="+req.Config).do(ctx, "restore", req.Scratch, req.Bundle, append(args, req.ID), req.Stdio)
 	return explainCriu(err, filepath.Join(req.Work, RestoreLog))
@@ -65,7 +76,7 @@ func (r *Runtime) Restore(ctx context.Context, req RestoreRequest) error {
 // with returns a runtime whose commands get further variables.
 func (r *Runtime) with(env ...string) *Runtime {
 	next := *r
-	next.env = append(next.env[:len(next.env):len(next.env)], env...)
+	next.env = slices.Concat(r.env, env)
 	return &next
 }
 

@@ -39,6 +39,30 @@ type StartRequest struct {
 	CgroupPath string
 	// Deadline bounds the OCI runtime; 0 means DefaultDeadline.
 	Deadline time.Duration
+	// Restore is set for a container whose processes go on from a checkpoint.
+	Restore *Restore
+}
+
+// Restore says which checkpoint a container goes on from.
+type Restore struct {
+	// Images is the directory that Checkpoint wrote into.
+	Images string
+	// LSMProfile is the security label of the processes, "selinux:LABEL" or
+	// "apparmor:PROFILE"; empty means the one that was written down.
+	LSMProfile string
+	// LSMMountContext replaces the SELinux context of the mounts.
+	LSMMountContext string
+}
+
+// CheckpointRequest says where to write a container down.
+type CheckpointRequest struct {
+	// ID is the container's.
+	ID string
+	// Images and Work are existing directories: for the images of the
+	// processes, and for CRIU's log and figures.
+	Images, Work string
+	// Deadline bounds the OCI runtime; 0 means DefaultDeadline.
+	Deadline time.Duration
 }
 
 // DefaultDeadline bounds the OCI runtime when a request does not.

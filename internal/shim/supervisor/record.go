@@ -49,6 +49,8 @@ type record struct {
 	Cgroup    string             `json:"cgroup,omitempty"`
 	Deadline  time.Duration      `json:"deadline"`
 	Infra     bool               `json:"infra,omitempty"`
+	// Restore is set for a container that goes on from a checkpoint.
+	Restore *restoreFrom `json:"restore,omitempty"`
 
 	State       string `json:"state"`
 	PID         int    `json:"pid,omitempty"`

@@ -159,11 +159,11 @@ func (c *container) runRuntime(ctx context.Context, runtime *ociruntime.Runtime,
 		Stdio: ociruntime.Stdio{Stdin: ends.stdin, Stdout: ends.stdout, Stderr: ends.stderr},
 	}
 	if !rec.Terminal {
-		return c.io.explain(runtime.Run(ctx, req))
+		return c.io.explain(c.launch(ctx, runtime, &rec, req))
 	}
 	console, err := c.s.withConsole(ctx, c.dir, func(socket string) error {
 		req.ConsoleSocket = socket
-		return runtime.Run(ctx, req)
+		return c.launch(ctx, runtime, &rec, req)
 	})
 	if err != nil {
 		return err

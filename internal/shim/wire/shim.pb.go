@@ -408,17 +408,19 @@ func (x *Handler) GetOptions() map[string]string {
 }
 
 type StartRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	SandboxId     string                 `protobuf:"bytes,2,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Bundle        string                 `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
-	Handler       *Handler               `protobuf:"bytes,4,opt,name=handler,proto3" json:"handler,omitempty"`
-	Terminal      bool                   `protobuf:"varint,5,opt,name=terminal,proto3" json:"terminal,omitempty"`
-	Stdin         bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	StdinOnce     bool                   `protobuf:"varint,7,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
-	LogPath       string                 `protobuf:"bytes,8,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
-	CgroupPath    string                 `protobuf:"bytes,9,opt,name=cgroup_path,json=cgroupPath,proto3" json:"cgroup_path,omitempty"`
-	DeadlineNano  int64                  `protobuf:"varint,10,opt,name=deadline_nano,json=deadlineNano,proto3" json:"deadline_nano,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SandboxId    string                 `protobuf:"bytes,2,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Bundle       string                 `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	Handler      *Handler               `protobuf:"bytes,4,opt,name=handler,proto3" json:"handler,omitempty"`
+	Terminal     bool                   `protobuf:"varint,5,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	Stdin        bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	StdinOnce    bool                   `protobuf:"varint,7,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
+	LogPath      string                 `protobuf:"bytes,8,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
+	CgroupPath   string                 `protobuf:"bytes,9,opt,name=cgroup_path,json=cgroupPath,proto3" json:"cgroup_path,omitempty"`
+	DeadlineNano int64                  `protobuf:"varint,10,opt,name=deadline_nano,json=deadlineNano,proto3" json:"deadline_nano,omitempty"`
+	// Restore is set for a container that goes on from a checkpoint.
+	Restore       *Restore `protobuf:"bytes,16,opt,name=restore,proto3" json:"restore,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -523,6 +525,142 @@ func (x *StartRequest) GetDeadlineNano() int64 {
 	return 0
 }
 
+func (x *StartRequest) GetRestore() *Restore {
+	if x != nil {
+		return x.Restore
+	}
+	return nil
+}
+
+type Restore struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Images          string                 `protobuf:"bytes,1,opt,name=images,proto3" json:"images,omitempty"`
+	LsmProfile      string                 `protobuf:"bytes,2,opt,name=lsm_profile,json=lsmProfile,proto3" json:"lsm_profile,omitempty"`
+	LsmMountContext string                 `protobuf:"bytes,3,opt,name=lsm_mount_context,json=lsmMountContext,proto3" json:"lsm_mount_context,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Restore) Reset() {
+	*x = Restore{}
+	mi := &file_shim_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restore) ProtoMessage() {}
+
+func (x *Restore) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restore.ProtoReflect.Descriptor instead.
+func (*Restore) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Restore) GetImages() string {
+	if x != nil {
+		return x.Images
+	}
+	return ""
+}
+
+func (x *Restore) GetLsmProfile() string {
+	if x != nil {
+		return x.LsmProfile
+	}
+	return ""
+}
+
+func (x *Restore) GetLsmMountContext() string {
+	if x != nil {
+		return x.LsmMountContext
+	}
+	return ""
+}
+
+type CheckpointRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Images and work are directories, for CRIU's images and for its log.
+	Images        string `protobuf:"bytes,2,opt,name=images,proto3" json:"images,omitempty"`
+	Work          string `protobuf:"bytes,3,opt,name=work,proto3" json:"work,omitempty"`
+	DeadlineNano  int64  `protobuf:"varint,4,opt,name=deadline_nano,json=deadlineNano,proto3" json:"deadline_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointRequest) Reset() {
+	*x = CheckpointRequest{}
+	mi := &file_shim_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointRequest) ProtoMessage() {}
+
+func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
+func (*CheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CheckpointRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CheckpointRequest) GetImages() string {
+	if x != nil {
+		return x.Images
+	}
+	return ""
+}
+
+func (x *CheckpointRequest) GetWork() string {
+	if x != nil {
+		return x.Work
+	}
+	return ""
+}
+
+func (x *CheckpointRequest) GetDeadlineNano() int64 {
+	if x != nil {
+		return x.DeadlineNano
+	}
+	return 0
+}
+
 type StartResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -533,7 +671,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_shim_proto_msgTypes[8]
+	mi := &file_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +683,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[8]
+	mi := &file_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +696,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{8}
+	return file_shim_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartResponse) GetPid() int32 {
@@ -588,7 +726,7 @@ type StartInfraRequest struct {
 
 func (x *StartInfraRequest) Reset() {
 	*x = StartInfraRequest{}
-	mi := &file_shim_proto_msgTypes[9]
+	mi := &file_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +738,7 @@ func (x *StartInfraRequest) String() string {
 func (*StartInfraRequest) ProtoMessage() {}
 
 func (x *StartInfraRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[9]
+	mi := &file_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +751,7 @@ func (x *StartInfraRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartInfraRequest.ProtoReflect.Descriptor instead.
 func (*StartInfraRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{9}
+	return file_shim_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StartInfraRequest) GetId() string {
@@ -661,7 +799,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_shim_proto_msgTypes[10]
+	mi := &file_shim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +811,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[10]
+	mi := &file_shim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +824,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{10}
+	return file_shim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *KillRequest) GetId() string {
@@ -718,7 +856,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_proto_msgTypes[11]
+	mi := &file_shim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +868,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[11]
+	mi := &file_shim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +881,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{11}
+	return file_shim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Exit) GetId() string {
@@ -810,7 +948,7 @@ type ContainerState struct {
 
 func (x *ContainerState) Reset() {
 	*x = ContainerState{}
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +960,7 @@ func (x *ContainerState) String() string {
 func (*ContainerState) ProtoMessage() {}
 
 func (x *ContainerState) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +973,7 @@ func (x *ContainerState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerState.ProtoReflect.Descriptor instead.
 func (*ContainerState) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{12}
+	return file_shim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ContainerState) GetId() string {
@@ -896,7 +1034,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1046,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1059,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{13}
+	return file_shim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListResponse) GetContainers() []*ContainerState {
@@ -940,7 +1078,7 @@ type NextExitsRequest struct {
 
 func (x *NextExitsRequest) Reset() {
 	*x = NextExitsRequest{}
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1090,7 @@ func (x *NextExitsRequest) String() string {
 func (*NextExitsRequest) ProtoMessage() {}
 
 func (x *NextExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1103,7 @@ func (x *NextExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextExitsRequest.ProtoReflect.Descriptor instead.
 func (*NextExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{14}
+	return file_shim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NextExitsRequest) GetCursor() uint64 {
@@ -985,7 +1123,7 @@ type NextExitsResponse struct {
 
 func (x *NextExitsResponse) Reset() {
 	*x = NextExitsResponse{}
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1135,7 @@ func (x *NextExitsResponse) String() string {
 func (*NextExitsResponse) ProtoMessage() {}
 
 func (x *NextExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1148,7 @@ func (x *NextExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextExitsResponse.ProtoReflect.Descriptor instead.
 func (*NextExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{15}
+	return file_shim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NextExitsResponse) GetExits() []*Exit {
@@ -1037,7 +1175,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1187,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1200,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{16}
+	return file_shim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1096,7 +1234,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1246,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1259,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{17}
+	return file_shim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -1189,7 +1327,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1339,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1352,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{18}
+	return file_shim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExecResponse) GetPid() int32 {
@@ -1234,7 +1372,7 @@ type ExecRef struct {
 
 func (x *ExecRef) Reset() {
 	*x = ExecRef{}
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1384,7 @@ func (x *ExecRef) String() string {
 func (*ExecRef) ProtoMessage() {}
 
 func (x *ExecRef) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1397,7 @@ func (x *ExecRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRef.ProtoReflect.Descriptor instead.
 func (*ExecRef) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{19}
+	return file_shim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecRef) GetContainerId() string {
@@ -1287,7 +1425,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1437,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1450,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{20}
+	return file_shim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AttachRequest) GetId() string {
@@ -1346,7 +1484,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1496,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1509,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{21}
+	return file_shim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AttachResponse) GetAttachment() string {
@@ -1398,7 +1536,7 @@ type AttachRef struct {
 
 func (x *AttachRef) Reset() {
 	*x = AttachRef{}
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +1548,7 @@ func (x *AttachRef) String() string {
 func (*AttachRef) ProtoMessage() {}
 
 func (x *AttachRef) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +1561,7 @@ func (x *AttachRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRef.ProtoReflect.Descriptor instead.
 func (*AttachRef) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{22}
+	return file_shim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AttachRef) GetId() string {
@@ -1452,7 +1590,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1602,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1615,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{23}
+	return file_shim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResizeRequest) GetId() string {
@@ -1517,7 +1655,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1667,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1680,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{24}
+	return file_shim_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UpgradeRequest) GetBinary() string {
@@ -1587,7 +1725,7 @@ const file_shim_proto_rawDesc = "" +
 	"\aoptions\x18\x06 \x03(\v2#.berth.shim.v1.Handler.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb9\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x02\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1602,7 +1740,18 @@ const file_shim_proto_rawDesc = "" +
 	"\vcgroup_path\x18\t \x01(\tR\n" +
 	"cgroupPath\x12#\n" +
 	"\rdeadline_nano\x18\n" +
-	" \x01(\x03R\fdeadlineNano\":\n" +
+	" \x01(\x03R\fdeadlineNano\x120\n" +
+	"\arestore\x18\x10 \x01(\v2\x16.berth.shim.v1.RestoreR\arestore\"n\n" +
+	"\aRestore\x12\x16\n" +
+	"\x06images\x18\x01 \x01(\tR\x06images\x12\x1f\n" +
+	"\vlsm_profile\x18\x02 \x01(\tR\n" +
+	"lsmProfile\x12*\n" +
+	"\x11lsm_mount_context\x18\x03 \x01(\tR\x0flsmMountContext\"t\n" +
+	"\x11CheckpointRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06images\x18\x02 \x01(\tR\x06images\x12\x12\n" +
+	"\x04work\x18\x03 \x01(\tR\x04work\x12#\n" +
+	"\rdeadline_nano\x18\x04 \x01(\x03R\fdeadlineNano\":\n" +
 	"\rStartResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x17\n" +
 	"\aat_nano\x18\x02 \x01(\x03R\x06atNano\"\x89\x01\n" +
@@ -1679,7 +1828,7 @@ const file_shim_proto_rawDesc = "" +
 	"\acolumns\x18\x03 \x01(\rR\acolumns\x12\x12\n" +
 	"\x04rows\x18\x04 \x01(\rR\x04rows\"(\n" +
 	"\x0eUpgradeRequest\x12\x16\n" +
-	"\x06binary\x18\x01 \x01(\tR\x06binary2\xb5\n" +
+	"\x06binary\x18\x01 \x01(\tR\x06binary2\xfb\n" +
 	"\n" +
 	"\x04Shim\x12B\n" +
 	"\x05Hello\x12\x1b.berth.shim.v1.HelloRequest\x1a\x1c.berth.shim.v1.HelloResponse\x12<\n" +
@@ -1692,7 +1841,9 @@ const file_shim_proto_rawDesc = "" +
 	"\x06Delete\x12\x18.berth.shim.v1.Container\x1a\x14.berth.shim.v1.Empty\x129\n" +
 	"\x04List\x12\x14.berth.shim.v1.Empty\x1a\x1b.berth.shim.v1.ListResponse\x12N\n" +
 	"\tNextExits\x12\x1f.berth.shim.v1.NextExitsRequest\x1a .berth.shim.v1.NextExitsResponse\x12<\n" +
-	"\x06Update\x12\x1c.berth.shim.v1.UpdateRequest\x1a\x14.berth.shim.v1.Empty\x12;\n" +
+	"\x06Update\x12\x1c.berth.shim.v1.UpdateRequest\x1a\x14.berth.shim.v1.Empty\x12D\n" +
+	"\n" +
+	"Checkpoint\x12 .berth.shim.v1.CheckpointRequest\x1a\x14.berth.shim.v1.Empty\x12;\n" +
 	"\tReopenLog\x12\x18.berth.shim.v1.Container\x1a\x14.berth.shim.v1.Empty\x12?\n" +
 	"\x04Exec\x12\x1a.berth.shim.v1.ExecRequest\x1a\x1b.berth.shim.v1.ExecResponse\x127\n" +
 	"\bExecWait\x12\x16.berth.shim.v1.ExecRef\x1a\x13.berth.shim.v1.Exit\x128\n" +
@@ -1718,7 +1869,7 @@ func file_shim_proto_rawDescGZIP() []byte {
 	return file_shim_proto_rawDescData
 }
 
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_shim_proto_goTypes = []any{
 	(*Empty)(nil),             // 0: berth.shim.v1.Empty
 	(*Container)(nil),         // 1: berth.shim.v1.Container
@@ -1728,79 +1879,84 @@ var file_shim_proto_goTypes = []any{
 	(*SettleRequest)(nil),     // 5: berth.shim.v1.SettleRequest
 	(*Handler)(nil),           // 6: berth.shim.v1.Handler
 	(*StartRequest)(nil),      // 7: berth.shim.v1.StartRequest
-	(*StartResponse)(nil),     // 8: berth.shim.v1.StartResponse
-	(*StartInfraRequest)(nil), // 9: berth.shim.v1.StartInfraRequest
-	(*KillRequest)(nil),       // 10: berth.shim.v1.KillRequest
-	(*Exit)(nil),              // 11: berth.shim.v1.Exit
-	(*ContainerState)(nil),    // 12: berth.shim.v1.ContainerState
-	(*ListResponse)(nil),      // 13: berth.shim.v1.ListResponse
-	(*NextExitsRequest)(nil),  // 14: berth.shim.v1.NextExitsRequest
-	(*NextExitsResponse)(nil), // 15: berth.shim.v1.NextExitsResponse
-	(*UpdateRequest)(nil),     // 16: berth.shim.v1.UpdateRequest
-	(*ExecRequest)(nil),       // 17: berth.shim.v1.ExecRequest
-	(*ExecResponse)(nil),      // 18: berth.shim.v1.ExecResponse
-	(*ExecRef)(nil),           // 19: berth.shim.v1.ExecRef
-	(*AttachRequest)(nil),     // 20: berth.shim.v1.AttachRequest
-	(*AttachResponse)(nil),    // 21: berth.shim.v1.AttachResponse
-	(*AttachRef)(nil),         // 22: berth.shim.v1.AttachRef
-	(*ResizeRequest)(nil),     // 23: berth.shim.v1.ResizeRequest
-	(*UpgradeRequest)(nil),    // 24: berth.shim.v1.UpgradeRequest
-	nil,                       // 25: berth.shim.v1.Handler.OptionsEntry
+	(*Restore)(nil),           // 8: berth.shim.v1.Restore
+	(*CheckpointRequest)(nil), // 9: berth.shim.v1.CheckpointRequest
+	(*StartResponse)(nil),     // 10: berth.shim.v1.StartResponse
+	(*StartInfraRequest)(nil), // 11: berth.shim.v1.StartInfraRequest
+	(*KillRequest)(nil),       // 12: berth.shim.v1.KillRequest
+	(*Exit)(nil),              // 13: berth.shim.v1.Exit
+	(*ContainerState)(nil),    // 14: berth.shim.v1.ContainerState
+	(*ListResponse)(nil),      // 15: berth.shim.v1.ListResponse
+	(*NextExitsRequest)(nil),  // 16: berth.shim.v1.NextExitsRequest
+	(*NextExitsResponse)(nil), // 17: berth.shim.v1.NextExitsResponse
+	(*UpdateRequest)(nil),     // 18: berth.shim.v1.UpdateRequest
+	(*ExecRequest)(nil),       // 19: berth.shim.v1.ExecRequest
+	(*ExecResponse)(nil),      // 20: berth.shim.v1.ExecResponse
+	(*ExecRef)(nil),           // 21: berth.shim.v1.ExecRef
+	(*AttachRequest)(nil),     // 22: berth.shim.v1.AttachRequest
+	(*AttachResponse)(nil),    // 23: berth.shim.v1.AttachResponse
+	(*AttachRef)(nil),         // 24: berth.shim.v1.AttachRef
+	(*ResizeRequest)(nil),     // 25: berth.shim.v1.ResizeRequest
+	(*UpgradeRequest)(nil),    // 26: berth.shim.v1.UpgradeRequest
+	nil,                       // 27: berth.shim.v1.Handler.OptionsEntry
 }
 var file_shim_proto_depIdxs = []int32{
 	4,  // 0: berth.shim.v1.HelloResponse.containers:type_name -> berth.shim.v1.Held
-	25, // 1: berth.shim.v1.Handler.options:type_name -> berth.shim.v1.Handler.OptionsEntry
+	27, // 1: berth.shim.v1.Handler.options:type_name -> berth.shim.v1.Handler.OptionsEntry
 	6,  // 2: berth.shim.v1.StartRequest.handler:type_name -> berth.shim.v1.Handler
-	11, // 3: berth.shim.v1.ContainerState.exit:type_name -> berth.shim.v1.Exit
-	12, // 4: berth.shim.v1.ListResponse.containers:type_name -> berth.shim.v1.ContainerState
-	11, // 5: berth.shim.v1.NextExitsResponse.exits:type_name -> berth.shim.v1.Exit
-	2,  // 6: berth.shim.v1.Shim.Hello:input_type -> berth.shim.v1.HelloRequest
-	5,  // 7: berth.shim.v1.Shim.Settle:input_type -> berth.shim.v1.SettleRequest
-	7,  // 8: berth.shim.v1.Shim.Start:input_type -> berth.shim.v1.StartRequest
-	9,  // 9: berth.shim.v1.Shim.StartInfra:input_type -> berth.shim.v1.StartInfraRequest
-	10, // 10: berth.shim.v1.Shim.Kill:input_type -> berth.shim.v1.KillRequest
-	1,  // 11: berth.shim.v1.Shim.KillAll:input_type -> berth.shim.v1.Container
-	1,  // 12: berth.shim.v1.Shim.Delete:input_type -> berth.shim.v1.Container
-	0,  // 13: berth.shim.v1.Shim.List:input_type -> berth.shim.v1.Empty
-	14, // 14: berth.shim.v1.Shim.NextExits:input_type -> berth.shim.v1.NextExitsRequest
-	16, // 15: berth.shim.v1.Shim.Update:input_type -> berth.shim.v1.UpdateRequest
-	1,  // 16: berth.shim.v1.Shim.ReopenLog:input_type -> berth.shim.v1.Container
-	17, // 17: berth.shim.v1.Shim.Exec:input_type -> berth.shim.v1.ExecRequest
-	19, // 18: berth.shim.v1.Shim.ExecWait:input_type -> berth.shim.v1.ExecRef
-	19, // 19: berth.shim.v1.Shim.ExecKill:input_type -> berth.shim.v1.ExecRef
-	19, // 20: berth.shim.v1.Shim.ExecRelease:input_type -> berth.shim.v1.ExecRef
-	20, // 21: berth.shim.v1.Shim.Attach:input_type -> berth.shim.v1.AttachRequest
-	22, // 22: berth.shim.v1.Shim.Detach:input_type -> berth.shim.v1.AttachRef
-	1,  // 23: berth.shim.v1.Shim.CloseStdin:input_type -> berth.shim.v1.Container
-	23, // 24: berth.shim.v1.Shim.Resize:input_type -> berth.shim.v1.ResizeRequest
-	24, // 25: berth.shim.v1.Shim.Upgrade:input_type -> berth.shim.v1.UpgradeRequest
-	0,  // 26: berth.shim.v1.Shim.Shutdown:input_type -> berth.shim.v1.Empty
-	3,  // 27: berth.shim.v1.Shim.Hello:output_type -> berth.shim.v1.HelloResponse
-	0,  // 28: berth.shim.v1.Shim.Settle:output_type -> berth.shim.v1.Empty
-	8,  // 29: berth.shim.v1.Shim.Start:output_type -> berth.shim.v1.StartResponse
-	8,  // 30: berth.shim.v1.Shim.StartInfra:output_type -> berth.shim.v1.StartResponse
-	0,  // 31: berth.shim.v1.Shim.Kill:output_type -> berth.shim.v1.Empty
-	0,  // 32: berth.shim.v1.Shim.KillAll:output_type -> berth.shim.v1.Empty
-	0,  // 33: berth.shim.v1.Shim.Delete:output_type -> berth.shim.v1.Empty
-	13, // 34: berth.shim.v1.Shim.List:output_type -> berth.shim.v1.ListResponse
-	15, // 35: berth.shim.v1.Shim.NextExits:output_type -> berth.shim.v1.NextExitsResponse
-	0,  // 36: berth.shim.v1.Shim.Update:output_type -> berth.shim.v1.Empty
-	0,  // 37: berth.shim.v1.Shim.ReopenLog:output_type -> berth.shim.v1.Empty
-	18, // 38: berth.shim.v1.Shim.Exec:output_type -> berth.shim.v1.ExecResponse
-	11, // 39: berth.shim.v1.Shim.ExecWait:output_type -> berth.shim.v1.Exit
-	0,  // 40: berth.shim.v1.Shim.ExecKill:output_type -> berth.shim.v1.Empty
-	0,  // 41: berth.shim.v1.Shim.ExecRelease:output_type -> berth.shim.v1.Empty
-	21, // 42: berth.shim.v1.Shim.Attach:output_type -> berth.shim.v1.AttachResponse
-	0,  // 43: berth.shim.v1.Shim.Detach:output_type -> berth.shim.v1.Empty
-	0,  // 44: berth.shim.v1.Shim.CloseStdin:output_type -> berth.shim.v1.Empty
-	0,  // 45: berth.shim.v1.Shim.Resize:output_type -> berth.shim.v1.Empty
-	0,  // 46: berth.shim.v1.Shim.Upgrade:output_type -> berth.shim.v1.Empty
-	0,  // 47: berth.shim.v1.Shim.Shutdown:output_type -> berth.shim.v1.Empty
-	27, // [27:48] is the sub-list for method output_type
-	6,  // [6:27] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	8,  // 3: berth.shim.v1.StartRequest.restore:type_name -> berth.shim.v1.Restore
+	13, // 4: berth.shim.v1.ContainerState.exit:type_name -> berth.shim.v1.Exit
+	14, // 5: berth.shim.v1.ListResponse.containers:type_name -> berth.shim.v1.ContainerState
+	13, // 6: berth.shim.v1.NextExitsResponse.exits:type_name -> berth.shim.v1.Exit
+	2,  // 7: berth.shim.v1.Shim.Hello:input_type -> berth.shim.v1.HelloRequest
+	5,  // 8: berth.shim.v1.Shim.Settle:input_type -> berth.shim.v1.SettleRequest
+	7,  // 9: berth.shim.v1.Shim.Start:input_type -> berth.shim.v1.StartRequest
+	11, // 10: berth.shim.v1.Shim.StartInfra:input_type -> berth.shim.v1.StartInfraRequest
+	12, // 11: berth.shim.v1.Shim.Kill:input_type -> berth.shim.v1.KillRequest
+	1,  // 12: berth.shim.v1.Shim.KillAll:input_type -> berth.shim.v1.Container
+	1,  // 13: berth.shim.v1.Shim.Delete:input_type -> berth.shim.v1.Container
+	0,  // 14: berth.shim.v1.Shim.List:input_type -> berth.shim.v1.Empty
+	16, // 15: berth.shim.v1.Shim.NextExits:input_type -> berth.shim.v1.NextExitsRequest
+	18, // 16: berth.shim.v1.Shim.Update:input_type -> berth.shim.v1.UpdateRequest
+	9,  // 17: berth.shim.v1.Shim.Checkpoint:input_type -> berth.shim.v1.CheckpointRequest
+	1,  // 18: berth.shim.v1.Shim.ReopenLog:input_type -> berth.shim.v1.Container
+	19, // 19: berth.shim.v1.Shim.Exec:input_type -> berth.shim.v1.ExecRequest
+	21, // 20: berth.shim.v1.Shim.ExecWait:input_type -> berth.shim.v1.ExecRef
+	21, // 21: berth.shim.v1.Shim.ExecKill:input_type -> berth.shim.v1.ExecRef
+	21, // 22: berth.shim.v1.Shim.ExecRelease:input_type -> berth.shim.v1.ExecRef
+	22, // 23: berth.shim.v1.Shim.Attach:input_type -> berth.shim.v1.AttachRequest
+	24, // 24: berth.shim.v1.Shim.Detach:input_type -> berth.shim.v1.AttachRef
+	1,  // 25: berth.shim.v1.Shim.CloseStdin:input_type -> berth.shim.v1.Container
+	25, // 26: berth.shim.v1.Shim.Resize:input_type -> berth.shim.v1.ResizeRequest
+	26, // 27: berth.shim.v1.Shim.Upgrade:input_type -> berth.shim.v1.UpgradeRequest
+	0,  // 28: berth.shim.v1.Shim.Shutdown:input_type -> berth.shim.v1.Empty
+	3,  // 29: berth.shim.v1.Shim.Hello:output_type -> berth.shim.v1.HelloResponse
+	0,  // 30: berth.shim.v1.Shim.Settle:output_type -> berth.shim.v1.Empty
+	10, // 31: berth.shim.v1.Shim.Start:output_type -> berth.shim.v1.StartResponse
+	10, // 32: berth.shim.v1.Shim.StartInfra:output_type -> berth.shim.v1.StartResponse
+	0,  // 33: berth.shim.v1.Shim.Kill:output_type -> berth.shim.v1.Empty
+	0,  // 34: berth.shim.v1.Shim.KillAll:output_type -> berth.shim.v1.Empty
+	0,  // 35: berth.shim.v1.Shim.Delete:output_type -> berth.shim.v1.Empty
+	15, // 36: berth.shim.v1.Shim.List:output_type -> berth.shim.v1.ListResponse
+	17, // 37: berth.shim.v1.Shim.NextExits:output_type -> berth.shim.v1.NextExitsResponse
+	0,  // 38: berth.shim.v1.Shim.Update:output_type -> berth.shim.v1.Empty
+	0,  // 39: berth.shim.v1.Shim.Checkpoint:output_type -> berth.shim.v1.Empty
+	0,  // 40: berth.shim.v1.Shim.ReopenLog:output_type -> berth.shim.v1.Empty
+	20, // 41: berth.shim.v1.Shim.Exec:output_type -> berth.shim.v1.ExecResponse
+	13, // 42: berth.shim.v1.Shim.ExecWait:output_type -> berth.shim.v1.Exit
+	0,  // 43: berth.shim.v1.Shim.ExecKill:output_type -> berth.shim.v1.Empty
+	0,  // 44: berth.shim.v1.Shim.ExecRelease:output_type -> berth.shim.v1.Empty
+	23, // 45: berth.shim.v1.Shim.Attach:output_type -> berth.shim.v1.AttachResponse
+	0,  // 46: berth.shim.v1.Shim.Detach:output_type -> berth.shim.v1.Empty
+	0,  // 47: berth.shim.v1.Shim.CloseStdin:output_type -> berth.shim.v1.Empty
+	0,  // 48: berth.shim.v1.Shim.Resize:output_type -> berth.shim.v1.Empty
+	0,  // 49: berth.shim.v1.Shim.Upgrade:output_type -> berth.shim.v1.Empty
+	0,  // 50: berth.shim.v1.Shim.Shutdown:output_type -> berth.shim.v1.Empty
+	29, // [29:51] is the sub-list for method output_type
+	7,  // [7:29] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_shim_proto_init() }
@@ -1814,7 +1970,7 @@ func file_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

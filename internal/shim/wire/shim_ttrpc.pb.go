@@ -18,6 +18,7 @@ type ShimService interface {
 	List(context.Context, *Empty) (*ListResponse, error)
 	NextExits(context.Context, *NextExitsRequest) (*NextExitsResponse, error)
 	Update(context.Context, *UpdateRequest) (*Empty, error)
+	Checkpoint(context.Context, *CheckpointRequest) (*Empty, error)
 	ReopenLog(context.Context, *Container) (*Empty, error)
 	Exec(context.Context, *ExecRequest) (*ExecResponse, error)
 	ExecWait(context.Context, *ExecRef) (*Exit, error)
@@ -103,6 +104,13 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 					return nil, err
 				}
 				return svc.Update(ctx, &req)
+			},
+			"Checkpoint": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req CheckpointRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Checkpoint(ctx, &req)
 			},
 			"ReopenLog": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req Container
@@ -270,6 +278,14 @@ func (c *shimClient) NextExits(ctx context.Context, req *NextExitsRequest) (*Nex
 func (c *shimClient) Update(ctx context.Context, req *UpdateRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "berth.shim.v1.Shim", "Update", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *shimClient) Checkpoint(ctx context.Context, req *CheckpointRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "berth.shim.v1.Shim", "Checkpoint", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
