@@ -10,7 +10,7 @@ LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
 BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w'
 
 .DEFAULT_GOAL := help
-.PHONY: build demo test conformance lint install help generate bench fuzz clean
+.PHONY: build demo test test-vm conformance lint install help generate bench fuzz clean
 
 help: ## list the targets (this)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,10 @@ demo: build ## pull an image, run a pod, exec, logs, remove, each step timed (ne
 test: ## run all tests, with the race detector and the machine-wide leak census (needs root; 20 min)
 	@tools/prepare test
 	BERTH_CENSUS=global $(GO) test -p 1 -count=1 -race -shuffle=on -timeout 20m ./...
+
+test-vm: ## run tests in virtual machines with systemd, cgroup v2, AppArmor and SELinux, under emulation (needs root and Debian; 12 min)
+	@tools/prepare test-vm
+	$(GO) test -count=1 -v -timeout 1h ./test/vm -args -boots apparmor,selinux
 
 conformance: ## run critest with runc and crun, built-in network and CNI, SPDY and WebSocket (needs root and Debian; 4 min, first time 8)
 	@tools/prepare conformance

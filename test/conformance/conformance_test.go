@@ -12,14 +12,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-runtime/berth/test/cache"
 	"github.com/berth-runtime/berth/test/harness"
 )
 
 var (
 	passes = flag.String("passes", "", "passes of critest to run: OCI runtimes, each with what it adds, e.g. runc,crun:2:cni. "+
 		"A number is how many specs run at a time; cni takes CNI plugins for the network; websocket streams over it, not SPDY")
-	focus = flag.String("focus", "", "run only the specs whose names match")
+	focus    = flag.String("focus", "", "run only the specs whose names match")
+	prepared = flag.String("prepared", "", "directory in which Prepare has put critest and its images")
 )
 
 // TestCritest runs the whole suite against a fresh node for each pass that -passes names. It fails for every spec that
@@ -29,15 +29,7 @@ func TestCritest(t *testing.T) {
 		t.Log("-passes names none, so there is nothing to do")
 		return
 	}
-	c, err := cache.Open("conformance")
-	if err != nil {
-		t.Fatal(err)
-	}
-	im, err := makeImages(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := buildSuite(t.Context(), c, "../..", im[digestImage].Descriptor.Digest.String())
+	im, s, err := ready(t)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,6 +40,15 @@ func TestCritest(t *testing.T) {
 		}
 		t.Run(words, func(t *testing.T) { runPass(t, s, im, p) })
 	}
+}
+
+// ready returns the images and the suite. Images that are prepared are in the registry already.
+func ready(t *testing.T) (images, suite, error) {
+	if *prepared == "" {
+		return build(t.Context(), "../..")
+	}
+	s, err := openPrepared(*prepared)
+	return nil, s, err
 }
 
 // parsePass understands "crun:2:cni".
@@ -76,6 +77,9 @@ func runPass(t *testing.T, s suite, im images, p pass) {
 	opts := harness.Options{Handler: p.handler}
 	if p.cni {
 		opts.Conflist = harness.PortmapList("1.0.0")
+	}
+	if *prepared != "" {
+		opts.Registry.Dir = filepath.Join(*prepared, preparedRegistry)
 	}
 	n := harness.Start(t, opts)
 	if err := im.push(t.Context(), n.Registry.Host); err != nil {
