@@ -11,6 +11,7 @@
 //	container.go  containers
 //	exec.go       ExecSync and the URLs of streaming sessions
 //	stats.go      figures
+//	metrics.go    metrics, as cAdvisor names them
 //	events.go     GetContainerEvents
 //	image.go      the image service
 //	node.go       berth.v1
@@ -63,6 +64,9 @@ type Engine interface {
 	ListContainerStats(ctx context.Context, f pod.Filter) ([]*runtimeapi.ContainerStats, error)
 	SandboxStats(ctx context.Context, id string) (*runtimeapi.PodSandboxStats, error)
 	ListSandboxStats(ctx context.Context, f pod.Filter) ([]*runtimeapi.PodSandboxStats, error)
+	// MetricDescriptors never change; ListSandboxMetrics answers no others.
+	MetricDescriptors() []*runtimeapi.MetricDescriptor
+	ListSandboxMetrics(ctx context.Context) ([]*runtimeapi.PodSandboxMetrics, error)
 
 	// Subscribe delivers what happens from now on until cancel is called or the
 	// engine closes; next waits for the next event. A subscriber that is too far

@@ -43,6 +43,8 @@ type fakeEngine struct {
 	network  error
 	events   chan pod.Event
 	filter   pod.Filter // of the last list call
+	stats    []*runtimeapi.PodSandboxStats
+	metrics  []*runtimeapi.PodSandboxMetrics
 }
 
 func (e *fakeEngine) perform(ctx context.Context, format string, args ...any) error {
@@ -127,6 +129,19 @@ func (e *fakeEngine) Containers(f pod.Filter) []*pod.Container {
 func (e *fakeEngine) ListContainerStats(_ context.Context, f pod.Filter) ([]*runtimeapi.ContainerStats, error) {
 	e.filter = f
 	return []*runtimeapi.ContainerStats{{Attributes: &runtimeapi.ContainerAttributes{Id: "c1"}}}, nil
+}
+
+func (e *fakeEngine) ListSandboxStats(_ context.Context, f pod.Filter) ([]*runtimeapi.PodSandboxStats, error) {
+	e.filter = f
+	return e.stats, nil
+}
+
+func (e *fakeEngine) MetricDescriptors() []*runtimeapi.MetricDescriptor {
+	return []*runtimeapi.MetricDescriptor{{Name: "m", Help: "h", LabelKeys: []string{"k"}}}
+}
+
+func (e *fakeEngine) ListSandboxMetrics(ctx context.Context) ([]*runtimeapi.PodSandboxMetrics, error) {
+	return e.metrics, e.perform(ctx, "metrics")
 }
 
 func (e *fakeEngine) Subscribe() (next func(context.Context) (pod.Event, error), cancel func()) {

@@ -105,13 +105,6 @@ func (s *runtimeService) UpdateRuntimeConfig(ctx context.Context, req *runtimeap
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }
 
-// StreamPodSandboxMetrics ends at once: no metric is described, so there is
-// none to send. It must not answer Unimplemented: kubelet takes that as a word
-// about streaming as such and gives up all the other Stream calls as well.
-func (s *runtimeService) StreamPodSandboxMetrics(*runtimeapi.StreamPodSandboxMetricsRequest, runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
-	return nil
-}
-
 // verbose makes the info of a response: each value as JSON.
 func verbose(values map[string]any) (map[string]string, error) {
 	info := make(map[string]string, len(values))

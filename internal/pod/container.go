@@ -43,6 +43,9 @@ type container struct {
 	view atomic.Pointer[Container]
 	// told is used by the driver only.
 	told told
+	// layer and cpu are what readings of its figures remember.
+	layer layer
+	cpu   rate
 }
 
 func (c *container) objectID() string { return c.rec.ID }

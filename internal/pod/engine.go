@@ -19,8 +19,10 @@ import (
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/internal/network"
 	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/pod/metric"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/internal/spec"
+	"github.com/berth-runtime/berth/internal/stats"
 )
 
 // Images is what the engine needs of the image store.
@@ -117,7 +119,9 @@ type Engine struct {
 	drivers drivers
 	stop    context.CancelFunc
 	events  hub
-	usage   usageCache
+	layers  layers
+	// catalog is what metrics this host gives, found out when first asked.
+	catalog func() *metric.Catalog
 
 	// supervised is what the supervisor knew when the engine was opened.
 	supervised map[string]shim.Container
@@ -146,6 +150,7 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		sandboxes: newIndex[*sandbox](), containers: newIndex[*container](), names: map[string]any{},
 	}
 	e.events.log = opts.Log
+	e.catalog = sync.OnceValue(func() *metric.Catalog { return metric.New(stats.Detect(opts.Cgroups)) })
 	if err := e.recover(ctx); err != nil {
 		return nil, errors.Join(err, e.Close(ctx))
 	}

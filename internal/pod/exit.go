@@ -187,7 +187,6 @@ func (c *container) forget() error {
 	c.forgotten = true
 	err := e.store.removeContainer(c.rec.SandboxID, c.rec.ID)
 	c.saving.Unlock()
-	e.usage.drop(c.rec.ID)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.containers.remove(c)

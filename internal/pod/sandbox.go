@@ -42,6 +42,8 @@ type sandbox struct {
 	forgotten bool
 	// told is used by the driver only.
 	told told
+	// cpu is what readings of its figures remember.
+	cpu rate
 }
 
 func (s *sandbox) objectID() string { return s.rec.ID }

@@ -44,7 +44,8 @@ func (r *reader) legacyMemory(c *Container, dir string) {
 		Kernel:          r.number(dir, "memory.kmem.usage_in_bytes"),
 		PageFaults:      stat["total_pgfault"],
 		MajorPageFaults: stat["total_pgmajfault"],
-		FailCount:       r.number(dir, "memory.failcnt"),
+		OwnPageFaults:   stat["pgfault"], OwnMajorPageFaults: stat["pgmajfault"],
+		FailCount: r.number(dir, "memory.failcnt"),
 	}
 	c.Memory.OOMKilled = r.table(dir, "memory.oom_control")["oom_kill"]
 	c.Memory.OOMEvents = c.Memory.OOMKilled
@@ -55,6 +56,7 @@ func (r *reader) legacyMemory(c *Container, dir string) {
 	}
 	c.Swap = &Swap{Usage: stat["total_swap"]}
 	if both = limit(both); both > 0 {
+		c.Swap.Limited = true
 		c.Swap.Limit = less(both, c.Memory.Limit)
 		c.Swap.Available = less(c.Swap.Limit, c.Swap.Usage)
 	}

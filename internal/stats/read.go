@@ -34,13 +34,14 @@ func Read(host *cgroup.Host, path string) (Container, error) {
 	} else {
 		readLegacy(r, &result, dir)
 	}
-	if unified, ok := host.Unified(path); ok {
-		// On hybrid hosts the v2 hierarchy has no limits, but pressure.
+	if unified, ok := host.Unified(path); ok && (host.Mode == cgroup.V2 || r.populated(unified)) {
+		// On hybrid hosts the v2 hierarchy has no limits, but pressure: of the
+		// processes that are in it, which is up to the OCI runtime.
 		result.CPU.Pressure = r.pressure(unified, "cpu.pressure")
 		result.Memory.Pressure = r.pressure(unified, "memory.pressure")
 		result.IOPressure = r.pressure(unified, "io.pressure")
 	}
-	r.pids(&result.Pids, dir("pids"), dir(accountant(host)))
+	r.pids(&result.Pids, dir("pids"), dir(accountant(host)), host.Mode == cgroup.V2)
 	result.Hugetlb = r.hugetlb(dir("hugetlb"), host.Mode == cgroup.V2)
 	if r.err != nil {
 		return Container{}, fmt.Errorf("read usage of cgroup %s: %w", path, r.err)
@@ -79,34 +80,57 @@ func accountant(host *cgroup.Host) string {
 	return "freezer"
 }
 
-// pids counts threads by the controller and processes by walking.
-func (r *reader) pids(pids *Pids, controller, list string) {
-	pids.Tasks = r.number(controller, "pids.current")
-	pids.Limit = r.number(controller, "pids.max")
-	pids.Processes = r.processes(list)
+// populated tells whether there are processes in a v2 cgroup or below it.
+func (r *reader) populated(dir string) bool {
+	return r.table(dir, "cgroup.events")["populated"] == 1
 }
 
-// processes counts the processes of a cgroup and of those below it. The number
-// of links of a cgroup's directory tells whether there are any below.
-func (r *reader) processes(dir string) uint64 {
-	count := uint64(strings.Count(r.text(dir, "cgroup.procs"), "\n"))
+// pids counts threads by the controller, or by listing them where there is
+// none, and processes by walking.
+func (r *reader) pids(pids *Pids, controller, list string, unified bool) {
+	pids.Tasks = r.number(controller, "pids.current")
+	pids.Limit = r.number(controller, "pids.max")
+	pids.Processes = r.lines(list, "cgroup.procs")
+	if controller != "" {
+		return
+	}
+	threads := "tasks"
+	if unified {
+		threads = "cgroup.threads"
+	}
+	pids.Tasks = r.lines(list, threads)
+}
+
+// lines counts the lines of a file of a cgroup and of those below it.
+func (r *reader) lines(dir, file string) uint64 {
+	count := uint64(strings.Count(r.text(dir, file), "\n"))
+	for _, child := range r.children(dir) {
+		count += r.lines(child, file)
+	}
+	return count
+}
+
+// children lists the cgroups right below one. The number of links of its
+// directory tells whether there are any.
+func (r *reader) children(dir string) []string {
 	var stat syscall.Stat_t
 	if r.err != nil || dir == "" || syscall.Stat(dir, &stat) != nil || stat.Nlink <= 2 {
-		return count
+		return nil
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		if !absent(err) {
 			r.err = err
 		}
-		return count
+		return nil
 	}
+	var children []string
 	for _, entry := range entries {
 		if entry.IsDir() {
-			count += r.processes(filepath.Join(dir, entry.Name()))
+			children = append(children, filepath.Join(dir, entry.Name()))
 		}
 	}
-	return count
+	return children
 }
 
 // hugetlb reads the use of huge pages of every size that is not unused.

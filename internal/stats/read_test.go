@@ -157,7 +157,7 @@ func TestReadUnified(t *testing.T) {
 		},
 		Memory: Memory{
 			Usage: 1000, WorkingSet: 700, RSS: 400, Limit: 2000, Available: 1300, Peak: 1500, Cache: 500, MappedFile: 30,
-			Kernel: 50, PageFaults: 9, MajorPageFaults: 1, FailCount: 6, OOMEvents: 2, OOMKilled: 1, Pressure: &PSI{},
+			Kernel: 50, PageFaults: 9, MajorPageFaults: 1, OwnPageFaults: 9, OwnMajorPageFaults: 1, FailCount: 6, OOMEvents: 2, OOMKilled: 1, Pressure: &PSI{},
 		},
 		Swap: &Swap{Usage: 10},
 		IO: []IODevice{
@@ -184,7 +184,7 @@ func TestReadLegacy(t *testing.T) {
 		"memory/a/memory.usage_in_bytes": "1000\n", "memory/a/memory.max_usage_in_bytes": "1500\n",
 		"memory/a/memory.kmem.usage_in_bytes": "50\n", "memory/a/memory.failcnt": "6\n",
 		"memory/a/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
-		"memory/a/memory.stat": "cache 1\ntotal_cache 500\ntotal_rss 400\ntotal_mapped_file 30\ntotal_inactive_file 300\ntotal_pgfault 9\n" +
+		"memory/a/memory.stat": "cache 1\npgfault 4\ntotal_cache 500\ntotal_rss 400\ntotal_mapped_file 30\ntotal_inactive_file 300\ntotal_pgfault 9\n" +
 			"total_pgmajfault 1\ntotal_swap 10\nhierarchical_memory_limit 2000\nhierarchical_memsw_limit 2500\n",
 		"blkio/a/blkio.throttle.io_service_bytes_recursive": "8:0 Read 7\n8:0 Write 2\n8:0 Sync 9\n8:0 Discard 5\n8:0 Total 9\nTotal 9\n",
 		"blkio/a/blkio.throttle.io_serviced_recursive":      "8:0 Read 1\n8:0 Write 3\nTotal 4\n",
@@ -200,9 +200,9 @@ func TestReadLegacy(t *testing.T) {
 		CPU: CPU{UsageNanos: 100, UserNanos: 60, SystemNanos: 40, Periods: 5, Throttled: 2, ThrottledNanos: 4, Period: 100000, Shares: 1024},
 		Memory: Memory{
 			Usage: 1000, WorkingSet: 700, RSS: 400, Limit: 2000, Available: 1300, Peak: 1500, Cache: 500, MappedFile: 30,
-			Kernel: 50, PageFaults: 9, MajorPageFaults: 1, FailCount: 6, OOMEvents: 1, OOMKilled: 1,
+			Kernel: 50, PageFaults: 9, MajorPageFaults: 1, OwnPageFaults: 4, FailCount: 6, OOMEvents: 1, OOMKilled: 1,
 		},
-		Swap: &Swap{Usage: 10, Limit: 500, Available: 490},
+		Swap: &Swap{Usage: 10, Limited: true, Limit: 500, Available: 490},
 		IO:   []IODevice{{Major: 8, ReadBytes: 7, WriteBytes: 2, ReadOps: 1, WriteOps: 3, DiscardBytes: 5}},
 	}
 	if !reflect.DeepEqual(got, want) {

@@ -45,17 +45,22 @@ type Memory struct {
 	// limit.
 	Limit, Available uint64
 	// Peak is the highest Usage so far, 0 if the kernel does not keep it.
-	Peak                            uint64
-	Cache, MappedFile, Kernel       uint64
-	PageFaults, MajorPageFaults     uint64
-	FailCount, OOMEvents, OOMKilled uint64
-	Pressure                        *PSI
+	Peak                      uint64
+	Cache, MappedFile, Kernel uint64
+	// PageFaults and MajorPageFaults are those of the cgroups below as well.
+	// OwnPageFaults and OwnMajorPageFaults are not; v2 does not tell them apart.
+	PageFaults, MajorPageFaults       uint64
+	OwnPageFaults, OwnMajorPageFaults uint64
+	FailCount, OOMEvents, OOMKilled   uint64
+	Pressure                          *PSI
 }
 
 // Swap is swap in use, in bytes.
 type Swap struct {
 	Usage uint64
-	// Limit is 0 without one; Available is Limit less Usage.
+	// Limited tells whether there is a limit, which may be 0: no swap at all.
+	// Limit and Available, which is Limit less Usage, mean nothing without.
+	Limited          bool
 	Limit, Available uint64
 }
 

@@ -56,15 +56,18 @@ func (r *reader) unifiedMemory(c *Container, dir string) {
 		Kernel:          stat["kernel"],
 		PageFaults:      stat["pgfault"],
 		MajorPageFaults: stat["pgmajfault"],
-		FailCount:       events["max"],
-		OOMEvents:       events["oom"],
-		OOMKilled:       events["oom_kill"],
+		OwnPageFaults:   stat["pgfault"], OwnMajorPageFaults: stat["pgmajfault"],
+		FailCount: events["max"],
+		OOMEvents: events["oom"],
+		OOMKilled: events["oom_kill"],
 	}
 	c.Memory.setAvailable()
 	if text := r.text(dir, "memory.swap.current"); text != "" {
+		most := strings.TrimSpace(r.text(dir, "memory.swap.max"))
 		c.Swap = &Swap{
-			Usage: r.parse("memory.swap.current", strings.TrimSpace(text)),
-			Limit: r.number(dir, "memory.swap.max"),
+			Usage:   r.parse("memory.swap.current", strings.TrimSpace(text)),
+			Limited: most != "" && most != "max",
+			Limit:   r.parse("memory.swap.max", most),
 		}
 		c.Swap.Available = less(c.Swap.Limit, c.Swap.Usage)
 	}
