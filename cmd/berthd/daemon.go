@@ -22,6 +22,7 @@ import (
 	"github.com/berth-runtime/berth/internal/cri"
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/internal/network"
+	"github.com/berth-runtime/berth/internal/nri"
 	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/internal/spec"
@@ -53,6 +54,7 @@ type daemon struct {
 	network  *network.Manager
 	shim     *shim.Client
 	handlers map[string]pod.HandlerInfo
+	plugins  *nri.Manager
 	engine   *pod.Engine
 	sessions *stream.Server
 	edge     *cri.Server
@@ -187,9 +189,12 @@ func (d *daemon) connectShim(ctx context.Context) (*shim.Client, error) {
 }
 
 func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup.Host) error {
+	if err := d.openPlugins(); err != nil {
+		return err
+	}
 	engine, err := pod.Open(ctx, pod.Options{
 		Root: d.cfg.Root, State: d.cfg.State, Instance: d.instance,
-		Images: d.images, Network: d.network, Shim: d.shim,
+		Images: d.images, Network: d.network, Shim: d.shim, Plugins: d.plugins,
 		Cgroups: cgroups, CgroupDriver: d.cgroupDriver(), Host: host,
 		Handlers: d.handlers, DefaultHandler: defaultHandler(d.cfg.Runtime.DefaultHandler, d.handlers),
 		Log: d.log.With("part", "pod"),
@@ -239,7 +244,7 @@ func (d *daemon) openEdge(ctx context.Context) (err error) {
 	}
 	d.edge = cri.New(cri.Options{
 		Engine: d.engine, Images: d.images, Sessions: d.sessions, Meter: d.metrics, Log: d.log.With("part", "cri"),
-		Version: version.Version, CgroupDriver: driver, Config: shownConfig{d.cfg, d.cfg.State},
+		Version: version.Version, CgroupDriver: driver, Config: shownConfig{d.cfg, d.cfg.State}, Plugins: d.plugins.State,
 	})
 	return nil
 }

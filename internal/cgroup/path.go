@@ -126,3 +126,23 @@ func hasDotDot(p string) bool {
 	}
 	return false
 }
+
+// PathOf returns the cgroupfs path of a cgroup that the OCI spec has as
+// cgroupsPath under the driver.
+func PathOf(driver Driver, ociPath string) (string, error) {
+	if driver == Cgroupfs {
+		if !path.IsAbs(ociPath) || path.Clean(ociPath) == "/" || hasDotDot(ociPath) {
+			return "", fmt.Errorf("%q: must be an absolute path below the root: %w", ociPath, errdefs.ErrInvalidArgument)
+		}
+		return path.Clean(ociPath), nil
+	}
+	parts := strings.Split(ociPath, ":")
+	if len(parts) != 3 || parts[1] == "" || parts[2] == "" {
+		return "", fmt.Errorf("%q: must be slice:prefix:name under systemd: %w", ociPath, errdefs.ErrInvalidArgument)
+	}
+	base, err := expandSlice(parts[0])
+	if err != nil {
+		return "", err
+	}
+	return path.Join(base, parts[1]+"-"+parts[2]+".scope"), nil
+}

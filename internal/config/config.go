@@ -37,6 +37,7 @@ type Config struct {
 	Runtime Runtime `json:"runtime" toml:"runtime"`
 	Stream  Stream  `json:"stream"  toml:"stream"`
 	Metrics Metrics `json:"metrics" toml:"metrics"`
+	NRI     NRI     `json:"nri"     toml:"nri"`
 }
 
 // Log is what the daemon writes to its standard error.
@@ -156,6 +157,7 @@ func Default() *Config {
 			BuiltinSubnet: []string{},
 		},
 		Runtime: Runtime{Handlers: builtinHandlers()},
+		NRI:     defaultNRI(),
 		Stream:  Stream{Address: "127.0.0.1", IdleTimeout: "4h"},
 	}
 }
@@ -182,6 +184,8 @@ func (c *Config) Clone() *Config {
 	out.Image.Pinned = append([]string{}, c.Image.Pinned...)
 	out.Network.CNIBinDirs = append([]string{}, c.Network.CNIBinDirs...)
 	out.Network.BuiltinSubnet = append([]string{}, c.Network.BuiltinSubnet...)
+	out.NRI.Reject = append([]string{}, c.NRI.Reject...)
+	out.NRI.RequiredPlugins = append([]string{}, c.NRI.RequiredPlugins...)
 	out.Runtime.Handlers = make(map[string]Handler, len(c.Runtime.Handlers))
 	for name, h := range c.Runtime.Handlers {
 		h.Options = maps.Clone(h.Options)

@@ -36,7 +36,7 @@ const handlersTable = "runtime.handlers"
 func sections(c *Config) []section {
 	return []section{
 		topSection(c), logSection(&c.Log), imageSection(&c.Image),
-		networkSection(&c.Network), runtimeSection(c), streamSection(&c.Stream), metricsSection(&c.Metrics),
+		networkSection(&c.Network), runtimeSection(c), streamSection(&c.Stream), metricsSection(&c.Metrics), nriSection(&c.NRI),
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-runtime/berth/internal/nri"
 	"github.com/berth-runtime/berth/internal/pod"
 )
 
@@ -49,7 +50,11 @@ func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest
 	if !req.GetVerbose() {
 		return resp, nil
 	}
-	info, err := verbose(map[string]any{"config": s.Config, "handlers": handlers, "defaultHandler": fallback})
+	var plugins nri.State
+	if s.Plugins != nil {
+		plugins = s.Plugins()
+	}
+	info, err := verbose(map[string]any{"config": s.Config, "handlers": handlers, "defaultHandler": fallback, "nri": plugins})
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	berthv1 "github.com/berth-runtime/berth/api/berth/v1"
+	"github.com/berth-runtime/berth/internal/nri"
 )
 
 // maxRequestBytes is the largest request that is accepted, kubelet's own limit
@@ -31,6 +32,8 @@ type Options struct {
 	CgroupDriver runtimeapi.CgroupDriver
 	// Config is shown by a verbose Status; it is marshalled as JSON.
 	Config any
+	// Plugins says whether NRI plugins take part; nil is a node without NRI.
+	Plugins func() nri.State
 }
 
 // Server serves the CRI and Berth's own services.

@@ -39,6 +39,11 @@ type container struct {
 	forgotten bool
 	// claimed tells that a caller has received the container's ID.
 	claimed bool
+	// known tells that plugins know of the container.
+	known bool
+	// fresh tells that it was not made yet when this daemon began; plugins are
+	// told once that it is.
+	fresh bool
 	// view is what readers get; nil while the container is not to be seen.
 	view atomic.Pointer[Container]
 	// told is used by the driver only.
@@ -170,7 +175,9 @@ func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (*con
 	if _, rec.CgroupPath, err = cgroup.ContainerPath(e.opts.CgroupDriver, s.rec.CgroupParent, rec.ID); err != nil {
 		return nil, fmt.Errorf("linux.cgroup_parent: %w", err)
 	}
-	return e.adoptContainer(s, rec, machine.State{Uses: containerUses(&rec)}), nil
+	c := e.adoptContainer(s, rec, machine.State{Uses: containerUses(&rec)})
+	c.fresh = true
+	return c, nil
 }
 
 // adoptContainer makes the object for a record.

@@ -2,7 +2,6 @@ package pod
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -25,6 +24,7 @@ const (
 	stepRootfs
 	stepVolumes
 	stepBundle
+	stepNRI
 	stepProcess
 )
 
@@ -36,15 +36,15 @@ const (
 	containerRunning
 )
 
-var allContainerSteps = machine.Steps(stepSnapshot, stepRootfs, stepVolumes, stepBundle, stepProcess)
+var allContainerSteps = machine.Steps(stepSnapshot, stepRootfs, stepVolumes, stepBundle, stepNRI, stepProcess)
 
 var containerKind = &machine.Kind{
 	Name:  "container",
-	Steps: []string{"snapshot", "rootfs", "volumes", "bundle", "process"},
+	Steps: []string{"snapshot", "rootfs", "volumes", "bundle", "nri", "process"},
 	Adopt: machine.Steps(stepProcess),
 	Levels: []machine.LevelSpec{
 		{Name: "gone"},
-		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepVolumes, stepBundle), Fallback: containerGone},
+		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepVolumes, stepBundle, stepNRI), Fallback: containerGone},
 		{Name: "running", Steps: allContainerSteps, Fallback: containerCreated},
 	},
 }
@@ -72,8 +72,10 @@ func (c *container) do(ctx context.Context, step int) error {
 		return c.mountVolumes(ctx)
 	case stepBundle:
 		return c.writeBundle(c.rec.Config.M)
+	case stepNRI:
+		return c.askPlugins(ctx)
 	case stepProcess:
-		return c.startProcess(ctx)
+		return c.start(ctx)
 	}
 	return fmt.Errorf("container has no step %d", step)
 }
@@ -96,8 +98,15 @@ func (c *container) undo(ctx context.Context, step int) error {
 			files = append(files, filepath.Join(e.bundleDir(id), name))
 		}
 		return removeEmpty(files...)
+	case stepNRI:
+		c.tellRemoved(ctx)
+		return nil
 	case stepProcess:
-		return c.endProcess(ctx)
+		if err := c.endProcess(ctx); err != nil {
+			return err
+		}
+		c.tellStopped(ctx)
+		return nil
 	}
 	return fmt.Errorf("container has no step %d", step)
 }
@@ -136,20 +145,8 @@ func (c *container) writeBundle(cfg *runtimeapi.ContainerConfig) error {
 	for _, w := range out.Warnings {
 		c.log.Warn(w)
 	}
-	dir := c.engine.bundleDir(c.rec.ID)
-	for name, value := range map[string]any{"config.json": out.Spec, "process.json": out.Spec.Process} {
-		data, err := json.Marshal(value)
-		if err != nil {
-			return err
-		}
-		// By rename: a start may read it while an update makes it anew.
-		file := filepath.Join(dir, name)
-		if err := os.WriteFile(file+".tmp", data, 0o600); err != nil {
-			return err
-		}
-		if err := os.Rename(file+".tmp", file); err != nil {
-			return err
-		}
+	if err := c.writeSpec(out.Spec); err != nil {
+		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -13,11 +13,14 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/nri/pkg/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/internal/network"
+	"github.com/berth-runtime/berth/internal/nri"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/pod/metric"
 	"github.com/berth-runtime/berth/internal/shim"
@@ -74,6 +77,30 @@ type Supervisor interface {
 	Attach(ctx context.Context, id string, stdin bool) (*shim.Attachment, error)
 }
 
+// Plugins is what the engine needs of the manager of NRI plugins. Methods that
+// return no error tell of something that cannot be helped any more.
+type Plugins interface {
+	// Start lets plugins take part, who are first told of what rt knows.
+	Start(ctx context.Context, rt nri.Runtime)
+	// RunPod and CreateContainer call known before any plugin is told; the
+	// methods for what is removed call unknown after all are.
+	RunPod(ctx context.Context, pod nri.Subject, known func()) error
+	UpdatePod(ctx context.Context, pod nri.Subject, overhead, resources *runtimeapi.LinuxContainerResources) error
+	PodUpdated(ctx context.Context, pod nri.Subject)
+	StopPod(ctx context.Context, pod nri.Subject)
+	RemovePod(ctx context.Context, pod nri.Subject, unknown func())
+	// CreateContainer gives to adjust what plugins want to be different.
+	CreateContainer(ctx context.Context, container nri.Subject, known func(), adjust func(*api.ContainerAdjustment) error) error
+	ContainerCreated(ctx context.Context, container nri.Subject)
+	StartContainer(ctx context.Context, container nri.Subject) error
+	ContainerStarted(ctx context.Context, container nri.Subject)
+	// UpdateContainer returns what plugins make of what is asked for.
+	UpdateContainer(ctx context.Context, container nri.Subject, asked *runtimeapi.LinuxContainerResources) (*api.LinuxResources, error)
+	ContainerUpdated(ctx context.Context, container nri.Subject)
+	StopContainer(ctx context.Context, container nri.Subject)
+	RemoveContainer(ctx context.Context, container nri.Subject, unknown func())
+}
+
 // HandlerInfo is a runtime handler with what probing it showed.
 type HandlerInfo struct {
 	Handler  ociruntime.Handler
@@ -92,6 +119,8 @@ type Options struct {
 	Images  Images
 	Network Network
 	Shim    Supervisor
+	// Plugins may be nil: nobody takes part then.
+	Plugins Plugins
 
 	Cgroups      *cgroup.Host
 	CgroupDriver cgroup.Driver
@@ -142,6 +171,9 @@ const closeGrace = 10 * time.Second
 func Open(ctx context.Context, opts Options) (*Engine, error) {
 	if opts.NetworkDeadline == 0 {
 		opts.NetworkDeadline = stepDeadline
+	}
+	if opts.Plugins == nil {
+		opts.Plugins = (*nri.Manager)(nil)
 	}
 	base, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e := &Engine{

@@ -140,9 +140,13 @@ func (c *container) settled(e machine.Effect) {
 	if e.Level == containerCreated && e.Err != nil && c.rec.Exit == nil && !c.rec.StartedAt.IsZero() {
 		c.noteExitLocked(exitRecord{Code: codeUnknown, Reason: reasonUnknown, Message: "exit code unknown: " + e.Err.Error()}, time.Now())
 	}
-	exited := c.rec.Exit != nil
+	exited, made := c.rec.Exit != nil, c.fresh && e.Level == containerCreated
+	c.fresh = c.fresh && !made
 	c.changed()
 	c.mu.Unlock()
+	if made {
+		c.engine.opts.Plugins.ContainerCreated(c.engine.drivers.ctx, c.subject())
+	}
 	switch {
 	case e.Level == containerRunning:
 		c.publish(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)

@@ -3,6 +3,7 @@ package pod
 import (
 	"time"
 
+	"github.com/containerd/nri/pkg/api"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -77,10 +78,12 @@ type containerRecord struct {
 	User       message[*runtimeapi.ContainerUser]           `json:"user,omitzero"`
 	StopSignal string                                       `json:"stopSignal,omitempty"`
 	Resources  message[*runtimeapi.LinuxContainerResources] `json:"resources,omitzero"`
-	PID        int                                          `json:"pid,omitempty"`
-	CgroupPath string                                       `json:"cgroupPath"`
-	Exit       *exitRecord                                  `json:"exit,omitempty"`
-	Problem    string                                       `json:"problem,omitempty"`
+	// Limits are those that only plugins can want, beside Resources.
+	Limits     message[*api.LinuxResources] `json:"limits,omitzero"`
+	PID        int                          `json:"pid,omitempty"`
+	CgroupPath string                       `json:"cgroupPath"`
+	Exit       *exitRecord                  `json:"exit,omitempty"`
+	Problem    string                       `json:"problem,omitempty"`
 }
 
 // exitRecord is how a container ended, or why it could not start.

@@ -59,6 +59,7 @@ func (e *Engine) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	e.opts.Plugins.Start(ctx, e)
 	for _, o := range intact {
 		o.send(machine.Event{Kind: machine.Recover})
 	}
@@ -84,7 +85,9 @@ func (e *Engine) recoverSandbox(id string) []*object {
 	}
 	s := e.adoptSandbox(rec, state)
 	s.told = toldOfSandbox(&rec, state.Goal)
+	s.state = sandboxKind.Adapt(s.state, stepNRIPod)
 	s.claimed, s.stopping = true, err != nil
+	s.known = rec.Listed || s.state.Marks[stepNRIPod] != machine.Absent
 	e.mu.Lock()
 	e.sandboxes.add(s)
 	e.names[sandboxName(rec.Config.M.GetMetadata())] = s
@@ -125,7 +128,7 @@ func (e *Engine) damagedSandbox(id string, why error) (sandboxRecord, machine.St
 	if paths, ok := namespace.Probe(e.namespaceDir(id)); ok {
 		rec.Namespaces = paths
 	}
-	uses := machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork)
+	uses := machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork, stepNRIPod)
 	return rec, sandboxKind.Whole(uses)
 }
 
@@ -144,7 +147,8 @@ func (e *Engine) recoverContainer(s *sandbox, id string) (*container, bool) {
 		rec, state = e.damagedContainer(s, id, err)
 	}
 	c := e.adoptContainer(s, rec, state)
-	c.claimed = true
+	c.state = containerKind.Adapt(c.state, stepNRI)
+	c.claimed, c.known = true, c.state.Marks[stepNRI] != machine.Absent
 	if state.Marks[stepVolumes] != machine.Absent {
 		c.claimVolumes()
 	}

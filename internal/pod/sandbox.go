@@ -28,6 +28,8 @@ type sandbox struct {
 	stopping bool
 	// claimed tells that a caller has received the sandbox's ID.
 	claimed bool
+	// known tells that plugins know of the sandbox.
+	known bool
 	// containers is guarded by Engine.mu.
 	containers map[string]*container
 	// volumes are the images that its containers mount.

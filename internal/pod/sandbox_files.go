@@ -133,6 +133,7 @@ func (s *sandbox) save() error {
 // forget removes what is written down; nothing of the sandbox is left.
 func (s *sandbox) forget() error {
 	e := s.engine
+	s.tellRemoved(e.drivers.ctx)
 	s.saving.Lock()
 	s.forgotten = true
 	err := e.store.removeSandbox(s.rec.ID)

@@ -28,6 +28,7 @@ const (
 	stepShm
 	stepInfra
 	stepNetwork
+	stepNRIPod
 )
 
 // The levels of a sandbox.
@@ -39,11 +40,11 @@ const (
 
 var sandboxKind = &machine.Kind{
 	Name:  "sandbox",
-	Steps: []string{"files", "cgroup", "namespaces", "shm", "infra", "network"},
+	Steps: []string{"files", "cgroup", "namespaces", "shm", "infra", "network", "nri-pod"},
 	Levels: []machine.LevelSpec{
 		{Name: "gone"},
 		{Name: "stopped", Steps: machine.Steps(stepFiles), Fallback: sandboxGone},
-		{Name: "ready", Steps: machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork), Fallback: sandboxGone},
+		{Name: "ready", Steps: machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork, stepNRIPod), Fallback: sandboxGone},
 	},
 }
 
@@ -59,7 +60,7 @@ func namespaceOptions(cfg *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOpt
 // to a probe, sandboxStopped is where it stays.
 func sandboxUses(cfg *runtimeapi.PodSandboxConfig) machine.Set {
 	o := namespaceOptions(cfg)
-	uses := machine.Steps(stepFiles, stepCgroup)
+	uses := machine.Steps(stepFiles, stepCgroup, stepNRIPod)
 	if o.GetNetwork() == runtimeapi.NamespaceMode_POD {
 		uses |= machine.Steps(stepNamespaces, stepNetwork)
 	}
@@ -93,6 +94,8 @@ func (s *sandbox) do(ctx context.Context, step int) error {
 		return s.startInfra(ctx)
 	case stepNetwork:
 		return s.attachNetwork(ctx)
+	case stepNRIPod:
+		return s.engine.opts.Plugins.RunPod(ctx, s.subject(), func() { s.setKnown(true) })
 	}
 	return fmt.Errorf("sandbox has no step %d", step)
 }
@@ -115,6 +118,9 @@ func (s *sandbox) undo(ctx context.Context, step int) error {
 			return e.collectNetwork(ctx, s.rec.ID)
 		}
 		return e.opts.Network.Detach(ctx, e.networkPod(&s.rec), *s.rec.Network)
+	case stepNRIPod:
+		s.tellStopped(ctx)
+		return nil
 	}
 	return fmt.Errorf("sandbox has no step %d", step)
 }

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-runtime/berth/internal/nri"
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/spec"
 )
@@ -21,23 +22,31 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, r *runtimeapi.L
 	if err != nil {
 		return fmt.Errorf("update container: %w", err)
 	}
-	if err := c.update(ctx, r); err != nil {
+	// By itself first: an error then counts the request's own items.
+	if _, err := spec.Resources(r, e.opts.Host); err != nil {
 		return fmt.Errorf("update %s: %w", c, err)
 	}
+	wanted, err := e.opts.Plugins.UpdateContainer(ctx, c.subject(), r)
+	if err != nil {
+		return fmt.Errorf("update %s: %w", c, err)
+	}
+	changed, err := limitsOf(wanted)
+	if err == nil {
+		changed.cri = spec.MergeResources(r, changed.cri)
+		err = c.update(ctx, changed)
+	}
+	if err != nil {
+		return fmt.Errorf("update %s: %w", c, err)
+	}
+	e.opts.Plugins.ContainerUpdated(ctx, c.subject())
 	return nil
 }
 
-func (c *container) update(ctx context.Context, r *runtimeapi.LinuxContainerResources) error {
-	// By itself first: an error then counts the request's own items.
-	if _, err := spec.Resources(r, c.engine.opts.Host); err != nil {
-		return err
-	}
+func (c *container) update(ctx context.Context, r limits) error {
 	c.updating.Lock()
 	defer c.updating.Unlock()
-	c.mu.Lock()
-	before := c.rec.Resources.M
-	c.mu.Unlock()
-	undo, err := c.apply(ctx, before, spec.MergeResources(before, r))
+	before := c.limits()
+	undo, err := c.apply(ctx, before, before.merge(r))
 	if err != nil {
 		return err
 	}
@@ -52,8 +61,8 @@ type undoFunc func(context.Context) error
 
 // apply puts limits in force: in the kernel for a running container, in the
 // bundle for one that is to be started.
-func (c *container) apply(ctx context.Context, before, r *runtimeapi.LinuxContainerResources) (undoFunc, error) {
-	if _, err := spec.Resources(r, c.engine.opts.Host); err != nil {
+func (c *container) apply(ctx context.Context, before, r limits) (undoFunc, error) {
+	if _, err := spec.Resources(r.cri, c.engine.opts.Host); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
@@ -72,32 +81,25 @@ func (c *container) apply(ctx context.Context, before, r *runtimeapi.LinuxContai
 	if err != nil {
 		return nil, err
 	}
-	c.setResources(r)
+	c.setLimits(r)
 	return func(ctx context.Context) error {
-		c.setResources(before)
+		c.setLimits(before)
 		return undo(ctx)
 	}, nil
 }
 
-func (c *container) setResources(r *runtimeapi.LinuxContainerResources) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.rec.Resources.M = r
-	c.changed()
-}
-
 // applyRunning changes the limits of a running container.
-func (c *container) applyRunning(ctx context.Context, before, r *runtimeapi.LinuxContainerResources) (undoFunc, error) {
+func (c *container) applyRunning(ctx context.Context, before, r limits) (undoFunc, error) {
 	score, err := c.oomScore()
 	if err != nil {
 		return nil, err
 	}
 	undo := func(ctx context.Context) error {
-		return errors.Join(c.enforce(ctx, spec.RevertResources(before, r)), c.setOOMScore(score))
+		return errors.Join(c.enforce(ctx, before.revert(r)), c.setOOMScore(score))
 	}
 	err = c.enforce(ctx, r)
-	if err == nil && r.GetOomScoreAdj() != 0 {
-		err = c.setOOMScore(max(int(r.GetOomScoreAdj()), c.engine.opts.Host.MinOOMScoreAdj))
+	if err == nil && r.cri.GetOomScoreAdj() != 0 {
+		err = c.setOOMScore(max(int(r.cri.GetOomScoreAdj()), c.engine.opts.Host.MinOOMScoreAdj))
 	}
 	if err != nil {
 		// OCI runtimes set one limit after the other and stop at the first that fails.
@@ -108,7 +110,7 @@ func (c *container) applyRunning(ctx context.Context, before, r *runtimeapi.Linu
 
 // applyCreated makes the bundle anew. A start that was requested meanwhile may
 // have read the old one: what it starts is changed once it runs.
-func (c *container) applyCreated(ctx context.Context, before, r *runtimeapi.LinuxContainerResources) (undoFunc, error) {
+func (c *container) applyCreated(ctx context.Context, before, r limits) (undoFunc, error) {
 	if err := c.rewriteResources(r); err != nil {
 		return nil, err
 	}
@@ -125,45 +127,51 @@ func (c *container) applyCreated(ctx context.Context, before, r *runtimeapi.Linu
 }
 
 // enforce gives limits to the kernel.
-func (c *container) enforce(ctx context.Context, r *runtimeapi.LinuxContainerResources) error {
-	limits, err := spec.Resources(r, c.engine.opts.Host)
+func (c *container) enforce(ctx context.Context, r limits) error {
+	oci, err := spec.Resources(r.cri, c.engine.opts.Host)
 	if err != nil {
 		return err
 	}
-	if err := c.engine.opts.Shim.Update(ctx, c.rec.ID, limits); err != nil {
+	nri.Apply(oci, r.more)
+	if err := c.engine.opts.Shim.Update(ctx, c.rec.ID, oci); err != nil {
 		return err
 	}
-	for _, l := range limits.HugepageLimits { // which runc leaves out of an update
+	for _, l := range oci.HugepageLimits { // which runc leaves out of an update
 		if err := c.engine.opts.Cgroups.LimitHugepages(c.rec.CgroupPath, l.Pagesize, l.Limit); err != nil {
 			return err
 		}
 	}
-	if spec.Unthrottled(r, c.engine.opts.Host) {
+	if spec.Unthrottled(r.cri, c.engine.opts.Host) {
 		return c.engine.opts.Cgroups.LiftCPUQuota(c.rec.CgroupPath)
 	}
 	return nil
 }
 
-// rewriteResources makes the bundle of a created container anew.
-func (c *container) rewriteResources(r *runtimeapi.LinuxContainerResources) error {
-	c.mu.Lock()
-	cfg := proto.CloneOf(c.rec.Config.M)
-	c.mu.Unlock()
-	if cfg.Linux == nil {
-		cfg.Linux = &runtimeapi.LinuxContainerConfig{}
+// rewriteResources changes the limits in the bundle of a created container; all
+// else in there stays as the request and plugins made it.
+func (c *container) rewriteResources(r limits) error {
+	s, err := c.readSpec()
+	if err != nil {
+		return err
 	}
-	cfg.Linux.Resources = r
-	return c.writeBundle(cfg)
+	if err := r.put(s, c.engine.opts.Host); err != nil {
+		return err
+	}
+	return c.writeSpec(s)
 }
 
 // UpdateSandbox notes what a pod as a whole is given; what is nil stays as it
 // is. Kubelet sets the pod's cgroup itself, and nothing of ours depends on it.
 // It rejects a resize on any error but Unimplemented, and calls again with the
-// former values to take one back: so for a sandbox that exists this never fails.
-func (e *Engine) UpdateSandbox(_ context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
+// former values to take one back: so for a sandbox that exists this never fails,
+// unless a plugin refuses it.
+func (e *Engine) UpdateSandbox(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
 	s, err := e.findSandbox(id)
 	if err != nil {
 		return fmt.Errorf("update sandbox: %w", err)
+	}
+	if err := e.opts.Plugins.UpdatePod(ctx, s.subject(), overhead, resources); err != nil {
+		return fmt.Errorf("update %s: %w", s, err)
 	}
 	s.mu.Lock()
 	if overhead != nil {
@@ -181,6 +189,7 @@ func (e *Engine) UpdateSandbox(_ context.Context, id string, overhead, resources
 	if err := s.save(); err != nil {
 		s.log.Warn("the resources of the pod are known until the daemon restarts only", "error", err)
 	}
+	e.opts.Plugins.PodUpdated(ctx, s.subject())
 	return nil
 }
 

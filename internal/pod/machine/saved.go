@@ -84,6 +84,19 @@ func (k *Kind) Complete(s State) bool {
 	return true
 }
 
+// Adapt gives a step to a state that was saved before there was such a step. It
+// counts as done where the goal wants it.
+func (k *Kind) Adapt(s State, step int) State {
+	if s.Uses.Has(step) {
+		return s
+	}
+	s.Uses |= Steps(step)
+	if k.Levels[s.Goal].Steps.Has(step) {
+		s.Marks[step] = Done
+	}
+	return s
+}
+
 // Whole is the state of an object of which every step may exist and whose
 // record is lost: it is left alone until somebody lowers it.
 func (k *Kind) Whole(uses Set) State {

@@ -1,0 +1,201 @@
+// Package nri lets plugins of the Node Resource Interface take part in the life
+// of pods and containers: they are told of each event in order, may adjust a
+// container before it is made, and may change the limits of others.
+//
+// Start reading at Manager. The pod engine calls it, one method per event, and
+// is called back through Runtime:
+//
+//	nri.go       the manager: options, start, end
+//	events.go    what plugins are told, and what becomes of their answers
+//	sync.go      what plugins learn when they connect, and ask for by themselves
+//	describe.go  pods and containers in the words of NRI
+//	adjust.go    adjustments of a plugin to an OCI spec
+//	limits.go    resources in the words of NRI and of the CRI
+//	relay.go     log lines and figures of the NRI library
+//
+// # No event is lost, none comes twice
+//
+// A plugin learns of an object in exactly one of two ways: it is in the list
+// that the plugin is given when it connects, or the plugin is told of its
+// creation. The library's lock for synchronisation sees to that. Each event is
+// sent while the lock is held for reading, and in the same critical section
+// the engine notes that plugins know the object, or do not any more; a plugin
+// is given the list and made part of the audience while it is held for writing.
+// Lock order: this lock before any of the engine's. Nothing that holds it
+// waits for another event.
+package nri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/nri/pkg/adaptation"
+	"github.com/containerd/nri/pkg/api"
+	validator "github.com/containerd/nri/plugins/default-validator/builtin"
+)
+
+const (
+	// runtimeName is how Berth names itself to plugins.
+	runtimeName = "berth"
+	// updateDeadline bounds the changes that one message of a plugin asks for.
+	updateDeadline = time.Minute
+	// dialDeadline bounds the look whether somebody serves the socket already.
+	dialDeadline = time.Second
+)
+
+// Validator is the configuration of the built-in validator of adjustments.
+type Validator = validator.DefaultValidatorConfig
+
+// Meter takes figures about plugins.
+type Meter interface {
+	// PluginTook is told how long a plugin took for an event.
+	PluginTook(plugin, event string, took time.Duration)
+	// PluginAnswered counts an event that a plugin was told of.
+	PluginAnswered(plugin, event string, ok bool)
+}
+
+// Options are what a manager is made of.
+type Options struct {
+	// Version is Berth's, which plugins are told.
+	Version string
+	// Socket is where plugins connect. Empty means that none can.
+	Socket string
+	// PluginDir holds programs that are started as plugins, ConfigDir what
+	// they are configured with. Either may be absent.
+	PluginDir, ConfigDir string
+	// RegistrationTimeout bounds the registration of a plugin, RequestTimeout
+	// its answer to one event.
+	RegistrationTimeout, RequestTimeout time.Duration
+	// Validator configures the built-in validator; nil is none.
+	Validator *Validator
+	// Meter may be nil.
+	Meter Meter
+	Log   *slog.Logger
+}
+
+// Runtime is what a manager asks of the pod engine.
+type Runtime interface {
+	// Known returns the pods and containers that plugins know of.
+	Known() ([]Pod, []Container)
+	// LimitContainer changes the limits of a container as a plugin wants; what
+	// r leaves open stays as it is.
+	LimitContainer(ctx context.Context, id string, r *api.LinuxResources) error
+	// EvictContainer has the container stopped, and does not wait for it.
+	EvictContainer(id, reason string) error
+	// Background runs fn in a goroutine that ends before the engine does.
+	Background(fn func(context.Context))
+}
+
+// Manager tells plugins of events. Its methods may be called from any
+// goroutine. Before Start and after Close nobody is told anything, nor from a
+// nil manager, which is that of a node without NRI.
+type Manager struct {
+	opts    Options
+	adapter *adaptation.Adaptation
+	rt      Runtime
+	// plugins counts those which are connected and synchronised.
+	plugins atomic.Int64
+
+	// mu guards what follows.
+	mu      sync.Mutex
+	problem string // why plugins cannot connect or be started
+}
+
+// New makes a manager. Nothing is started yet.
+func New(opts Options) (*Manager, error) {
+	m := &Manager{opts: opts}
+	library.set(opts.Log)
+	adaptation.SetPluginRegistrationTimeout(opts.RegistrationTimeout)
+	adaptation.SetPluginRequestTimeout(opts.RequestTimeout)
+	options := []adaptation.Option{
+		adaptation.WithPluginPath(opts.PluginDir), adaptation.WithPluginConfigPath(opts.ConfigDir),
+		adaptation.WithSocketPath(opts.Socket), adaptation.WithMetrics(figures{m}),
+		adaptation.WithTTRPCOptions(m.evictions()),
+	}
+	if opts.Validator != nil {
+		options = append(options, adaptation.WithDefaultValidator(opts.Validator))
+	}
+	if opts.Socket == "" {
+		options = append(options, adaptation.WithDisabledExternalConnections())
+	}
+	adapter, err := adaptation.New(runtimeName, opts.Version, m.synchronize, m.requested, options...)
+	if err != nil {
+		return nil, fmt.Errorf("set up NRI: %w", err)
+	}
+	m.adapter = adapter
+	return m, nil
+}
+
+// Start starts the plugins of PluginDir, gives them what rt knows, and lets
+// others connect. What keeps it from doing so is no reason for a node not to
+// run pods: it is logged and told by State.
+func (m *Manager) Start(ctx context.Context, rt Runtime) {
+	if m == nil {
+		return
+	}
+	m.rt = rt
+	err := m.claimSocket(ctx)
+	if err == nil {
+		err = m.adapter.Start()
+	}
+	if err == nil {
+		m.opts.Log.Info("plugins may connect", "socket", m.opts.Socket, "plugin_dir", m.opts.PluginDir)
+		return
+	}
+	m.opts.Log.Error("plugins cannot take part in the life of pods", "error", err)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.problem = err.Error()
+}
+
+// claimSocket makes sure that the socket is nobody else's, for the library
+// takes it away from whoever serves it.
+func (m *Manager) claimSocket(ctx context.Context) error {
+	if m.opts.Socket == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(m.opts.Socket), 0o700); err != nil {
+		return fmt.Errorf("make directory for nri.socket_path: %w", err)
+	}
+	dialer := net.Dialer{Timeout: dialDeadline}
+	conn, err := dialer.DialContext(ctx, "unix", m.opts.Socket)
+	if err != nil {
+		return nil //nolint:nilerr // nobody serves it: a socket that is left over is replaced
+	}
+	return errors.Join(fmt.Errorf("nri.socket_path %s is served by another runtime", m.opts.Socket), conn.Close())
+}
+
+// Close ends the plugins that Start started and lets no other connect.
+func (m *Manager) Close() {
+	if m != nil {
+		m.adapter.Stop()
+	}
+}
+
+// State is what a manager says about itself.
+type State struct {
+	Enabled bool   `json:"enabled"`
+	Socket  string `json:"socket,omitempty"`
+	// Plugins counts those which are connected.
+	Plugins int64 `json:"plugins"`
+	// Problem says why plugins cannot take part; "" if they can.
+	Problem string `json:"problem,omitempty"`
+}
+
+// State says whether plugins can take part, and how many do.
+func (m *Manager) State() State {
+	if m == nil {
+		return State{}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return State{Enabled: true, Socket: m.opts.Socket, Plugins: m.plugins.Load(), Problem: m.problem}
+}
