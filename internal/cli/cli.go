@@ -54,6 +54,7 @@ type app struct {
 	endpoint   string
 	format     string
 	configFile string
+	trust      trustFlags
 	timeout    time.Duration
 
 	// now is the clock that ages are measured with.
@@ -93,11 +94,12 @@ Wherever an ID is asked for, an unambiguous beginning of it will do, and so will
 	flags.StringVarP(&a.format, "output", "o", formatTable, "`FORMAT` of results: table, json or yaml")
 	flags.StringVar(&a.configFile, "config", config.DefaultFile, "configuration `FILE` of the daemon")
 	flags.DurationVar(&a.timeout, "timeout", defaultTimeout, "how long to wait for an answer to a simple question")
+	a.trust.add(flags)
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &usageError{cmd: c, err: err}
 	})
 	a.group(cmd, "Containers and pods:", completeObjects, a.runCommand(), a.execCommand(), a.attachCommand(), a.logsCommand(),
-		a.podsCommand(), a.psCommand(), a.inspectCommand(), a.stopCommand(), a.rmCommand())
+		a.podsCommand(), a.psCommand(), a.inspectCommand(), a.updateCommand(), a.eventsCommand(), a.stopCommand(), a.rmCommand())
 	a.group(cmd, "Images:", completeImages, a.imagesCommand(), a.pullCommand(), a.rmiCommand())
 	a.group(cmd, "This node:", nil, a.checkCommand(), a.configCommand(), a.versionCommand())
 	return cmd

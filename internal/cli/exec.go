@@ -151,6 +151,9 @@ func (n *node) attachURL(id string, f sessionFlags) func(context.Context) (strin
 // raw for as long as the session lasts.
 func (a *app) session(ctx context.Context, locate func(context.Context) (string, error), f sessionFlags, s session.Streams) (err error) {
 	s.TTY = f.tty
+	if s.TLS, err = a.sessionTLS(); err != nil {
+		return err
+	}
 	if f.interactive {
 		in, openErr := openStdin(a.In)
 		if openErr != nil {

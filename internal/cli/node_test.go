@@ -64,6 +64,16 @@ type canned struct {
 	exitCode          int32
 	output            string // in the format of a log
 	events            chan *runtimeapi.ContainerEventResponse
+	// happens, if not nil, are the only events before the runtime goes away.
+	happens []*runtimeapi.ContainerEventResponse
+	updated *runtimeapi.UpdateContainerResourcesRequest
+}
+
+func (c *canned) UpdateContainerResources(_ context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.updated = r
+	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 }
 
 func (c *canned) note(format string, args ...any) {
@@ -260,6 +270,14 @@ func (c *canned) StartContainer(context.Context, *runtimeapi.StartContainerReque
 func (c *canned) GetContainerEvents(_ *runtimeapi.GetEventsRequest, s grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
 	if c.events == nil {
 		return status.Error(codes.Unimplemented, "no events")
+	}
+	for i, e := range c.happens {
+		if err := s.Send(e); err != nil {
+			return err
+		}
+		if i == len(c.happens)-1 {
+			return status.Error(codes.Unavailable, "the daemon is stopping")
+		}
 	}
 	for {
 		select {

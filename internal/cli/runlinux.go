@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -21,24 +20,13 @@ var (
 
 // linux returns limits and rights of the container.
 func (o *runOptions) linux() (*runtimeapi.LinuxContainerConfig, error) {
-	memory, memErr := parseMemory("--memory", o.memory)
-	swap, swapErr := parseMemory("--memory-swap", o.memorySwap)
-	if err := errors.Join(memErr, swapErr); err != nil {
+	r, err := o.resources()
+	if err != nil {
 		return nil, err
-	}
-	if swap > 0 && swap < memory {
-		return nil, fmt.Errorf("--memory-swap %s: is less than --memory; it is the limit of both together", o.memorySwap)
 	}
 	security, err := o.securityContext()
 	if err != nil {
 		return nil, err
-	}
-	r := &runtimeapi.LinuxContainerResources{
-		MemoryLimitInBytes: memory, MemorySwapLimitInBytes: swap, CpuShares: o.cpuShares,
-		CpusetCpus: o.cpusetCPUs, CpusetMems: o.cpusetMems, OomScoreAdj: o.oomScore,
-	}
-	if o.cpus > 0 {
-		r.CpuPeriod, r.CpuQuota = cpuPeriod, int64(o.cpus*cpuPeriod)
 	}
 	return &runtimeapi.LinuxContainerConfig{Resources: r, SecurityContext: security}, nil
 }

@@ -28,6 +28,7 @@ const (
 // runOptions are the flags of run.
 type runOptions struct {
 	sessionFlags
+	limitFlags
 
 	detach, remove bool
 	pull           string
@@ -36,13 +37,11 @@ type runOptions struct {
 
 	name, namespace, hostname, workdir, user, entrypoint, handler, logDir string
 
-	env, envFiles, volumes, ports, labels, annotations       []string
-	dns, dnsSearch, dnsOptions, sysctls                      []string
-	devices, capAdd, capDrop, groups, security               []string
-	hostNetwork, hostPID, hostIPC, privileged, readOnly      bool
-	memory, memorySwap, cpusetCPUs, cpusetMems, network, pid string
-	cpus                                                     float64
-	cpuShares, oomScore                                      int64
+	env, envFiles, volumes, ports, labels, annotations  []string
+	dns, dnsSearch, dnsOptions, sysctls                 []string
+	devices, capAdd, capDrop, groups, security          []string
+	hostNetwork, hostPID, hostIPC, privileged, readOnly bool
+	network, pid                                        string
 }
 
 func (o *runOptions) add(cmd *cobra.Command) {
@@ -79,13 +78,7 @@ func (o *runOptions) add(cmd *cobra.Command) {
 	f.StringArrayVar(&o.dnsSearch, "dns-search", nil, "search `DOMAIN`")
 	f.StringArrayVar(&o.dnsOptions, "dns-option", nil, "resolver `OPTION`")
 
-	f.StringVarP(&o.memory, "memory", "m", "", "limit of memory, a `SIZE` such as 512m")
-	f.StringVar(&o.memorySwap, "memory-swap", "", "limit of memory and swap together, a `SIZE`")
-	f.Float64Var(&o.cpus, "cpus", 0, "limit of CPUs, a `NUMBER` such as 1.5")
-	f.Int64Var(&o.cpuShares, "cpu-shares", 0, "`WEIGHT` against others; 1024 is one CPU's worth")
-	f.StringVar(&o.cpusetCPUs, "cpuset-cpus", "", "`CPUS` to run on, such as 0-3")
-	f.StringVar(&o.cpusetMems, "cpuset-mems", "", "memory `NODES` to use")
-	f.Int64Var(&o.oomScore, "oom-score-adj", 0, "how readily to be killed for memory, a `NUMBER` from -1000 to 1000")
+	o.limitFlags.add(f)
 
 	f.StringArrayVar(&o.capAdd, "cap-add", nil, "`CAPABILITY` to add, or ALL")
 	f.StringArrayVar(&o.capDrop, "cap-drop", nil, "`CAPABILITY` to drop, or ALL")
@@ -108,8 +101,6 @@ func (o *runOptions) check() error {
 		return fmt.Errorf("--network %q: only host is possible; pod networks are configured per node, see: berth config default", o.network)
 	case o.pid != "" && o.pid != "host":
 		return fmt.Errorf("--pid %q: only host is possible", o.pid)
-	case o.cpus < 0:
-		return fmt.Errorf("--cpus %v: want a number above 0", o.cpus)
 	}
 	o.hostNetwork = o.hostNetwork || o.network == "host"
 	o.hostPID = o.pid == "host"

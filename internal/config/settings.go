@@ -144,7 +144,8 @@ func streamSection(s *Stream) section {
 			check: func() string { return checkDuration(s.IdleTimeout, time.Second) }},
 		{key: "tls", value: &s.TLS, example: "true",
 			doc: "Whether sessions are encrypted. Kubelet then checks the certificate against the authorities of this host\n" +
-				"(/etc/ssl/certs, or SSL_CERT_FILE in its environment); crictl has --tls-ca; berth exec finds it by itself.",
+				"(/etc/ssl/certs, or SSL_CERT_FILE in its environment); crictl checks it if --tls-ca is given; berth finds it by\n" +
+				"itself.",
 			check: func() string { return "" }},
 		{key: "tls_cert_file", value: &s.TLSCertFile, example: `"/etc/berth/stream.crt"`,
 			doc: "Certificate for tls, in PEM, with its chain. A file that is replaced is used from the next session on. Empty\n" +

@@ -46,7 +46,7 @@ type container struct {
 	fresh bool
 	// view is what readers get; nil while the container is not to be seen.
 	view atomic.Pointer[Container]
-	// told is used by the driver only.
+	// told are the events that were published.
 	told told
 	// layer and cpu are what readings of its figures remember.
 	layer layer
@@ -182,7 +182,8 @@ func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (*con
 
 // adoptContainer makes the object for a record.
 func (e *Engine) adoptContainer(s *sandbox, rec containerRecord, state machine.State) *container {
-	c := &container{engine: e, sandbox: s, rec: rec, exited: make(chan struct{}), told: toldOfContainer(&rec)}
+	c := &container{engine: e, sandbox: s, rec: rec, exited: make(chan struct{})}
+	c.skipTold()
 	if rec.Exit != nil {
 		close(c.exited)
 	}

@@ -195,54 +195,70 @@ func coalesce(waiting []Event) []Event {
 }
 
 // told are the events of one object that were published: each is, once.
-type told uint8
-
-// tell reports whether kind is news.
-func (t *told) tell(kind runtimeapi.ContainerEventType) bool {
-	bit := told(1) << kind
-	news := *t&bit == 0
-	*t |= bit
-	return news
+type told struct {
+	// mu is held while an event is published, which keeps them in order.
+	mu    sync.Mutex
+	kinds uint8
 }
 
-// toldOfContainer are the events that an earlier daemon published.
-func toldOfContainer(rec *containerRecord) (t told) {
-	if rec.Listed {
-		t.tell(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+func (t *told) has(kind runtimeapi.ContainerEventType) bool { return t.kinds&(1<<kind) != 0 }
+
+// once publishes an event that is news.
+func (t *told) once(kind runtimeapi.ContainerEventType, publish func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.has(kind) {
+		t.kinds |= 1 << kind
+		publish()
 	}
-	if !rec.StartedAt.IsZero() {
-		t.tell(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
-	}
-	if rec.Exit != nil {
-		t.tell(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
-	}
-	return t
 }
 
-// toldOfSandbox is the same for a sandbox whose goal was a level.
-func toldOfSandbox(rec *sandboxRecord, goal int) (t told) {
-	if rec.Listed {
-		t.tell(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
-		t.tell(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+// skip notes that an earlier daemon has published an event.
+func (t *told) skip(kind runtimeapi.ContainerEventType) { t.once(kind, func() {}) }
+
+// skipTold notes what the daemon has published that wrote the record.
+func (c *container) skipTold() {
+	if c.rec.Listed {
+		c.told.skip(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	}
-	if goal < sandboxReady {
-		t.tell(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	if !c.rec.StartedAt.IsZero() {
+		c.told.skip(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	}
-	return t
+	if c.rec.Exit != nil {
+		c.told.skip(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	}
+}
+
+// skipTold is for sandboxes what it is for containers.
+func (s *sandbox) skipTold() {
+	if s.rec.Listed {
+		s.told.skip(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+		s.told.skip(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	}
+	if s.state.Goal < sandboxReady {
+		s.told.skip(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	}
 }
 
 // publish tells subscribers of a change of the container.
 func (c *container) publish(kind runtimeapi.ContainerEventType) {
-	if c.told.tell(kind) {
-		c.sandbox.announce(kind, c.rec.ID)
+	c.told.once(kind, func() { c.sandbox.announce(kind, c.rec.ID) })
+}
+
+// publishEnd tells subscribers that the container ended, unless they are to be
+// told first that it started: settled then tells both.
+func (c *container) publishEnd() {
+	c.told.mu.Lock()
+	started := c.told.has(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	c.told.mu.Unlock()
+	if started {
+		c.publish(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	}
 }
 
 // publish tells subscribers of a change of the sandbox.
 func (s *sandbox) publish(kind runtimeapi.ContainerEventType) {
-	if s.told.tell(kind) {
-		s.announce(kind, s.rec.ID)
-	}
+	s.told.once(kind, func() { s.announce(kind, s.rec.ID) })
 }
 
 // announce describes the pod to subscribers. A sandbox that is gone is described

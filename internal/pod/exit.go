@@ -52,6 +52,11 @@ func (e *Engine) exitSeen(ctx context.Context, exit shim.Exit) {
 }
 
 func (c *container) exitReported(exit shim.Exit) {
+	c.noteReport(exit)
+	c.publishEnd()
+}
+
+func (c *container) noteReport(exit shim.Exit) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.rec.StartedAt.IsZero() && c.state.Rising() {
@@ -150,6 +155,9 @@ func (c *container) settled(e machine.Effect) {
 	switch {
 	case e.Level == containerRunning:
 		c.publish(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+		if exited {
+			c.publish(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+		}
 	case e.Level == containerCreated && exited:
 		c.publish(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	case e.Level == containerCreated:

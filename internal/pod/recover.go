@@ -84,7 +84,7 @@ func (e *Engine) recoverSandbox(id string) []*object {
 		rec, state = e.damagedSandbox(id, err)
 	}
 	s := e.adoptSandbox(rec, state)
-	s.told = toldOfSandbox(&rec, state.Goal)
+	s.skipTold()
 	s.state = sandboxKind.Adapt(s.state, stepNRIPod)
 	s.claimed, s.stopping = true, err != nil
 	s.known = rec.Listed || s.state.Marks[stepNRIPod] != machine.Absent

@@ -42,7 +42,7 @@ type sandbox struct {
 	// beside the driver. It guards forgotten: there shall be no record any more.
 	saving    sync.Mutex
 	forgotten bool
-	// told is used by the driver only.
+	// told are the events that were published.
 	told told
 	// cpu is what readings of its figures remember.
 	cpu rate

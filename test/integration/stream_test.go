@@ -70,17 +70,15 @@ func (s sizes) Next() *remotecommand.TerminalSize {
 // session speaks the protocol that kubelet's clients speak.
 func session(t *testing.T, address string, options remotecommand.StreamOptions) error {
 	t.Helper()
-	target, err := url.Parse(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	executor, err := remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, target)
-	if err != nil {
-		t.Fatal(err)
-	}
+	return sessionOver(t, "spdy", address, options)
+}
+
+// sessionOver speaks it over SPDY or the fifth version of the WebSocket protocol.
+func sessionOver(t *testing.T, protocol, address string, options remotecommand.StreamOptions) error {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), streamDeadline)
 	defer cancel()
-	return executor.StreamWithContext(ctx, options)
+	return executorFor(t, protocol, address, rest.TLSClientConfig{}).StreamWithContext(ctx, options)
 }
 
 func execURL(t *testing.T, n *harness.Node, request *runtimeapi.ExecRequest) string {
@@ -96,21 +94,27 @@ func execURL(t *testing.T, n *harness.Node, request *runtimeapi.ExecRequest) str
 func TestExecStream(t *testing.T) {
 	eachHandler(t, func(t *testing.T, n *harness.Node) {
 		c := n.RunPod().Start([]string{"sleep", "1000"})
-		var stdout, stderr buffer
-		address := execURL(t, n, &runtimeapi.ExecRequest{
-			ContainerId: c.ID, Stdin: true, Stdout: true, Stderr: true,
-			Cmd: []string{"sh", "-c", "cat; echo err >&2; exit 12"},
-		})
-		big := strings.Repeat("0123456789abcdef", 1<<16)
-		err := session(t, address, remotecommand.StreamOptions{Stdin: strings.NewReader(big), Stdout: &stdout, Stderr: &stderr})
-		var exit utilexec.CodeExitError
-		if !errors.As(err, &exit) || exit.Code != 12 {
-			t.Errorf("session ends with %v, want exit code 12", err)
+		for _, protocol := range []string{"spdy", "websocket"} {
+			var stdout, stderr buffer
+			address := execURL(t, n, &runtimeapi.ExecRequest{
+				ContainerId: c.ID, Stdin: true, Stdout: true, Stderr: true,
+				Cmd: []string{"sh", "-c", "cat; echo err >&2; exit 12"},
+			})
+			big := strings.Repeat("0123456789abcdef", 1<<16)
+			err := sessionOver(t, protocol, address, remotecommand.StreamOptions{Stdin: strings.NewReader(big), Stdout: &stdout, Stderr: &stderr})
+			var exit utilexec.CodeExitError
+			if !errors.As(err, &exit) || exit.Code != 12 {
+				t.Errorf("over %s the session ends with %v, want exit code 12", protocol, err)
+			}
+			if stdout.String() != big {
+				t.Errorf("over %s stdout has %d bytes, want the %d that were sent", protocol, len(stdout.String()), len(big))
+			}
+			equal(t, "stderr over "+protocol, stderr.String(), "err\n")
+			// The URL is good for one session.
+			if err := sessionOver(t, protocol, address, remotecommand.StreamOptions{Stdout: &stdout}); err == nil {
+				t.Errorf("over %s the URL gives a second session", protocol)
+			}
 		}
-		if stdout.String() != big {
-			t.Errorf("stdout has %d bytes, want the %d that were sent", len(stdout.String()), len(big))
-		}
-		equal(t, "stderr", stderr.String(), "err\n")
 	})
 }
 
@@ -155,20 +159,23 @@ func TestExecTerminal(t *testing.T) {
 // and with stdin_once it gets the end of the input.
 func TestAttach(t *testing.T) {
 	eachHandler(t, func(t *testing.T, n *harness.Node) {
-		c := n.RunPod().Start([]string{"sh"}, func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
-		answer, err := n.Runtime.Attach(n.Context(), &runtimeapi.AttachRequest{ContainerId: c.ID, Stdin: true, Stdout: true, Stderr: true})
-		if err != nil {
-			t.Fatal(err)
+		p := n.RunPod()
+		for _, protocol := range []string{"spdy", "websocket"} {
+			c := p.Start([]string{"sh"}, func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
+			answer, err := n.Runtime.Attach(n.Context(), &runtimeapi.AttachRequest{ContainerId: c.ID, Stdin: true, Stdout: true, Stderr: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var stdout, stderr buffer
+			if err := sessionOver(t, protocol, answer.GetUrl(), remotecommand.StreamOptions{
+				Stdin: strings.NewReader("echo hello\n"), Stdout: &stdout, Stderr: &stderr,
+			}); err != nil {
+				t.Errorf("over %s the session ends with %v", protocol, err)
+			}
+			equal(t, "stdout", stdout.String(), "hello\n")
+			equal(t, "exit code", c.Exited().GetExitCode(), 0)
+			n.Eventually("the log has it too", func() error { return logHas(c, "stdout F hello") })
 		}
-		var stdout, stderr buffer
-		if err := session(t, answer.GetUrl(), remotecommand.StreamOptions{
-			Stdin: strings.NewReader("echo hello\n"), Stdout: &stdout, Stderr: &stderr,
-		}); err != nil {
-			t.Errorf("session ends with %v", err)
-		}
-		equal(t, "stdout", stdout.String(), "hello\n")
-		equal(t, "exit code", c.Exited().GetExitCode(), 0)
-		n.Eventually("the log has it too", func() error { return logHas(c, "stdout F hello") })
 	})
 }
 
@@ -187,26 +194,30 @@ func TestAttachInputOnly(t *testing.T) {
 	n.Eventually("the log has it", func() error { return logHas(c, "stdout F all of it") })
 }
 
-// TestPortForward: a connection reaches a port of the pod, in its own network and in the host's.
+// TestPortForward: a connection reaches a port of the pod, in its own network and in the host's, on either loopback address.
 func TestPortForward(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	host := freePort(t)
 	for _, c := range []struct {
-		name string
-		mode runtimeapi.NamespaceMode
-		port int32
-	}{{"pod", runtimeapi.NamespaceMode_POD, 8080}, {"host", runtimeapi.NamespaceMode_NODE, host}} {
+		name     string
+		mode     runtimeapi.NamespaceMode
+		loopback string
+		port     int32
+	}{
+		{"pod", runtimeapi.NamespaceMode_POD, "127.0.0.1", 8080}, {"pod6", runtimeapi.NamespaceMode_POD, "[::1]", 8080},
+		{"host", runtimeapi.NamespaceMode_NODE, "127.0.0.1", host}, {"host6", runtimeapi.NamespaceMode_NODE, "[::1]", freePort(t)},
+	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := n.RunPod(func(config *runtimeapi.PodSandboxConfig) {
 				config.Linux.SecurityContext.NamespaceOptions.Network = c.mode
 			})
-			serve := fmt.Sprintf("mkdir /tmp/w && echo page >/tmp/w/index.html && exec httpd -f -p 127.0.0.1:%d -h /tmp/w", c.port)
+			serve := fmt.Sprintf("mkdir /tmp/w && echo page >/tmp/w/index.html && exec httpd -f -p %s:%d -h /tmp/w", c.loopback, c.port)
 			server := p.Start([]string{"sh", "-c", serve}, func(config *runtimeapi.ContainerConfig) {
 				config.Linux.SecurityContext.NamespaceOptions.Network = c.mode
 			})
 			// The client ends the whole forwarding with the first connection that is refused.
 			n.Eventually("the port is open", func() error {
-				if code := server.Exec("wget", "-q", "-O", "-", fmt.Sprintf("http://127.0.0.1:%d/", c.port)).GetExitCode(); code != 0 {
+				if code := server.Exec("wget", "-q", "-O", "-", fmt.Sprintf("http://%s:%d/", c.loopback, c.port)).GetExitCode(); code != 0 {
 					return fmt.Errorf("wget ends with %d", code)
 				}
 				return nil

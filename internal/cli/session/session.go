@@ -6,6 +6,7 @@ package session
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,6 +49,8 @@ type Streams struct {
 	Stdout, Stderr io.Writer
 	// TTY says that the other side has a terminal.
 	TTY bool
+	// TLS is used where the URL asks for it; nil trusts the system's authorities.
+	TLS *tls.Config
 	// Resize delivers the sizes of the terminal, the present one first.
 	Resize <-chan Size
 	// Connected, if set, is called once the streams are open and before the

@@ -66,7 +66,7 @@ func (c *spdySession) close() error { return c.conn.Close() }
 // dialSPDY opens a session over SPDY. An answer that is no upgrade gives
 // errNoSPDY with what the server said.
 func dialSPDY(ctx context.Context, u *url.URL, s Streams) (connection, error) {
-	raw, err := dial(ctx, u)
+	raw, err := dial(ctx, u, s.TLS)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the stream server: %w", err)
 	}
@@ -109,13 +109,13 @@ func kinds(s Streams) []string {
 	return out
 }
 
-func dial(ctx context.Context, u *url.URL) (net.Conn, error) {
+func dial(ctx context.Context, u *url.URL, trust *tls.Config) (net.Conn, error) {
 	host := u.Host
 	if u.Port() == "" {
 		host = net.JoinHostPort(u.Hostname(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 	}
 	if u.Scheme == "https" {
-		var d tls.Dialer
+		d := tls.Dialer{Config: trust}
 		return d.DialContext(ctx, "tcp", host)
 	}
 	var d net.Dialer

@@ -49,7 +49,7 @@ func dialWebSocket(ctx context.Context, u *url.URL, s Streams) (connection, erro
 	target.Scheme = map[string]string{"http": "ws", "https": "wss"}[u.Scheme]
 	d := websocket.Dialer{
 		Subprotocols:   []string{protocolV5, protocolV4},
-		NetDialContext: (&net.Dialer{}).DialContext,
+		NetDialContext: (&net.Dialer{}).DialContext, TLSClientConfig: s.TLS,
 	}
 	conn, resp, err := d.DialContext(ctx, target.String(), nil)
 	if err != nil {
