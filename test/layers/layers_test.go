@@ -12,7 +12,7 @@ var order = [][]string{
 	{"cmd"},
 	{"internal/cri", "internal/cli"},
 	{"internal/pod", "internal/stream"},
-	{"internal/image", "internal/network", "internal/nri", "internal/spec", "internal/shim", "internal/stats"},
+	{"internal/checkpoint", "internal/image", "internal/network", "internal/nri", "internal/spec", "internal/shim", "internal/stats"},
 	{"internal/ociruntime", "internal/cgroup", "internal/namespace"},
 	{"internal/config", "internal/telemetry", "internal/version", "api"},
 }
@@ -78,7 +78,7 @@ var bans = []ban{
 		why: "how a pod gets its network is known to internal/network alone",
 	},
 	{
-		from: []string{"internal/image", "internal/network", "internal/shim", "internal/ociruntime", "internal/cgroup", "internal/namespace"},
+		from: []string{"internal/checkpoint", "internal/image", "internal/network", "internal/shim", "internal/ociruntime", "internal/cgroup", "internal/namespace"},
 		to:   []string{"k8s.io"},
 		why:  "the managers serve the pod engine, not the protocol of the kubelet",
 	},
