@@ -216,13 +216,8 @@ func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup
 	return nil
 }
 
-// cgroupDriver is that of the default handler; kubelet has to use the same one.
-func (d *daemon) cgroupDriver() cgroup.Driver {
-	if d.handlers[defaultHandler(d.cfg.Runtime.DefaultHandler, d.handlers)].Handler.SystemdCgroup {
-		return cgroup.Systemd
-	}
-	return cgroup.Cgroupfs
-}
+// cgroupDriver is the same for all handlers, and kubelet's.
+func (d *daemon) cgroupDriver() cgroup.Driver { return cgroup.ChooseDriver(d.cfg.Runtime.CgroupDriver) }
 
 // openEdge makes what answers clients.
 func (d *daemon) openEdge(ctx context.Context) (err error) {

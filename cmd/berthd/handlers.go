@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/pod"
@@ -56,7 +57,7 @@ func handlerOf(cfg *config.Config, name string, settings config.Handler) ocirunt
 	}
 	return ociruntime.Handler{
 		Name: name, Type: settings.Type, Path: settings.Path, Root: root,
-		SystemdCgroup: settings.SystemdCgroup(), Options: settings.Flags(),
+		SystemdCgroup: cgroup.ChooseDriver(cfg.Runtime.CgroupDriver) == cgroup.Systemd, Options: maps.Clone(settings.Options),
 	}
 }
 

@@ -22,9 +22,9 @@ const (
 // String returns the name that kubelet's configuration uses for the driver.
 func (d Driver) String() string {
 	if d == Systemd {
-		return "systemd"
+		return driverSystemd
 	}
-	return "cgroupfs"
+	return driverCgroupfs
 }
 
 const (

@@ -7,7 +7,6 @@ package config
 import (
 	"maps"
 	"path/filepath"
-	"strconv"
 	"time"
 )
 
@@ -74,8 +73,19 @@ const (
 // Runtime is which OCI runtimes there are and which is used by default.
 type Runtime struct {
 	DefaultHandler string             `json:"default_handler" toml:"default_handler"`
+	CgroupDriver   string             `json:"cgroup_driver"   toml:"cgroup_driver"`
 	Handlers       map[string]Handler `json:"handlers"        toml:"handlers"`
 }
+
+// The values of Runtime.CgroupDriver.
+const (
+	// CgroupDriverAuto lets systemd make cgroups where it runs.
+	CgroupDriverAuto = "auto"
+	// CgroupDriverSystemd lets systemd make cgroups.
+	CgroupDriverSystemd = "systemd"
+	// CgroupDriverCgroupfs makes cgroups without asking anybody.
+	CgroupDriverCgroupfs = "cgroupfs"
+)
 
 // HandlerOCI is the type of a handler whose program is an OCI runtime such as
 // crun or runc.
@@ -87,19 +97,6 @@ type Handler struct {
 	Path    string            `json:"path"    toml:"path"`
 	Root    string            `json:"root"    toml:"root"`
 	Options map[string]string `json:"options" toml:"options"`
-}
-
-// SystemdCgroup says whether systemd makes the cgroups of this handler.
-func (h Handler) SystemdCgroup() bool {
-	on, err := strconv.ParseBool(h.Options[OptionSystemdCgroup])
-	return err == nil && on // Validate has refused what is neither
-}
-
-// Flags returns the options that are global flags of the OCI runtime.
-func (h Handler) Flags() map[string]string {
-	flags := maps.Clone(h.Options)
-	delete(flags, OptionSystemdCgroup)
-	return flags
 }
 
 // Stream is where exec, attach and port-forward are served.
@@ -156,7 +153,7 @@ func Default() *Config {
 			Builtin:       BuiltinAuto,
 			BuiltinSubnet: []string{},
 		},
-		Runtime: Runtime{Handlers: builtinHandlers()},
+		Runtime: Runtime{CgroupDriver: CgroupDriverAuto, Handlers: builtinHandlers()},
 		NRI:     defaultNRI(),
 		Stream:  Stream{Address: "127.0.0.1", IdleTimeout: "4h"},
 	}

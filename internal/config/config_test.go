@@ -86,7 +86,7 @@ func TestTOMLReadsBack(t *testing.T) {
 	c.Image.Pinned = []string{"registry.example/a:1", "b"}
 	c.Runtime.Handlers["odd.name"] = Handler{
 		Type: HandlerOCI, Path: "/opt/a \"b\"\\c\t\u00e9/runc", Root: "/r\u007f",
-		Options: map[string]string{OptionSystemdCgroup: "true"},
+		Options: map[string]string{"debug": "true"},
 	}
 	got, err := Parse("x.toml", []byte(c.TOML()))
 	if err != nil {
@@ -94,15 +94,5 @@ func TestTOMLReadsBack(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, c) {
 		t.Errorf("read back\n%+v, want\n%+v", got, c)
-	}
-}
-
-func TestHandlerOptions(t *testing.T) {
-	h := Handler{Options: map[string]string{OptionSystemdCgroup: "true", "debug": "1"}}
-	if !h.SystemdCgroup() || (Handler{}).SystemdCgroup() {
-		t.Error("SystemdCgroup does not follow its option")
-	}
-	if got, want := h.Flags(), map[string]string{"debug": "1"}; !reflect.DeepEqual(got, want) {
-		t.Errorf("Flags() = %v, want %v", got, want)
 	}
 }

@@ -50,7 +50,7 @@ default_handler = "kata"
 handlers.crun.path = "/opt/crun"
 [runtime.handlers.kata]
 path = "/opt/kata-runtime"
-options = { systemd_cgroup = true }
+options = { debug = true }
 [stream]
 port = 10010
 `))
@@ -63,7 +63,7 @@ port = 10010
 	want.Runtime.DefaultHandler = "kata"
 	want.Runtime.Handlers["crun"] = Handler{Type: HandlerOCI, Path: "/opt/crun", Options: map[string]string{}}
 	want.Runtime.Handlers["kata"] = Handler{
-		Type: HandlerOCI, Path: "/opt/kata-runtime", Options: map[string]string{OptionSystemdCgroup: "true"},
+		Type: HandlerOCI, Path: "/opt/kata-runtime", Options: map[string]string{"debug": "true"},
 	}
 	want.Stream.Port = 10010
 	if !reflect.DeepEqual(got, want) {
@@ -120,8 +120,9 @@ func TestParseRefuses(t *testing.T) {
 		{"handlers_table", "runtime.handlers = []", `f.toml:1: runtime.handlers: is an array of strings; want a table`},
 		{"option", "runtime.handlers.crun.options = { --debug = true }", `f.toml:1: runtime.handlers.crun.options: "--debug" is no flag; want its name without dashes`},
 		{"option_own", "runtime.handlers.crun.options = { root = \"/x\" }", `"root" is set by berth itself; leave it out`},
-		{"option_value", "runtime.handlers.crun.options = { systemd_cgroup = \"maybe\" }", `systemd_cgroup is "maybe"; want "true" or "false"`},
-		{"option_type", "runtime.handlers.crun.options = { systemd_cgroup = 1.5 }", `f.toml:1: runtime.handlers.crun.options: is a table; want a table of strings`},
+		{"option_cgroups", "runtime.handlers.crun.options = { systemd_cgroup = true }", `"systemd_cgroup" is said once for all handlers; leave it out, and see runtime.cgroup_driver`},
+		{"cgroup_driver", "runtime.cgroup_driver = \"v2\"", `runtime.cgroup_driver: "v2"`},
+		{"option_type", "runtime.handlers.crun.options = { debug = 1.5 }", `f.toml:1: runtime.handlers.crun.options: is a table; want a table of strings`},
 		{"address", "stream.address = \"localhost\"", `f.toml:1: stream.address: "localhost" is no IP address`},
 		{"port", "stream.port = 65536", `65536 is out of range; want 0 to 65535`},
 		{"metrics", "metrics.address = \"9620\"", `f.toml:1: metrics.address: "9620" is no address with a port`},
@@ -173,7 +174,7 @@ func TestValidateWithoutFile(t *testing.T) {
 // file, or gives a valid configuration that can be written and read back.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(Document()))
-	f.Add([]byte("root = \"/a\"\n[runtime.handlers.\"a.b\"]\npath='x'\noptions={systemd_cgroup=false}"))
+	f.Add([]byte("root = \"/a\"\n[runtime.handlers.\"a.b\"]\npath='x'\noptions={debug=false}"))
 	f.Add([]byte("[[log]]\nlevel = 1\n[[log]]"))
 	f.Add([]byte("runtime = { handlers = { x = { path = \"\\u0000\" } } }"))
 	f.Add([]byte("log.level.x = 1979-05-27T07:32:00Z"))

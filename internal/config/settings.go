@@ -108,6 +108,12 @@ func runtimeSection(c *Config) section {
 			doc: "Handler of pods that ask for none. Empty means crun where it works on this host, else runc, else any that\n" +
 				"works; `berth check` says which.",
 			check: func() string { return checkDefaultHandler(r) }},
+		{key: "cgroup_driver", value: &r.CgroupDriver, example: `"systemd"`,
+			doc: "Who makes the cgroups of pods: systemd, cgroupfs (nobody is asked), or auto: systemd where it runs, else\n" +
+				"cgroupfs. Kubelet follows by itself; one that was told otherwise must be told the same.",
+			check: func() string {
+				return checkOneOf(r.CgroupDriver, CgroupDriverAuto, CgroupDriverSystemd, CgroupDriverCgroupfs)
+			}},
 	}}
 }
 
@@ -123,9 +129,8 @@ func handlerSection(name string, h *Handler) section {
 		{key: "root", value: &h.Root, example: `"/run/crun"`,
 			doc:   "Directory in which the runtime keeps its own state. Empty means runtime/NAME under state.",
 			check: func() string { return checkOptionalDir(h.Root) }},
-		{key: "options", value: &h.Options, example: `{ systemd_cgroup = "true" }`,
-			doc: "systemd_cgroup = \"true\" lets systemd make the cgroups; it must agree with kubelet's cgroup driver. Any\n" +
-				"other option is a global flag of the runtime: debug = \"true\" is given as --debug=true.",
+		{key: "options", value: &h.Options, example: `{ debug = "true" }`,
+			doc:   `Global flags of the runtime: debug = "true" is given as --debug=true.`,
 			check: func() string { return checkOptions(h.Options) }},
 	}}
 }

@@ -27,9 +27,6 @@ const (
 	minHostBits = 3
 )
 
-// OptionSystemdCgroup is the handler option that lets systemd make the cgroups.
-const OptionSystemdCgroup = "systemd_cgroup"
-
 var (
 	handlerName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 	flagName    = regexp.MustCompile(`^[a-z][a-z0-9-]*$`)
@@ -37,7 +34,7 @@ var (
 )
 
 // ownFlags are those global flags of an OCI runtime that are not free to choose.
-var ownFlags = []string{"root", "log", "log-format", "systemd-cgroup"}
+var ownFlags = []string{"root", "log", "log-format"}
 
 // Validate returns everything that is wrong in c, nil if a daemon can start
 // with it. It looks at values only, never at the host.
@@ -225,11 +222,9 @@ func checkProgram(path string) string {
 
 func checkOptions(options map[string]string) string {
 	for _, name := range sortedKeys(options) {
-		_, err := strconv.ParseBool(options[name])
 		switch {
-		case name == OptionSystemdCgroup && err != nil:
-			return fmt.Sprintf("%s is %q; want \"true\" or \"false\"", name, options[name])
-		case name == OptionSystemdCgroup:
+		case name == "systemd_cgroup" || name == "systemd-cgroup":
+			return fmt.Sprintf("%q is said once for all handlers; leave it out, and see runtime.cgroup_driver", name)
 		case slices.Contains(ownFlags, name):
 			return fmt.Sprintf("%q is set by berth itself; leave it out", name)
 		case !flagName.MatchString(name):

@@ -209,7 +209,7 @@ func (e *Engine) Close(ctx context.Context) error {
 	empty := len(e.names) == 0
 	e.mu.RUnlock()
 	if empty {
-		return e.opts.Cgroups.Remove(e.baseCgroup())
+		return e.removeBase(ctx)
 	}
 	return nil
 }

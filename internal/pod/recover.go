@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/shim"
@@ -121,7 +122,11 @@ func (e *Engine) damagedSandbox(id string, why error) (sandboxRecord, machine.St
 	}
 	rec := sandboxRecord{ID: id, Listed: true, Problem: fmt.Sprintf("its record cannot be read: %v", why)}
 	rec.Config.M = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "unreadable-" + id[:shortID], Uid: id}}
-	rec.CgroupParent, rec.OwnsParent = filepath.Join(e.baseCgroup(), id), true
+	parent, err := cgroup.ParentPath(e.opts.CgroupDriver, e.ownParent(id))
+	if err != nil {
+		e.opts.Log.Error("place the cgroup of an unreadable sandbox", "sandbox", id, "error", err)
+	}
+	rec.CgroupParent, rec.OwnsParent = parent, err == nil
 	if info, err := os.Stat(e.store.sandboxDir(id)); err == nil {
 		rec.CreatedAt = info.ModTime()
 	}

@@ -7,10 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/spec"
 )
 
@@ -62,50 +60,6 @@ func resolvConf(dns *runtimeapi.DNSConfig) (string, error) {
 		fmt.Fprintf(&b, "options %s\n", strings.Join(dns.GetOptions(), " "))
 	}
 	return b.String(), nil
-}
-
-// placeCgroup decides where the cgroups of the pod's containers are. Kubelet
-// makes the parent before it asks for the pod; for others we make it, and
-// remove it when the pod goes.
-func (e *Engine) placeCgroup(rec *sandboxRecord) error {
-	parent := rec.Config.M.GetLinux().GetCgroupParent()
-	if parent == "" {
-		parent = filepath.Join(e.baseCgroup(), rec.ID)
-		if e.opts.CgroupDriver == cgroup.Systemd {
-			parent = strings.TrimPrefix(e.baseCgroup(), "/") + "-" + rec.ID[:shortID] + ".slice"
-		}
-	}
-	path, err := cgroup.ParentPath(e.opts.CgroupDriver, parent)
-	if err != nil {
-		return fmt.Errorf("linux.cgroup_parent: %w", err)
-	}
-	rec.CgroupParent = path
-	rec.OwnsParent = !e.opts.Cgroups.Exists(path)
-	return nil
-}
-
-// shortID is the length of the IDs that people read.
-const shortID = 13
-
-// baseCgroup is the parent of pods that name none.
-func (e *Engine) baseCgroup() string {
-	if e.opts.Instance == "" {
-		return "/berth"
-	}
-	return "/berth-" + e.opts.Instance
-}
-
-// removeCgroups removes the pod's cgroup if it was not there before the pod.
-// Another pod may have come to share it: then the last one removes it.
-func (s *sandbox) removeCgroups() error {
-	if !s.rec.OwnsParent {
-		return nil
-	}
-	err := s.engine.opts.Cgroups.Remove(s.rec.CgroupParent)
-	if errdefs.IsFailedPrecondition(err) && s.rec.Config.M.GetLinux().GetCgroupParent() != "" {
-		return nil
-	}
-	return err
 }
 
 // save writes the record down. The first save with every step done is what

@@ -85,7 +85,7 @@ func (s *sandbox) do(ctx context.Context, step int) error {
 	case stepFiles:
 		return s.engine.writeFiles(&s.rec)
 	case stepCgroup:
-		return s.engine.opts.Cgroups.Create(s.rec.CgroupParent)
+		return s.makeCgroup(ctx)
 	case stepNamespaces:
 		return s.makeNamespaces(ctx)
 	case stepShm:
@@ -106,7 +106,7 @@ func (s *sandbox) undo(ctx context.Context, step int) error {
 	case stepFiles:
 		return os.RemoveAll(e.store.filesDir(s.rec.ID))
 	case stepCgroup:
-		return s.removeCgroups()
+		return s.removeCgroup(ctx)
 	case stepNamespaces:
 		return namespace.Remove(ctx, e.namespaceDir(s.rec.ID))
 	case stepShm:
@@ -134,7 +134,7 @@ func (s *sandbox) probe(ctx context.Context, step int) error {
 		_, err := os.Stat(e.store.filesDir(s.rec.ID))
 		return err
 	case stepCgroup:
-		return e.opts.Cgroups.Create(s.rec.CgroupParent)
+		return s.makeCgroup(ctx)
 	case stepNamespaces:
 		if _, ok := namespace.Probe(e.namespaceDir(s.rec.ID)); !ok {
 			return errors.New("the namespaces are gone, as after a reboot of the node")

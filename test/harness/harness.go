@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -19,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -60,6 +58,8 @@ type Node struct {
 	Image string
 
 	t testing.TB
+	// systemd tells that it makes the cgroups.
+	systemd bool
 	// log is what the programs said until their end; shown is whether a report has it already.
 	log   string
 	shown bool
@@ -79,6 +79,9 @@ func Start(t testing.TB, opts Options) *Node {
 
 	inner, err := node.Start(t.Context(), node.Options{Bin: bin, Dir: dir, Configure: func(c *config.Config) {
 		c.Runtime.DefaultHandler = opts.Handler
+		if driver := os.Getenv(driverVariable); driver != "" {
+			c.Runtime.CgroupDriver = driver
+		}
 		c.Network.BuiltinSubnet = freeSubnets()
 		if opts.Conflist != nil {
 			writeFile(t, filepath.Join(c.Network.CNIConfDir, "10-test.conflist"), opts.Conflist(t))
@@ -93,6 +96,7 @@ func Start(t testing.TB, opts Options) *Node {
 	}
 	n.Node = inner
 	t.Cleanup(n.end)
+	n.askDriver()
 	return n
 }
 
@@ -104,7 +108,7 @@ func (n *Node) end() {
 	if err := n.Close(context.WithoutCancel(n.t.Context())); err != nil {
 		n.t.Errorf("end the node: %v", err)
 	}
-	if err := removeCgroups(n.cgroupParent()); err != nil {
+	if err := n.removeCgroups(); err != nil {
 		n.t.Errorf("remove the cgroup of the test's pods: %v", err)
 	}
 	n.log = n.Log()
@@ -206,24 +210,6 @@ func (n *Node) Push(repository string, a *imagefactory.Artifact) string {
 		n.t.Fatal(err)
 	}
 	return n.Registry.Host + "/" + repository + ":1"
-}
-
-// cgroupParent is the cgroup of the test's pods. The kubelet makes and removes such cgroups, so the harness does too.
-func (n *Node) cgroupParent() string { return "/berth-test-" + filepath.Base(n.Dir()) }
-
-// removeCgroups removes a cgroup from all hierarchies. What Berth has left in it makes that fail.
-func removeCgroups(path string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
-	if err != nil {
-		return fmt.Errorf("find cgroup hierarchies: %w", err)
-	}
-	var errs []error
-	for _, m := range mounts {
-		if err := os.Remove(filepath.Join(m.Mountpoint, path)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // dump shows what helps to understand a failure.

@@ -2,7 +2,6 @@ package hostcheck
 
 import (
 	"fmt"
-	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -74,21 +73,17 @@ func (f *facts) controllers(host *cgroup.Host) {
 
 // driver says who makes cgroups, which must agree with kubelet.
 func (f *facts) driver(c *config.Config) {
-	systemd := false
-	for _, h := range c.Runtime.Handlers {
-		systemd = systemd || h.SystemdCgroup()
-	}
-	_, err := os.Stat("/run/systemd/system")
+	wanted := cgroup.ChooseDriver(c.Runtime.CgroupDriver)
+	here := cgroup.ChooseDriver(config.CgroupDriverAuto)
 	switch {
-	case systemd && err != nil:
-		f.fail(areaCgroup, "driver", "systemd is configured but does not run here", "remove "+config.OptionSystemdCgroup+" from the options of the handlers")
-	case systemd:
-		f.ok(areaCgroup, "driver", "systemd")
-	case err == nil:
-		f.warn(areaCgroup, "driver", "cgroupfs, on a host that systemd manages",
-			"two masters of one tree disagree one day: set "+config.OptionSystemdCgroup+` = "true" in the options of the handlers, and kubelet's cgroupDriver to systemd`)
+	case wanted == here:
+		f.ok(areaCgroup, "driver", wanted.String())
+	case wanted == cgroup.Systemd:
+		f.fail(areaCgroup, "driver", "systemd is configured, but it or its message bus does not run here",
+			`set runtime.cgroup_driver = "auto", or install dbus`)
 	default:
-		f.ok(areaCgroup, "driver", "cgroupfs")
+		f.warn(areaCgroup, "driver", "cgroupfs, on a host that systemd manages",
+			`two masters of one tree disagree one day: set runtime.cgroup_driver = "auto", and kubelet's cgroupDriver to systemd`)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 )
@@ -24,14 +25,15 @@ func (f *facts) runtimes(ctx context.Context, c *config.Config, root bool) {
 		f.needsRoot(areaRuntime, "handlers")
 		return
 	}
+	systemd := cgroup.ChooseDriver(c.Runtime.CgroupDriver) == cgroup.Systemd
 	works := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(c.Runtime.Handlers)) {
-		works[name] = f.handler(ctx, name, c.Runtime.Handlers[name])
+		works[name] = f.handler(ctx, name, c.Runtime.Handlers[name], systemd)
 	}
 	f.defaultHandler(c.Runtime.DefaultHandler, works)
 }
 
-func (f *facts) handler(ctx context.Context, name string, h config.Handler) bool {
+func (f *facts) handler(ctx context.Context, name string, h config.Handler, systemd bool) bool {
 	if _, err := exec.LookPath(h.Path); err != nil {
 		// One of the two that exist without being configured need not be there.
 		remedy := "install it (Debian: apt install " + h.Path + "), or correct runtime.handlers." + name + ".path"
@@ -43,7 +45,7 @@ func (f *facts) handler(ctx context.Context, name string, h config.Handler) bool
 		return false
 	}
 	features, err := ociruntime.Probe(ctx, ociruntime.Handler{
-		Name: name, Type: h.Type, Path: h.Path, Root: h.Root, SystemdCgroup: h.SystemdCgroup(), Options: h.Flags(),
+		Name: name, Type: h.Type, Path: h.Path, Root: h.Root, SystemdCgroup: systemd, Options: h.Options,
 	})
 	if err != nil {
 		reason, remedy := splitRemedy(err)
