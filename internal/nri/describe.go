@@ -109,7 +109,10 @@ func linux(s *specs.Spec) *api.LinuxContainer {
 	}
 	msg.Namespaces, msg.Devices = api.FromOCILinuxNamespaces(l.Namespaces), api.FromOCILinuxDevices(l.Devices)
 	msg.Resources, msg.CgroupsPath, msg.Sysctl = api.FromOCILinuxResources(l.Resources, nil), l.CgroupsPath, l.Sysctl
-	msg.SeccompPolicy, msg.NetDevices = api.FromOCILinuxSeccomp(l.Seccomp), api.FromOCILinuxNetDevices(l.NetDevices)
+	msg.NetDevices = api.FromOCILinuxNetDevices(l.NetDevices)
+	if l.Seccomp != nil {
+		msg.SeccompPolicy = api.FromOCILinuxSeccomp(l.Seccomp)
+	}
 	if rdt := l.IntelRdt; rdt != nil {
 		msg.Rdt = &api.LinuxRdt{
 			ClosId: api.String(rdt.ClosID), Schemata: api.RepeatedString(rdt.Schemata), EnableMonitoring: api.Bool(rdt.EnableMonitoring),

@@ -3,6 +3,7 @@ package nri
 import (
 	"context"
 	"fmt"
+	"regexp"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/adaptation"
@@ -35,7 +36,7 @@ func (m *Manager) RunPod(ctx context.Context, subject Subject, known func()) err
 		return nil
 	}
 	pod, _ := subject()
-	return refused(m.adapter.RunPodSandbox(ctx, &adaptation.RunPodSandboxRequest{Pod: pod.message()}))
+	return refused(ctx, m.adapter.RunPodSandbox(ctx, &adaptation.RunPodSandboxRequest{Pod: pod.message()}))
 }
 
 // UpdatePod tells of new resources of a pod, which any plugin may refuse.
@@ -49,7 +50,7 @@ func (m *Manager) UpdatePod(ctx context.Context, subject Subject, overhead, reso
 	_, err := m.adapter.UpdatePodSandbox(ctx, &adaptation.UpdatePodSandboxRequest{
 		Pod: pod.message(), OverheadLinuxResources: Limits(overhead), LinuxResources: Limits(resources),
 	})
-	return refused(err)
+	return refused(ctx, err)
 }
 
 // PodUpdated tells of new resources of a pod that are in force.
@@ -90,7 +91,7 @@ func (m *Manager) RemovePod(ctx context.Context, subject Subject, unknown func()
 func (m *Manager) CreateContainer(ctx context.Context, subject Subject, known func(), adjust func(*api.ContainerAdjustment) error) error {
 	answer, err := m.askCreate(ctx, subject, known)
 	if err != nil {
-		return refused(err)
+		return refused(ctx, err)
 	}
 	if answer.GetAdjust() != nil {
 		if err := adjust(answer.GetAdjust()); err != nil {
@@ -127,7 +128,7 @@ func (m *Manager) StartContainer(ctx context.Context, subject Subject) error {
 		return nil
 	}
 	pod, container := subject()
-	return refused(m.adapter.StartContainer(ctx, &adaptation.StartContainerRequest{Pod: pod.message(), Container: container.message()}))
+	return refused(ctx, m.adapter.StartContainer(ctx, &adaptation.StartContainerRequest{Pod: pod.message(), Container: container.message()}))
 }
 
 // ContainerStarted tells of a container that runs.
@@ -142,7 +143,7 @@ func (m *Manager) ContainerStarted(ctx context.Context, subject Subject) {
 func (m *Manager) UpdateContainer(ctx context.Context, subject Subject, asked *runtimeapi.LinuxContainerResources) (*api.LinuxResources, error) {
 	answer, id, err := m.askUpdate(ctx, subject, asked)
 	if err != nil {
-		return nil, refused(err)
+		return nil, refused(ctx, err)
 	}
 	var wanted *api.LinuxResources
 	var others []*api.ContainerUpdate
@@ -221,10 +222,16 @@ func (m *Manager) note(event, id string, err error) {
 	}
 }
 
+// rpcWords is what the library's transport puts in front of what a plugin says.
+var rpcWords = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
 // refused says that it was a plugin that did not want something.
-func refused(err error) error {
+func refused(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("refused through NRI: %w: %w", err, errdefs.ErrAborted)
+	if ctx.Err() != nil {
+		return fmt.Errorf("ask plugins: %w", ctx.Err())
+	}
+	return fmt.Errorf("refused through NRI: %s: %w", rpcWords.ReplaceAllString(err.Error(), ""), errdefs.ErrAborted)
 }

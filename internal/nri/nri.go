@@ -103,6 +103,9 @@ type Manager struct {
 	rt      Runtime
 	// plugins counts those which are connected and synchronised.
 	plugins atomic.Int64
+	// started tells that the first synchronisation is over: it is that of the
+	// plugins which Start starts, also if there are none.
+	started atomic.Bool
 
 	// mu guards what follows.
 	mu      sync.Mutex

@@ -2,7 +2,10 @@ package nri
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"github.com/containerd/nri/pkg/adaptation"
 	"github.com/containerd/nri/pkg/api"
@@ -14,6 +17,9 @@ import (
 // changes the limits that they want to be different. The library holds its
 // lock for writing meanwhile: nothing is created or ends.
 func (m *Manager) synchronize(ctx context.Context, send adaptation.SyncCB) error {
+	if m.started.CompareAndSwap(false, true) && m.alone() {
+		return nil
+	}
 	pods, containers := m.rt.Known()
 	podMessages := make([]*api.PodSandbox, len(pods))
 	for i, p := range pods {
@@ -37,6 +43,12 @@ func (m *Manager) synchronize(ctx context.Context, send adaptation.SyncCB) error
 		})
 	}
 	return nil
+}
+
+// alone reports whether Start has no plugin to start.
+func (m *Manager) alone() bool {
+	entries, err := os.ReadDir(m.opts.PluginDir)
+	return err == nil && len(entries) == 0 || errors.Is(err, fs.ErrNotExist)
 }
 
 // requested changes limits that a plugin wants to be different by itself. It
