@@ -32,6 +32,8 @@ const (
 	memoryLimit = 64 << 20
 	// firstFD is the first descriptor behind stdio.
 	firstFD = 3
+	// maxEvent bounds an event of a shim-v2, which is dropped.
+	maxEvent = 4 << 20
 	// maxThreads of Go code: log copying is the only load.
 	maxThreads = 4
 )
@@ -54,6 +56,7 @@ func run(args []string) error {
 	instance := flags.String("instance", "", "`name` that tells this daemon's supervisor from others on the host")
 	reportFD := flags.Int("report-fd", -1, "`descriptor` to report on whether it serves")
 	handoverFD := flags.Int("handover-fd", -1, "`descriptor` with what a predecessor handed over")
+	flags.String("address", "", "`address` that a shim-v2 was given; of no use")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -61,6 +64,11 @@ func run(args []string) error {
 	if *showVersion {
 		fmt.Println("berth-shim", version.Version)
 		return nil
+	}
+	if flags.Arg(0) == "publish" {
+		// Older shims execute this for each event. What counts is asked of them.
+		_, err := io.Copy(io.Discard, io.LimitReader(os.Stdin, maxEvent))
+		return err
 	}
 	report := fileOf(*reportFD, "report")
 	err := serve(*state, *instance, fileOf(*handoverFD, "handover"), report)

@@ -6,11 +6,14 @@ package ociruntime
 // TypeOCI is the type of a handler whose runtime is a command with the command line of runc.
 const TypeOCI = "oci"
 
+// TypeShimV2 is the type of a handler whose runtime is a containerd shim: a process that serves tasks, see package shimv2.
+const TypeShimV2 = "shim-v2"
+
 // Handler is one configured OCI runtime.
 type Handler struct {
 	// Name is how pods ask for it.
 	Name string
-	// Type is TypeOCI.
+	// Type is TypeOCI or TypeShimV2.
 	Type string
 	// Path is the program, absolute or to be found in PATH.
 	Path string
@@ -18,7 +21,7 @@ type Handler struct {
 	Root string
 	// SystemdCgroup makes the runtime create cgroups through systemd.
 	SystemdCgroup bool
-	// Options are further global flags of the runtime: "debug": "true" is given as --debug=true.
+	// Options are further global flags of the runtime: "debug": "true" is given as --debug=true. A shim has its own.
 	Options map[string]string
 }
 

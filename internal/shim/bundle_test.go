@@ -12,6 +12,9 @@ import (
 )
 
 func (h *host) handler(name string) ociruntime.Handler {
+	if name == "shim-v2" {
+		return ociruntime.Handler{Name: name, Type: ociruntime.TypeShimV2, Path: "io.containerd.runc.v2", Root: filepath.Join(h.state, "runtime", name)}
+	}
 	return ociruntime.Handler{Name: name, Type: ociruntime.TypeOCI, Path: name, Root: filepath.Join(h.state, "runtime", name)}
 }
 

@@ -75,7 +75,7 @@ type host struct {
 
 // runtimes runs a test with each OCI runtime.
 func runtimes(t *testing.T, test func(t *testing.T, h *host, handler ociruntime.Handler)) {
-	for _, name := range []string{"runc", "crun"} {
+	for _, name := range []string{"runc", "crun", "shim-v2"} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
 			test(t, h, h.handler(name))

@@ -40,6 +40,8 @@ type container struct {
 	over chan struct{}
 	// unwanted is closed by Delete: a Start that still runs need not go on.
 	unwanted chan struct{}
+	// driver knows the container's runtime.
+	driver driver
 
 	mu      sync.Mutex // guards what follows
 	rec     record
@@ -62,6 +64,7 @@ func (s *Supervisor) newContainer(rec record) *container {
 		ready: make(chan struct{}), over: make(chan struct{}), unwanted: make(chan struct{}), execs: map[string]*execution{},
 	}
 	c.init = newProcess(c.ended)
+	c.driver = c.driverOf(rec.Handler)
 	return c
 }
 
@@ -142,6 +145,9 @@ func (c *container) finish(e journal.Entry) {
 	c.mu.Lock()
 	io := c.io
 	c.mu.Unlock()
+	ctx, cancel := undoTime()
+	c.driver.settle(ctx)
+	cancel()
 	if io != nil {
 		io.drain()
 		io.detach(func(string, *tap) bool { return true })
@@ -217,11 +223,16 @@ func (c *container) running() error {
 	return nil
 }
 
-// kill signals the init process.
-func (c *container) kill(sig syscall.Signal) error {
+// kill signals the container.
+func (c *container) kill(ctx context.Context, sig syscall.Signal) error {
 	if err := c.running(); err != nil {
 		return err
 	}
+	return c.driver.kill(ctx, sig)
+}
+
+// signalInit signals the init process by its pidfd.
+func (c *container) signalInit(sig syscall.Signal) error {
 	pidfd := c.init.fd()
 	if pidfd == nil {
 		return fmt.Errorf("container %s has no pidfd: %w", c.id, errdefs.ErrNotFound)
@@ -236,12 +247,12 @@ func (c *container) kill(sig syscall.Signal) error {
 func (c *container) killAll(ctx context.Context) error {
 	rec := c.record()
 	if rec.Cgroup == "" || rec.Infra {
-		if err := c.kill(syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+		if err := c.kill(ctx, syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
 		return nil
 	}
-	return c.s.cfg.Cgroups.KillAll(ctx, rec.Cgroup)
+	return c.driver.killAll(ctx)
 }
 
 // delete makes the container gone, whatever state it is in. Preconditions: the
@@ -280,7 +291,7 @@ func (c *container) endNow(ctx context.Context) error {
 		return fmt.Errorf("kill container %s: %w", c.id, err)
 	}
 	// Its init may have left the cgroup, or have none.
-	if err := c.kill(syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+	if err := c.kill(ctx, syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("kill container %s: %w", c.id, err)
 	}
 	select {
@@ -294,12 +305,9 @@ func (c *container) endNow(ctx context.Context) error {
 // deleteFromRuntime removes a container without processes from its OCI runtime.
 // When the runtime cannot do that, what it left is removed without it.
 func (c *container) deleteFromRuntime(rec record) error {
-	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	ctx, cancel := undoTime()
 	defer cancel()
-	runtime, err := ociruntime.New(rec.Handler, c.s.children)
-	if err == nil {
-		err = runtime.Delete(ctx, c.dir, c.id)
-	}
+	err := c.driver.delete(ctx, rec)
 	if err == nil || errdefs.IsNotFound(err) {
 		return nil
 	}

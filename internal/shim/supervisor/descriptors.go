@@ -168,7 +168,7 @@ func (s *Supervisor) lookUp(name string) (wire.Files, error) {
 		if e == nil {
 			return nil, nil
 		}
-		found[wire.Pidfd], found[wire.Console] = e.process.fd(), e.console
+		found[wire.Pidfd], found[wire.Console], found[wire.Stdin] = e.process.fd(), e.console, e.stdin
 	case c.io == nil:
 		found[wire.Pidfd] = c.init.fd()
 	default:

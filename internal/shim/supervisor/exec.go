@@ -23,12 +23,21 @@ type execution struct {
 	ready chan struct{}
 	err   error
 
+	// stdin is the client's pipe and feed the FIFO that a shim-v2 reads it from; both are nil elsewhere. Guarded like console.
+	stdin, feed *os.File
+
 	console *os.File // master side, set before ready is closed, or by a client that hands it back; guarded by container.mu
 }
 
 // close releases the descriptors.
 func (e *execution) close() {
 	e.process.close()
+	for _, f := range []**os.File{&e.stdin, &e.feed} {
+		if *f != nil {
+			_ = (*f).Close()
+			*f = nil
+		}
+	}
 	if e.console != nil {
 		_ = e.console.Close()
 		e.console = nil
@@ -69,6 +78,7 @@ func (c *container) dropExecution(e *execution) error {
 	}
 	e.close()
 	c.mu.Unlock()
+	c.driver.releaseExec(e)
 	return ociruntime.RemoveScratch(e.dir)
 }
 
@@ -93,7 +103,7 @@ func (c *container) exec(ctx context.Context, req *wire.ExecRequest, stdio wire.
 		return e, nil
 	}
 	if e.process.pid > 1 {
-		e.err = errors.Join(e.err, c.killTree(ctx, e.process))
+		e.err = errors.Join(e.err, c.driver.killExec(ctx, e))
 	}
 	return nil, errors.Join(fmt.Errorf("exec %s in container %s: %w", e.id, c.id, e.err), c.dropExecution(e))
 }
@@ -117,47 +127,14 @@ func (c *container) joinExec(ctx context.Context, req *wire.ExecRequest) (*execu
 func (c *container) tryExec(ctx context.Context, e *execution, req *wire.ExecRequest, stdio wire.Files) error {
 	ctx, cancel := context.WithTimeout(ctx, durationOf(req.DeadlineNano))
 	defer cancel()
-	runtime, err := ociruntime.New(c.record().Handler, c.s.children)
-	if err != nil {
-		return err
-	}
 	if err := os.Mkdir(e.dir, 0o700); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	processFile := filepath.Join(e.dir, "process.json")
-	if err := os.WriteFile(processFile, req.Process, 0o600); err != nil {
-		return fmt.Errorf("write process: %w", err)
-	}
-	run := ociruntime.ExecRequest{
-		ID: c.id, ProcessFile: processFile, PIDFile: filepath.Join(e.dir, pidFile), Scratch: e.dir, Terminal: req.Terminal,
-		Stdio: ociruntime.Stdio{Stdin: stdio[wire.Stdin], Stdout: stdio[wire.Stdout], Stderr: stdio[wire.Stderr]},
-	}
-	release := c.s.children.claim()
-	defer release()
-	if req.Terminal {
-		e.console, err = c.s.withConsole(ctx, e.dir, func(socket string) error {
-			run.ConsoleSocket = socket
-			return runtime.Exec(ctx, run)
-		})
-	} else {
-		err = runtime.Exec(ctx, run)
-	}
-	pid, pidErr := ociruntime.ReadPID(run.PIDFile)
-	if err != nil && pidErr != nil {
-		return err // it was not started
-	}
-	if pidErr != nil {
-		return pidErr
-	}
-	e.process.pid = pid
-	if !c.s.follow(e.process) {
-		return errors.Join(err, fmt.Errorf("process %d did not become a child of the supervisor: %w", pid, errdefs.ErrInternal))
-	}
-	if err != nil {
+	if err := c.driver.exec(ctx, e, req, stdio); err != nil {
 		return err
 	}
 	return save(filepath.Join(e.dir, recordFile), execRecord{
-		ID: e.id, Session: req.Session, PID: pid, Started: e.process.started,
+		ID: e.id, Session: req.Session, PID: e.process.pid, Started: e.process.started,
 	})
 }
 
@@ -194,7 +171,7 @@ func (c *container) endStrangers(session string) {
 		c.s.wg.Go(func() { c.endExec(e) })
 	}
 	if io != nil && io.detach(func(_ string, t *tap) bool { return t.session != session }) {
-		if err := c.closeStdin(); err != nil && !errdefs.IsNotFound(err) {
+		if err := c.closeStdin(context.Background()); err != nil && !errdefs.IsNotFound(err) {
 			c.s.log.Error("close stdin of a lost session", "container", c.id, "error", err)
 		}
 	}
@@ -206,7 +183,7 @@ func (c *container) endExec(e *execution) {
 	defer cancel()
 	var err error
 	if e.err == nil {
-		err = c.killTree(ctx, e.process)
+		err = c.driver.killExec(ctx, e)
 	}
 	if err = errors.Join(err, c.dropExecution(e)); err != nil {
 		c.s.log.Error("end exec of a lost session", "container", c.id, "exec", e.id, "error", err)
@@ -214,7 +191,7 @@ func (c *container) endExec(e *execution) {
 }
 
 // closeStdin ends the stdin of a container with stdin_once.
-func (c *container) closeStdin() error {
+func (c *container) closeStdin(ctx context.Context) error {
 	c.mu.Lock()
 	io, rec := c.io, c.rec
 	c.mu.Unlock()
@@ -228,5 +205,5 @@ func (c *container) closeStdin() error {
 		return err
 	}
 	io.closeStdin()
-	return nil
+	return c.driver.closeStdin(ctx)
 }

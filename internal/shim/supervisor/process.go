@@ -1,9 +1,12 @@
 package supervisor
 
 import (
+	"fmt"
 	"os"
 	"sync"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/shim/proc"
 )
@@ -159,4 +162,12 @@ func (c *children) disown(pid int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.watched, pid)
+}
+
+// followChild is follow for a process that an OCI runtime has just left behind.
+func (s *Supervisor) followChild(p *process) error {
+	if !s.follow(p) {
+		return fmt.Errorf("process %d did not become a child of the supervisor: %w", p.pid, errdefs.ErrInternal)
+	}
+	return nil
 }

@@ -7,13 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/shim/journal"
-	"github.com/berth-runtime/berth/internal/shim/proc"
 	"github.com/berth-runtime/berth/internal/shim/wire"
 )
 
@@ -49,8 +47,12 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 		if rec.ID == "" {
 			continue
 		}
-		c := s.newContainer(rec)
-		s.containers[c.id] = c
+		s.containers[rec.ID] = s.newContainer(rec)
+	}
+	for _, c := range s.containers { // a shim-v2 must know all of its pod's containers before one of them is undone
+		c.driver.join()
+	}
+	for _, c := range s.containers {
 		s.resume(ctx, c, handed)
 	}
 	s.session = handed.session
@@ -67,7 +69,7 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 // resume takes over one container. It holds the token, like a start.
 func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover) {
 	rec := c.record()
-	if rec.State == stateStarting && !c.gotThrough() {
+	if rec.State == stateStarting && !c.gotThrough(ctx) {
 		s.log.Info("undo a start that was cut off", "container", c.id)
 		s.wg.Go(func() { //nolint:contextcheck // a clean-up has its own time
 			defer c.release()
@@ -83,7 +85,7 @@ func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover)
 			s.log.Error("resume the output of a container", "container", c.id, "error", err)
 		}
 	}
-	c.resumeInit()
+	c.resumeInit(ctx)
 	close(c.ready)
 	if e, ok := s.journal.Last(c.id); ok {
 		c.resumeExit(e) //nolint:contextcheck // what completes an exit has its own time
@@ -92,30 +94,15 @@ func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover)
 }
 
 // gotThrough completes the record of a start whose OCI runtime had finished.
-func (c *container) gotThrough() bool {
-	rec := c.record()
-	if rec.Infra {
+func (c *container) gotThrough(ctx context.Context) bool {
+	if c.record().Infra {
 		return false
 	}
-	pid, err := ociruntime.ReadPID(filepath.Join(c.dir, pidFile))
-	if err != nil {
+	pid, started, ok := c.driver.gotThrough(ctx)
+	if !ok {
 		return false
 	}
-	var started uint64
-	if _, recorded := c.s.journal.Last(c.id); !recorded {
-		// The runtime wrote the ID a moment ago; that the process is in the container's
-		// cgroup excludes what little doubt is left.
-		procs, err := c.s.cfg.Cgroups.Procs(rec.Cgroup, true)
-		if rec.Cgroup != "" && (err != nil || !slices.Contains(procs, pid)) {
-			return false
-		}
-		stat, err := proc.Read(pid)
-		if err != nil {
-			return false
-		}
-		started = stat.Started
-	}
-	err = c.change(func(r *record) {
+	err := c.change(func(r *record) {
 		r.State, r.PID, r.Started, r.StartedNano = stateRunning, pid, started, time.Now().UnixNano()
 	})
 	if err != nil {
@@ -150,15 +137,13 @@ func (c *container) resumeIO(files wire.Files) error {
 
 // resumeInit finds the init process. One that is gone, and whose exit is not in
 // the journal, is lost until a client hands back a pidfd, or says that it has none.
-func (c *container) resumeInit() {
+func (c *container) resumeInit(ctx context.Context) {
 	rec := c.record()
 	c.init.pid, c.init.started = rec.PID, rec.Started
 	if _, recorded := c.s.journal.Last(c.id); recorded {
 		return
 	}
-	if !c.s.followRecorded(c.init) {
-		c.s.log.Warn("the process of a container is gone", "container", c.id, "pid", rec.PID)
-	}
+	c.driver.resume(ctx)
 }
 
 // followRecorded is follow for a process whose start time is on record; without
@@ -234,21 +219,15 @@ func (c *container) resumeExec(ctx context.Context, id string, files wire.Files)
 		return true, c.undoExec(ctx, e)
 	}
 	e.session, e.process.pid, e.process.started, e.console = rec.Session, rec.PID, rec.Started, files[wire.Console]
-	if !c.s.followRecorded(e.process) {
-		c.s.log.Warn("the process of an exec is gone", "container", c.id, "exec", id, "pid", rec.PID)
-	}
+	e.stdin = files[wire.Stdin]
+	c.driver.resumeExec(e)
 	return false, nil
 }
 
 // undoExec ends an exec whose start was cut off.
 func (c *container) undoExec(ctx context.Context, e *execution) error {
-	if pid, err := ociruntime.ReadPID(filepath.Join(e.dir, pidFile)); err == nil {
-		if stat, err := proc.Read(pid); err == nil {
-			e.process.pid, e.process.started = pid, stat.Started
-			if err := c.killTree(ctx, e.process); err != nil {
-				return err
-			}
-		}
+	if err := c.driver.killExec(ctx, e); err != nil {
+		return err
 	}
 	return c.dropExecution(e)
 }
@@ -274,7 +253,15 @@ func (s *Supervisor) takeBack(name string, files wire.Files) error {
 			e.console = files[wire.Console]
 			delete(files, wire.Console)
 		}
+		carries := e.stdin == nil && files[wire.Stdin] != nil
+		if carries {
+			e.stdin = files[wire.Stdin]
+			delete(files, wire.Stdin)
+		}
 		c.mu.Unlock()
+		if carries {
+			c.driver.carryStdin(e)
+		}
 		s.takePidfd(e.process, files)
 		return nil
 	}

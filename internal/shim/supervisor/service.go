@@ -3,10 +3,8 @@ package supervisor
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -123,8 +121,8 @@ func (g *service) StartInfra(ctx context.Context, req *wire.StartInfraRequest) (
 }
 
 // Kill signals the init process.
-func (g *service) Kill(_ context.Context, req *wire.KillRequest) (*wire.Empty, error) {
-	return g.on(req.Id, func(c *container) error { return c.kill(syscall.Signal(req.Signal)) })
+func (g *service) Kill(ctx context.Context, req *wire.KillRequest) (*wire.Empty, error) {
+	return g.on(req.Id, func(c *container) error { return c.kill(ctx, syscall.Signal(req.Signal)) })
 }
 
 // KillAll kills every process of the container.
@@ -214,17 +212,9 @@ func (c *container) update(ctx context.Context, resources []byte) error {
 	if rec.Infra {
 		return fmt.Errorf("%s is an infra process: %w", c.id, errdefs.ErrInvalidArgument)
 	}
-	runtime, err := ociruntime.New(rec.Handler, c.s.children)
-	if err != nil {
-		return err
-	}
-	file := filepath.Join(c.dir, "resources.json")
-	if err := os.WriteFile(file, resources, 0o600); err != nil {
-		return fmt.Errorf("write resources: %w", err)
-	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rec.Deadline)
 	defer cancel()
-	return errors.Join(runtime.Update(ctx, c.dir, c.id, file), os.Remove(file))
+	return c.driver.update(ctx, resources)
 }
 
 // ReopenLog makes a new log file.

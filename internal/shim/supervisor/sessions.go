@@ -63,7 +63,7 @@ func (g *service) ExecKill(ctx context.Context, req *wire.ExecRef) (*wire.Empty,
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		return c.killTree(ctx, e.process)
+		return c.driver.killExec(ctx, e)
 	})
 }
 
@@ -123,12 +123,12 @@ func (g *service) Detach(_ context.Context, req *wire.AttachRef) (*wire.Empty, e
 }
 
 // CloseStdin ends the stdin of a container with stdin_once.
-func (g *service) CloseStdin(_ context.Context, req *wire.Container) (*wire.Empty, error) {
-	return g.on(req.Id, (*container).closeStdin)
+func (g *service) CloseStdin(ctx context.Context, req *wire.Container) (*wire.Empty, error) {
+	return g.on(req.Id, func(c *container) error { return c.closeStdin(ctx) })
 }
 
 // Resize sets the size of a terminal.
-func (g *service) Resize(_ context.Context, req *wire.ResizeRequest) (*wire.Empty, error) {
+func (g *service) Resize(ctx context.Context, req *wire.ResizeRequest) (*wire.Empty, error) {
 	return g.on(req.Id, func(c *container) error {
 		const limit = 1<<16 - 1
 		if req.Columns > limit || req.Rows > limit {
@@ -144,7 +144,10 @@ func (g *service) Resize(_ context.Context, req *wire.ResizeRequest) (*wire.Empt
 			return fmt.Errorf("resize terminal: %w", err)
 		}
 		// Fd has made the open file blocking, which its other users would notice.
-		return unix.SetNonblock(int(console.Fd()), true)
+		if err := unix.SetNonblock(int(console.Fd()), true); err != nil {
+			return fmt.Errorf("resize terminal: %w", err)
+		}
+		return c.driver.resize(ctx, req.ExecId, size.Col, size.Row)
 	})
 }
 

@@ -11,8 +11,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	"github.com/berth-runtime/berth/internal/ociruntime"
 )
 
 // start runs a container, or joins or repeats the answer of an earlier start.
@@ -111,8 +109,7 @@ func exists(path string) bool {
 
 // tryStart does the work of start and leaves the undoing to it.
 func (c *container) tryStart(ctx context.Context, rec record) error {
-	runtime, err := ociruntime.New(rec.Handler, c.s.children)
-	if err != nil {
+	if err := c.s.checkHandler(rec.Handler); err != nil {
 		return err
 	}
 	if err := os.Mkdir(c.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
@@ -134,17 +131,15 @@ func (c *container) tryStart(ctx context.Context, rec record) error {
 	if err != nil {
 		return err
 	}
-	release := c.s.children.claim()
-	defer release()
-	if err := c.runRuntime(ctx, runtime, rec, ends); err != nil {
+	if err := c.runRuntime(ctx, rec, ends); err != nil {
 		return err
 	}
 	ends.close()
-	return c.adoptStarted()
+	return c.recordStarted()
 }
 
-// runRuntime calls the OCI runtime and takes the terminal, if there is one.
-func (c *container) runRuntime(ctx context.Context, runtime *ociruntime.Runtime, rec record, ends theirs) error {
+// runRuntime runs the container, for as long as it is wanted.
+func (c *container) runRuntime(ctx context.Context, rec record, ends theirs) error {
 	ctx, cancel := context.WithTimeout(ctx, rec.Deadline)
 	defer cancel()
 	c.s.wg.Go(func() {
@@ -154,39 +149,16 @@ func (c *container) runRuntime(ctx context.Context, runtime *ociruntime.Runtime,
 		case <-ctx.Done():
 		}
 	})
-	req := ociruntime.RunRequest{
-		ID: c.id, Bundle: rec.Bundle, PIDFile: filepath.Join(c.dir, pidFile), Scratch: c.dir,
-		Stdio: ociruntime.Stdio{Stdin: ends.stdin, Stdout: ends.stdout, Stderr: ends.stderr},
-	}
-	if !rec.Terminal {
-		return c.io.explain(c.launch(ctx, runtime, &rec, req))
-	}
-	console, err := c.s.withConsole(ctx, c.dir, func(socket string) error {
-		req.ConsoleSocket = socket
-		return c.launch(ctx, runtime, &rec, req)
-	})
-	if err != nil {
-		return err
-	}
-	c.io.setConsole(console)
-	return nil
+	return c.driver.run(ctx, rec, ends)
 }
 
-// adoptStarted makes the process that the runtime left behind this one's.
-func (c *container) adoptStarted() error {
-	pid, err := ociruntime.ReadPID(filepath.Join(c.dir, pidFile))
-	if err != nil {
-		return err
-	}
-	c.init.pid = pid
-	if !c.s.follow(c.init) {
-		return fmt.Errorf("process %d did not become a child of the supervisor: %w", pid, errdefs.ErrInternal)
-	}
+// recordStarted notes that the container runs, and begins to log.
+func (c *container) recordStarted() error {
 	c.mu.Lock()
 	inode := c.io.writer.Inode()
 	c.mu.Unlock()
-	err = c.change(func(r *record) {
-		r.State, r.PID, r.Started = stateRunning, pid, c.init.started
+	err := c.change(func(r *record) {
+		r.State, r.PID, r.Started = stateRunning, c.init.pid, c.init.started
 		r.StartedNano, r.LogInode = time.Now().UnixNano(), inode
 	})
 	if err != nil {

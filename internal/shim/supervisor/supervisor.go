@@ -99,6 +99,7 @@ type Supervisor struct {
 
 	mu         sync.Mutex // guards what follows
 	containers map[string]*container
+	hosts      map[string]*host // by pod
 	deposits   map[string]wire.Files
 	session    string
 	exits      []*container // in the order of their ends
@@ -115,7 +116,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer stop()
 	s := &Supervisor{
 		cfg: cfg, log: cfg.Log, generation: rand.Text(), children: newChildren(cfg.Log), gate: newGate(), stop: stop,
-		containers: map[string]*container{}, deposits: map[string]wire.Files{}, exitsNew: make(chan struct{}),
+		containers: map[string]*container{}, hosts: map[string]*host{}, deposits: map[string]wire.Files{}, exitsNew: make(chan struct{}),
 	}
 	if err := s.prepare(ctx); err != nil {
 		return err
@@ -177,6 +178,7 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 		return fmt.Errorf("make server: %w", err)
 	}
 	wire.RegisterShimService(s.rpc, &service{s: s})
+	s.rpc.Register(eventService, map[string]ttrpc.Method{"Forward": dropEvent})
 	return nil
 }
 

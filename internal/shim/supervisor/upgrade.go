@@ -234,7 +234,7 @@ func (d *description) addContainer(c *container) {
 		}
 	}
 	for id, e := range c.execs {
-		d.addFiles(execName(c.id, id), wire.Files{wire.Console: e.console})
+		d.addFiles(execName(c.id, id), wire.Files{wire.Console: e.console, wire.Stdin: e.stdin})
 	}
 }
 
