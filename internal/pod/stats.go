@@ -129,7 +129,7 @@ func (e *Engine) readContainer(ctx context.Context, v *Container) (*runtimeapi.C
 		st.Cpu, st.Memory = &runtimeapi.CpuUsage{Timestamp: now}, &runtimeapi.MemoryUsage{Timestamp: now}
 		return st, nil
 	}
-	figures, err := stats.Read(e.opts.Cgroups, v.CgroupPath)
+	figures, err := stats.ReadBrief(e.opts.Cgroups, v.CgroupPath)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +143,7 @@ func (e *Engine) readSandbox(ctx context.Context, v *Sandbox, running []*Contain
 	if err != nil {
 		return nil, err
 	}
-	figures, err := stats.Read(e.opts.Cgroups, v.CgroupParent)
+	figures, err := stats.ReadBrief(e.opts.Cgroups, v.CgroupParent)
 	if err != nil {
 		return nil, err
 	}

@@ -66,6 +66,8 @@ func open(name string) (int, error) {
 // the code that lists the files reads like a table.
 type reader struct {
 	err error
+	// brief leaves out what few want to know.
+	brief bool
 }
 
 // text returns the content of a file, "" if it is absent.

@@ -11,6 +11,10 @@ import (
 func readLegacy(r *reader, c *Container, dir func(string) string) {
 	account := dir("cpuacct")
 	c.CPU.UsageNanos = r.number(account, "cpuacct.usage")
+	r.legacyMemory(c, dir("memory"))
+	if r.brief {
+		return
+	}
 	c.CPU.UserNanos = r.number(account, "cpuacct.usage_user")
 	c.CPU.SystemNanos = r.number(account, "cpuacct.usage_sys")
 	cpu := dir("cpu")
@@ -21,7 +25,7 @@ func readLegacy(r *reader, c *Container, dir func(string) string) {
 	c.CPU.Quota = r.number(cpu, "cpu.cfs_quota_us")
 	c.CPU.Period = r.number(cpu, "cpu.cfs_period_us")
 	c.CPU.Shares = r.number(cpu, "cpu.shares")
-	r.legacyMemory(c, dir("memory"))
+	r.legacyMemoryDetails(&c.Memory, dir("memory"))
 	c.IO = r.legacyIO(dir("blkio"))
 }
 
@@ -38,17 +42,12 @@ func (r *reader) legacyMemory(c *Container, dir string) {
 		WorkingSet:      less(usage, stat["total_inactive_file"]),
 		RSS:             stat["total_rss"],
 		Limit:           limit(stat["hierarchical_memory_limit"]),
-		Peak:            r.number(dir, "memory.max_usage_in_bytes"),
 		Cache:           stat["total_cache"],
 		MappedFile:      stat["total_mapped_file"],
-		Kernel:          r.number(dir, "memory.kmem.usage_in_bytes"),
 		PageFaults:      stat["total_pgfault"],
 		MajorPageFaults: stat["total_pgmajfault"],
 		OwnPageFaults:   stat["pgfault"], OwnMajorPageFaults: stat["pgmajfault"],
-		FailCount: r.number(dir, "memory.failcnt"),
 	}
-	c.Memory.OOMKilled = r.table(dir, "memory.oom_control")["oom_kill"]
-	c.Memory.OOMEvents = c.Memory.OOMKilled
 	c.Memory.setAvailable()
 	both, accounted := stat["hierarchical_memsw_limit"]
 	if !accounted {
@@ -60,6 +59,14 @@ func (r *reader) legacyMemory(c *Container, dir string) {
 		c.Swap.Limit = less(both, c.Memory.Limit)
 		c.Swap.Available = less(c.Swap.Limit, c.Swap.Usage)
 	}
+}
+
+func (r *reader) legacyMemoryDetails(m *Memory, dir string) {
+	m.Peak = r.number(dir, "memory.max_usage_in_bytes")
+	m.Kernel = r.number(dir, "memory.kmem.usage_in_bytes")
+	m.FailCount = r.number(dir, "memory.failcnt")
+	m.OOMKilled = r.table(dir, "memory.oom_control")["oom_kill"]
+	m.OOMEvents = m.OOMKilled
 }
 
 // setAvailable computes what is left of the limit.

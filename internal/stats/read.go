@@ -20,11 +20,21 @@ const noLimit = 1<<63 - 1<<16
 // it. If the cgroup does not exist, or goes while it is read, the error is of
 // kind errdefs.ErrNotFound.
 func Read(host *cgroup.Host, path string) (Container, error) {
+	return read(&reader{}, host, path)
+}
+
+// ReadBrief is Read for those who ask often: it opens a third of the files, and
+// leaves out all but CPU time, memory in use, swap, pressure and the number of
+// processes.
+func ReadBrief(host *cgroup.Host, path string) (Container, error) {
+	return read(&reader{brief: true}, host, path)
+}
+
+func read(r *reader, host *cgroup.Host, path string) (Container, error) {
 	result := Container{At: time.Now()}
 	if !host.Exists(path) {
 		return Container{}, fmt.Errorf("read usage of cgroup %s: %w", path, errdefs.ErrNotFound)
 	}
-	r := &reader{}
 	dir := func(controller string) string {
 		name, _ := host.Dir(controller, path)
 		return name
@@ -42,7 +52,9 @@ func Read(host *cgroup.Host, path string) (Container, error) {
 		result.IOPressure = r.pressure(unified, "io.pressure")
 	}
 	r.pids(&result.Pids, dir("pids"), dir(accountant(host)), host.Mode == cgroup.V2)
-	result.Hugetlb = r.hugetlb(dir("hugetlb"), host.Mode == cgroup.V2)
+	if !r.brief {
+		result.Hugetlb = r.hugetlb(dir("hugetlb"), host.Mode == cgroup.V2)
+	}
 	if r.err != nil {
 		return Container{}, fmt.Errorf("read usage of cgroup %s: %w", path, r.err)
 	}
@@ -88,9 +100,12 @@ func (r *reader) populated(dir string) bool {
 // pids counts threads by the controller, or by listing them where there is
 // none, and processes by walking.
 func (r *reader) pids(pids *Pids, controller, list string, unified bool) {
+	pids.Processes = r.lines(list, "cgroup.procs")
+	if r.brief {
+		return
+	}
 	pids.Tasks = r.number(controller, "pids.current")
 	pids.Limit = r.number(controller, "pids.max")
-	pids.Processes = r.lines(list, "cgroup.procs")
 	if controller != "" {
 		return
 	}

@@ -235,7 +235,32 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-func BenchmarkRead(b *testing.B) {
+// TestReadBrief: what is read in brief is the same.
+func TestReadBrief(t *testing.T) {
+	root := t.TempDir()
+	tree(t, root, unifiedFiles)
+	host := parse(t, "1 1 0:1 / "+root+" rw - cgroup2 cgroup2 rw\n")
+	whole, wholeErr := Read(host, "/a")
+	brief, err := ReadBrief(host, "/a")
+	if err := errors.Join(wholeErr, err); err != nil {
+		t.Fatal(err)
+	}
+	if brief.CPU.UsageNanos != whole.CPU.UsageNanos || brief.Memory.WorkingSet != whole.Memory.WorkingSet ||
+		brief.Memory.Available != whole.Memory.Available || brief.Pids.Processes != 3 || *brief.Swap != *whole.Swap ||
+		*brief.CPU.Pressure != *whole.CPU.Pressure || *brief.Memory.Pressure != *whole.Memory.Pressure {
+		t.Errorf("in brief %+v, in full %+v", brief, whole)
+	}
+	if brief.IO != nil || brief.Hugetlb != nil || brief.Memory.Peak != 0 {
+		t.Errorf("in brief there is %+v", brief)
+	}
+}
+
+func BenchmarkRead(b *testing.B) { benchmark(b, Read) }
+
+func BenchmarkReadBrief(b *testing.B) { benchmark(b, ReadBrief) }
+
+func benchmark(b *testing.B, read func(*cgroup.Host, string) (Container, error)) {
+	b.Helper()
 	host, err := cgroup.Detect()
 	if err != nil {
 		b.Fatal(err)
@@ -250,7 +275,7 @@ func BenchmarkRead(b *testing.B) {
 		}
 	})
 	for b.Loop() {
-		if _, err := Read(host, path); err != nil {
+		if _, err := read(host, path); err != nil {
 			b.Fatal(err)
 		}
 	}

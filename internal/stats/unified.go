@@ -28,13 +28,17 @@ func readUnified(r *reader, c *Container, dir func(string) string) {
 	c.CPU.Periods = stat["nr_periods"]
 	c.CPU.Throttled = stat["nr_throttled"]
 	c.CPU.ThrottledNanos = stat["throttled_usec"] * nanosPerMicro
+	r.unifiedMemory(c, dir("memory"))
+	if r.brief {
+		return
+	}
 	if words := strings.Fields(r.text(dir("cpu"), "cpu.max")); len(words) == 2 {
 		c.CPU.Quota, c.CPU.Period = r.parse("cpu.max", words[0]), r.parse("cpu.max", words[1])
 	}
 	if weight := r.number(dir("cpu"), "cpu.weight"); weight > 0 {
 		c.CPU.Shares = minShares + (weight-minWeight)*sharesSpan/weightSpan
 	}
-	r.unifiedMemory(c, dir("memory"))
+	r.unifiedMemoryDetails(&c.Memory, dir("memory"))
 	c.IO = r.unifiedIO(dir("io"))
 }
 
@@ -43,23 +47,18 @@ func (r *reader) unifiedMemory(c *Container, dir string) {
 		return
 	}
 	stat := r.table(dir, "memory.stat")
-	events := r.table(dir, "memory.events")
 	usage := r.number(dir, "memory.current")
 	c.Memory = Memory{
 		Usage:           usage,
 		WorkingSet:      less(usage, stat["inactive_file"]),
 		RSS:             stat["anon"],
 		Limit:           r.number(dir, "memory.max"),
-		Peak:            r.number(dir, "memory.peak"),
 		Cache:           stat["file"],
 		MappedFile:      stat["file_mapped"],
 		Kernel:          stat["kernel"],
 		PageFaults:      stat["pgfault"],
 		MajorPageFaults: stat["pgmajfault"],
 		OwnPageFaults:   stat["pgfault"], OwnMajorPageFaults: stat["pgmajfault"],
-		FailCount: events["max"],
-		OOMEvents: events["oom"],
-		OOMKilled: events["oom_kill"],
 	}
 	c.Memory.setAvailable()
 	if text := r.text(dir, "memory.swap.current"); text != "" {
@@ -71,6 +70,12 @@ func (r *reader) unifiedMemory(c *Container, dir string) {
 		}
 		c.Swap.Available = less(c.Swap.Limit, c.Swap.Usage)
 	}
+}
+
+func (r *reader) unifiedMemoryDetails(m *Memory, dir string) {
+	m.Peak = r.number(dir, "memory.peak")
+	events := r.table(dir, "memory.events")
+	m.FailCount, m.OOMEvents, m.OOMKilled = events["max"], events["oom"], events["oom_kill"]
 }
 
 // unifiedIO reads lines "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6".
