@@ -14,9 +14,11 @@ import (
 	"slices"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-runtime/berth/internal/cdi"
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/cri"
@@ -156,6 +158,7 @@ func (d *daemon) openImages(ctx context.Context) (*image.Store, error) {
 		RegistryConfigDir:      d.cfg.Image.RegistryConfigDir,
 		MaxConcurrentDownloads: d.cfg.Image.MaxConcurrentDownloads,
 		Pinned:                 d.cfg.Image.Pinned,
+		VerifierDir:            d.cfg.Image.VerifierDir,
 		Log:                    d.log.With("part", "image"),
 	})
 }
@@ -192,11 +195,16 @@ func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup
 	if err := d.openPlugins(); err != nil {
 		return err
 	}
+	injectCDI, err := d.deviceSpecs()
+	if err != nil {
+		return err
+	}
 	engine, err := pod.Open(ctx, pod.Options{
 		Root: d.cfg.Root, State: d.cfg.State, Instance: d.instance,
 		Images: d.images, Network: d.network, Shim: d.shim, Plugins: d.plugins,
 		Cgroups: cgroups, CgroupDriver: d.cgroupDriver(), Host: host,
-		Handlers: d.handlers, DefaultHandler: defaultHandler(d.cfg.Runtime.DefaultHandler, d.handlers),
+		InjectCDI: injectCDI,
+		Handlers:  d.handlers, DefaultHandler: defaultHandler(d.cfg.Runtime.DefaultHandler, d.handlers),
 		Log: d.log.With("part", "pod"),
 	})
 	if err != nil {
@@ -218,6 +226,19 @@ func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup
 
 // cgroupDriver is the same for all handlers, and kubelet's.
 func (d *daemon) cgroupDriver() cgroup.Driver { return cgroup.ChooseDriver(d.cfg.Runtime.CgroupDriver) }
+
+// deviceSpecs returns what adds devices to a spec by name; nil if it is
+// switched off.
+func (d *daemon) deviceSpecs() (func(*specs.Spec, []string) error, error) {
+	if len(d.cfg.CDI.SpecDirs) == 0 {
+		return nil, nil
+	}
+	devices, err := cdi.Open(d.cfg.CDI.SpecDirs)
+	if err != nil {
+		return nil, err
+	}
+	return devices.Inject, nil
+}
 
 // openEdge makes what answers clients.
 func (d *daemon) openEdge(ctx context.Context) (err error) {

@@ -34,6 +34,7 @@ type Config struct {
 	Image   Image   `json:"image"   toml:"image"`
 	Network Network `json:"network" toml:"network"`
 	Runtime Runtime `json:"runtime" toml:"runtime"`
+	CDI     CDI     `json:"cdi"     toml:"cdi"`
 	Stream  Stream  `json:"stream"  toml:"stream"`
 	Metrics Metrics `json:"metrics" toml:"metrics"`
 	NRI     NRI     `json:"nri"     toml:"nri"`
@@ -50,6 +51,7 @@ type Image struct {
 	RegistryConfigDir      string   `json:"registry_config_dir"      toml:"registry_config_dir"`
 	MaxConcurrentDownloads int      `json:"max_concurrent_downloads" toml:"max_concurrent_downloads"`
 	Pinned                 []string `json:"pinned"                   toml:"pinned"`
+	VerifierDir            string   `json:"verifier_dir"             toml:"verifier_dir"`
 }
 
 // Network is how pods get their network.
@@ -97,6 +99,11 @@ type Handler struct {
 	Path    string            `json:"path"    toml:"path"`
 	Root    string            `json:"root"    toml:"root"`
 	Options map[string]string `json:"options" toml:"options"`
+}
+
+// CDI is where devices of the Container Device Interface are described.
+type CDI struct {
+	SpecDirs []string `json:"spec_dirs" toml:"spec_dirs"`
 }
 
 // Stream is where exec, attach and port-forward are served.
@@ -155,6 +162,7 @@ func Default() *Config {
 		},
 		Runtime: Runtime{CgroupDriver: CgroupDriverAuto, Handlers: builtinHandlers()},
 		NRI:     defaultNRI(),
+		CDI:     CDI{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		Stream:  Stream{Address: "127.0.0.1", IdleTimeout: "4h"},
 	}
 }
@@ -183,6 +191,7 @@ func (c *Config) Clone() *Config {
 	out.Network.BuiltinSubnet = append([]string{}, c.Network.BuiltinSubnet...)
 	out.NRI.Reject = append([]string{}, c.NRI.Reject...)
 	out.NRI.RequiredPlugins = append([]string{}, c.NRI.RequiredPlugins...)
+	out.CDI.SpecDirs = append([]string{}, c.CDI.SpecDirs...)
 	out.Runtime.Handlers = make(map[string]Handler, len(c.Runtime.Handlers))
 	for name, h := range c.Runtime.Handlers {
 		h.Options = maps.Clone(h.Options)

@@ -36,7 +36,8 @@ const handlersTable = "runtime.handlers"
 func sections(c *Config) []section {
 	return []section{
 		topSection(c), logSection(&c.Log), imageSection(&c.Image),
-		networkSection(&c.Network), runtimeSection(c), streamSection(&c.Stream), metricsSection(&c.Metrics), nriSection(&c.NRI),
+		networkSection(&c.Network), runtimeSection(c), cdiSection(&c.CDI), streamSection(&c.Stream), metricsSection(&c.Metrics),
+		nriSection(&c.NRI),
 	}
 }
 
@@ -79,6 +80,10 @@ func imageSection(i *Image) section {
 			check: func() string {
 				return checkEach(i.Pinned, checkReference)
 			}},
+		{key: "verifier_dir", value: &i.VerifierDir, example: `"/etc/berth/verifiers"`,
+			doc: "Directory of programs that decide whether an image may be pulled, with the arguments and the input that\n" +
+				"containerd's image verifiers get; each must agree. Empty asks nobody.",
+			check: func() string { return checkOptionalDir(i.VerifierDir) }},
 	}}
 }
 
@@ -132,6 +137,15 @@ func handlerSection(name string, h *Handler) section {
 		{key: "options", value: &h.Options, example: `{ debug = "true" }`,
 			doc:   `Global flags of the runtime: debug = "true" is given as --debug=true.`,
 			check: func() string { return checkOptions(h.Options) }},
+	}}
+}
+
+func cdiSection(d *CDI) section {
+	return section{name: "cdi", doc: "Devices that containers ask for by name: the Container Device Interface.", settings: []setting{
+		{key: "spec_dirs", value: &d.SpecDirs, example: `["/etc/cdi", "/var/run/cdi"]`,
+			doc: "Directories whose files describe devices; the later ones have precedence. They may be absent. An empty list\n" +
+				"refuses all such devices.",
+			check: func() string { return checkEach(d.SpecDirs, checkDir) }},
 	}}
 }
 

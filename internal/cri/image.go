@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -33,15 +34,26 @@ func (s *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageR
 	return &runtimeapi.PullImageResponse{ImageRef: id}, nil
 }
 
-// pullError tells kubelet in its own words that a registry did not answer: the
-// code must say nothing and the text begin with the reason.
+// pullError tells kubelet in its own words that a registry did not answer or
+// that a verifier refused: the code must say nothing and the text begin with
+// the reason.
 func pullError(ctx context.Context, err error) error {
-	if ctx.Err() != nil || !errdefs.IsUnavailable(err) {
+	_, refused := errors.AsType[*image.RefusedError](err)
+	switch {
+	case ctx.Err() != nil:
 		return err
+	case refused:
+		return beginWith(crierrors.ErrSignatureValidationFailed, err)
+	case errdefs.IsUnavailable(err):
+		return beginWith(crierrors.ErrRegistryUnavailable, err)
 	}
+	return err
+}
+
+func beginWith(reason, err error) error {
 	text := oneLine(err)
-	if reason := crierrors.ErrRegistryUnavailable.Error(); !strings.HasPrefix(text, reason) {
-		text = reason + ": " + text
+	if !strings.HasPrefix(text, reason.Error()) {
+		text = reason.Error() + ": " + text
 	}
 	return status.Error(codes.Unknown, text)
 }
@@ -77,6 +89,9 @@ func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatu
 	ref := req.GetImage().GetImage()
 	if ref == "" {
 		return nil, invalid("image.image", "missing")
+	}
+	if err := s.knownHandler(req.GetImage()); err != nil {
+		return nil, err
 	}
 	img, err := s.Images.Resolve(ref)
 	if errdefs.IsNotFound(err) {

@@ -54,7 +54,7 @@ func (d *download) Read(p []byte) (int, error) {
 		d.transfer.progress.setLayer(d.desc.Digest.String(), LayerDownloading, d.done)
 	}
 	if err == nil && d.done > d.desc.Size {
-		err = fmt.Errorf("more than the promised %d bytes came: %w", d.desc.Size, errdefs.ErrFailedPrecondition)
+		err = d.wrong("more than the promised %d bytes came", d.desc.Size)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		d.err = fmt.Errorf("fetch %s: %w", d.desc.Digest, remoteError{err})
@@ -70,17 +70,21 @@ func (d *download) commit(ctx context.Context) error {
 	}
 	d.transfer.progress.setLayer(d.desc.Digest.String(), LayerUnpacking, d.done)
 	if d.done != d.desc.Size {
-		return errors.Join(d.abort(ctx), fmt.Errorf("fetch %s: %d bytes came instead of the promised %d: %w",
-			d.desc.Digest, d.done, d.desc.Size, errdefs.ErrFailedPrecondition))
+		return errors.Join(d.abort(ctx), fmt.Errorf("fetch %s: %w", d.desc.Digest,
+			d.wrong("%d bytes came instead of the promised %d", d.done, d.desc.Size)))
 	}
 	if got := d.writer.Digest(); got != d.desc.Digest && got.Algorithm() == d.desc.Digest.Algorithm() {
-		return errors.Join(d.abort(ctx), fmt.Errorf("fetch %s: the registry sent something else, with digest %s: %w",
-			d.desc.Digest, got, errdefs.ErrFailedPrecondition))
+		return errors.Join(d.abort(ctx), fmt.Errorf("fetch %s: %w", d.desc.Digest,
+			d.wrong("the registry sent something else, with digest %s", got)))
 	}
 	if err := d.writer.Commit(ctx, d.desc.Size, d.desc.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
 		return errors.Join(fmt.Errorf("keep blob %s: %w", d.desc.Digest, err), d.abort(ctx))
 	}
 	return d.body.Close()
+}
+
+func (d *download) wrong(format string, args ...any) error {
+	return &wrongBytesError{digest: d.desc.Digest, text: fmt.Sprintf(format, args...)}
 }
 
 // abort forgets what was written. It may follow a failed commit.

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 )
 
 // registryUnavailable begins the text of an error which the kubelet shows as
@@ -81,6 +82,18 @@ func kindOfStatus(code int) error {
 		return errdefs.ErrUnknown
 	}
 }
+
+// wrongBytesError says that what came is not what was asked for.
+type wrongBytesError struct {
+	digest digest.Digest
+	text   string
+}
+
+// Error says what came.
+func (e *wrongBytesError) Error() string { return e.text }
+
+// Unwrap gives the error its kind.
+func (e *wrongBytesError) Unwrap() error { return errdefs.ErrFailedPrecondition }
 
 // isFull says whether the disk, or our share of it, is full.
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }

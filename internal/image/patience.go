@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -24,6 +25,8 @@ func (e *silenceError) Error() string {
 type patience struct {
 	next  http.RoundTripper
 	limit time.Duration
+	// answered is told who has answered which request.
+	answered func(*url.URL)
 }
 
 // RoundTrip sends a request and waits for the head of its answer.
@@ -40,6 +43,7 @@ func (p *patience) RoundTrip(r *http.Request) (*http.Response, error) {
 		cancel(nil)
 		return nil, err
 	}
+	p.answered(r.URL)
 	answer.Body = &patientBody{
 		body: answer.Body, ctx: ctx, cancel: cancel, silence: silence,
 		timer: time.AfterFunc(p.limit, func() { cancel(silence) }),

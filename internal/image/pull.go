@@ -80,7 +80,8 @@ func (f *flights) wait() {
 // returns, and it can be repeated.
 //
 // The error is ErrInvalidArgument for a malformed reference, ErrNotFound,
-// ErrUnauthenticated or ErrPermissionDenied as the registry says,
+// ErrUnauthenticated or ErrPermissionDenied as the registry says, a
+// *RefusedError if a verifier refuses the image,
 // ErrFailedPrecondition if the registry sent something else than it promised,
 // ErrResourceExhausted if the disk is full, and ErrUnavailable, with a text
 // that begins with RegistryUnavailable, if the registry does not work.
@@ -172,11 +173,31 @@ func (s *Store) fly(f *flight) {
 	close(f.done)
 }
 
+// pull asks the hosts that serve the image, and does without one that sends
+// something else than it promised as long as there are others.
 func (s *Store) pull(f *flight) (string, error) {
 	registry := newRegistry(s.opts, f.key.auth)
 	defer registry.close()
+	for {
+		id, err := s.pullFrom(f, registry)
+		wrong, ok := errors.AsType[*wrongBytesError](err)
+		if !ok || f.ctx.Err() != nil {
+			return id, err
+		}
+		host, more := registry.passOver(wrong.digest)
+		if !more {
+			return "", err
+		}
+		s.log.Warn("image pull goes on without a host that sends wrong data", "image", f.key.ref, "host", host, "error", err)
+	}
+}
+
+func (s *Store) pullFrom(f *flight, registry *registry) (string, error) {
 	target, fetcher, err := registry.resolve(f.ctx, f.key.ref)
 	if err != nil {
+		return "", err
+	}
+	if err := s.askVerifiers(f.ctx, f.key.ref, target); err != nil {
 		return "", err
 	}
 	image, err := s.transfer(f.ctx, f.progress, target, fetcher, namesOf(f.named, target))

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pelletier/go-toml/v2"
 )
@@ -29,13 +33,15 @@ type registry struct {
 
 	mu         sync.Mutex
 	hosts      map[string][]docker.RegistryHost
+	senders    map[string]string // host that a blob or manifest came from, by digest
+	distrusted map[string]bool   // hosts that sent something else than was asked for
 	transports []*http.Transport
 }
 
 func newRegistry(opts Options, auth Auth) *registry {
 	return &registry{
 		dir: opts.RegistryConfigDir, stall: opts.StallTimeout, auth: auth,
-		hosts: map[string][]docker.RegistryHost{},
+		hosts: map[string][]docker.RegistryHost{}, senders: map[string]string{}, distrusted: map[string]bool{},
 	}
 }
 
@@ -71,7 +77,7 @@ func (r *registry) lookup(ctx context.Context, host string) ([]docker.RegistryHo
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if hosts, ok := r.hosts[host]; ok {
-		return hosts, nil
+		return r.trusted(hosts), nil
 	}
 	hosts, err := config.ConfigureHosts(ctx, config.HostOptions{
 		HostDir: r.hostDir, Credentials: r.auth.credentials, UpdateClient: r.prepareClient,
@@ -86,6 +92,39 @@ func (r *registry) lookup(ctx context.Context, host string) ([]docker.RegistryHo
 	}
 	r.hosts[host] = hosts
 	return hosts, nil
+}
+
+// trusted are the hosts that have sent nothing wrong. The caller holds r.mu.
+func (r *registry) trusted(hosts []docker.RegistryHost) []docker.RegistryHost {
+	return slices.DeleteFunc(slices.Clone(hosts), func(h docker.RegistryHost) bool { return r.distrusted[h.Host] })
+}
+
+// noteSender remembers which host answers for a digest. Where it sends us on
+// to is its own doing.
+func (r *registry) noteSender(asked *url.URL) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, hosts := range r.hosts {
+		if slices.ContainsFunc(hosts, func(h docker.RegistryHost) bool { return h.Host == asked.Host }) {
+			r.senders[path.Base(asked.Path)] = asked.Host
+		}
+	}
+}
+
+// passOver does without the host that sent something else than a digest from
+// now on, and says whether there is another one.
+func (r *registry) passOver(wrong digest.Digest) (host string, more bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	host, known := r.senders[wrong.String()]
+	if !known || r.distrusted[host] {
+		return host, false
+	}
+	r.distrusted[host] = true
+	for _, hosts := range r.hosts {
+		more = more || len(r.trusted(hosts)) > 0
+	}
+	return host, more
 }
 
 // hostDir finds the configuration of a host. The library skips a hosts.toml
@@ -126,7 +165,7 @@ func (r *registry) prepareClient(client *http.Client) error {
 	if transport, ok := client.Transport.(*http.Transport); ok {
 		r.transports = append(r.transports, transport)
 	}
-	client.Transport = &patience{next: client.Transport, limit: r.stall}
+	client.Transport = &patience{next: client.Transport, limit: r.stall, answered: r.noteSender}
 	return nil
 }
 

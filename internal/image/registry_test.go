@@ -176,3 +176,29 @@ func TestBrokenMirrorConfiguration(t *testing.T) {
 		t.Errorf("got %v, want invalid argument with file and line", err)
 	}
 }
+
+// A mirror that sends something else than it is asked for is passed over, at
+// each kind of request, as long as there is another host; without one the pull
+// fails.
+func TestMirrorSendsSomethingElse(t *testing.T) {
+	f := newFixture(t)
+	a := build(t, bigger(2))
+	imagefactory.MustPush(t, f.reg.Host, "hello:1", a)
+	const host = "registry.example:5000"
+	certs := mirrored(t, host, fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n", f.reg.Host, f.proxy.Host))
+	s := open(t, image.Options{Root: ramDisk(t, "64m"), RegistryConfigDir: certs})
+	for name, fault := range map[string]registry.Fault{
+		"other": {Method: http.MethodGet, Rewrite: registry.Corrupt}, "fewer": {Method: http.MethodGet, Rewrite: registry.Shorten},
+	} {
+		for _, path := range []string{"/manifests/sha256", a.ID, a.Layers[1].Digest.String()} {
+			fault.Path = path
+			f.proxy.Inject(fault)
+			if id, err := s.Pull(t.Context(), host+"/hello:1", image.Auth{}); err != nil || id != a.ID {
+				t.Errorf("%s bytes at %s: got %q, %v", name, path, id, err)
+			}
+			if err := errors.Join(s.Remove(t.Context(), a.ID), s.GC(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}

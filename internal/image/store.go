@@ -73,6 +73,9 @@ type Options struct {
 	MaxConcurrentDownloads int
 	// Pinned are references of images which the kubelet must not collect.
 	Pinned []string
+	// VerifierDir has programs that decide whether an image may be pulled; empty
+	// asks nobody.
+	VerifierDir string
 	// StallTimeout ends a pull whose registry sends nothing for so long (0: 30 s).
 	StallTimeout time.Duration
 	// Log receives what nobody waits for.

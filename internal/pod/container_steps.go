@@ -182,6 +182,7 @@ func (c *container) buildSpec(cfg *runtimeapi.ContainerConfig) (*spec.Output, er
 		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), ImageVolumes: volumes, Namespaces: paths, Shm: e.shmDir(s.rec.ID),
 		ResolvConf: filepath.Join(files, "resolv.conf"), Hostname: filepath.Join(files, "hostname"), Hosts: filepath.Join(files, "hosts"),
 		CgroupsPath: cgroups, Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion,
+		InjectCDI: e.opts.InjectCDI,
 	})
 }
 

@@ -127,6 +127,10 @@ type Options struct {
 	// Host is what this host can give to containers.
 	Host spec.Host
 
+	// InjectCDI adds devices of the Container Device Interface to a spec; nil if
+	// there are none.
+	InjectCDI func(s *specs.Spec, names []string) error
+
 	// Handlers are the runtime handlers by name.
 	Handlers       map[string]HandlerInfo
 	DefaultHandler string

@@ -221,8 +221,11 @@ func (c *container) adjust(a *api.ContainerAdjustment) error {
 }
 
 // injectCDI adds devices of the Container Device Interface, which plugins want.
-func (c *container) injectCDI(_ *specs.Spec, devices []string) error {
-	return fmt.Errorf("devices of the Container Device Interface are not supported: %w", errdefs.ErrFailedPrecondition)
+func (c *container) injectCDI(s *specs.Spec, devices []string) error {
+	if c.engine.opts.InjectCDI == nil {
+		return fmt.Errorf("the Container Device Interface is switched off, cdi.spec_dirs is empty: %w", errdefs.ErrFailedPrecondition)
+	}
+	return c.engine.opts.InjectCDI(s, devices)
 }
 
 // start starts the process, unless a plugin refuses. That is an exit, too: the

@@ -42,10 +42,6 @@ func Build(in Input) (*Output, error) {
 		return nil, err
 	}
 	linux.RootfsPropagation = mounts.propagation
-	if mounts.has(devDir) {
-		// The device nodes come with it; making them would change the source.
-		linux.Devices = nil
-	}
 	sc := in.Config.GetLinux().GetSecurityContext()
 	result := &specs.Spec{
 		Version:     choose(in.OCIVersion, defaultOCIVersion),
@@ -54,6 +50,13 @@ func Build(in Input) (*Output, error) {
 		Mounts:      mounts.mounts,
 		Annotations: annotations(in),
 		Linux:       linux,
+	}
+	if err := injectCDI(in, result); err != nil {
+		return nil, err
+	}
+	if mounts.has(devDir) {
+		// The device nodes come with it; making them would change the source.
+		linux.Devices = nil
 	}
 	if err := applySeccomp(sc, in.Host, result); err != nil {
 		return nil, err

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/pkg/oci"
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -31,10 +30,6 @@ type deviceSet struct {
 // runtime makes, and the rules of its device cgroup, the last match of which
 // counts.
 func devices(in Input) (*deviceSet, error) {
-	if names := in.Config.GetCDIDevices(); len(names) > 0 {
-		return nil, fmt.Errorf("CDI_devices[0].name %q: devices of the Container Device Interface are not supported: %w",
-			names[0].GetName(), errdefs.ErrNotImplemented)
-	}
 	set := &deviceSet{}
 	privileged := in.Config.GetLinux().GetSecurityContext().GetPrivileged()
 	if privileged {

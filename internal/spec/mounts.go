@@ -28,6 +28,7 @@ const (
 // mountOptions are the options that a request may add to a bind mount, each
 // with the one that it replaces.
 var mountOptions = map[string]string{
+	"ro": "rw", "rw": "ro",
 	"noexec": "exec", "exec": "noexec",
 	"nosuid": "suid", "suid": "nosuid",
 	"nodev": "dev", "dev": "nodev",

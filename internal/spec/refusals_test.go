@@ -57,8 +57,15 @@ var invalidContainers = map[string]change{
 		HostPath: "/", Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
 	}),
 	"mount_options \"loop\"": withMount(&runtimeapi.Mount{HostPath: "/", MountOptions: []string{"loop"}}),
-	"beside image":           withMount(&runtimeapi.Mount{HostPath: "/", Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}),
-	"mounts[0].readonly":     withMount(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "x"}}),
+	"contradicts":            withMount(&runtimeapi.Mount{HostPath: "/", Readonly: true, MountOptions: []string{"rw"}}),
+	"CDI_devices[1].name \"gpu\"": func(in *Input) {
+		in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "example.com/gpu=0"}, {Name: "gpu"}}
+	},
+	"annotations[\"cdi.k8s.io/x\"] \"\"": func(in *Input) {
+		in.Config.Annotations = map[string]string{"cdi.k8s.io/x": "example.com/gpu=0,"}
+	},
+	"beside image":       withMount(&runtimeapi.Mount{HostPath: "/", Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}),
+	"mounts[0].readonly": withMount(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "x"}}),
 	"image_sub_path \"../x\"": withMount(&runtimeapi.Mount{
 		Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true, ImageSubPath: "../x",
 	}),
@@ -158,6 +165,9 @@ var ungrantable = map[string]change{
 	"namespace_options.pid": func(in *Input) {
 		in.Namespaces.PID = ""
 		sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modePod}
+	},
+	"CDI_devices[0].name \"example.com/gpu=0\": the Container Device Interface is switched off": func(in *Input) {
+		in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "example.com/gpu=0"}}
 	},
 	"needs cgroup v2": func(in *Input) {
 		in.Host = testHost(cgroup.Hybrid)

@@ -41,7 +41,7 @@ type Input struct {
 	// mounted, now and when the container starts.
 	Rootfs string
 	// ImageVolumes maps the container_path of each mount of an image to the
-	// host directory where that image is.
+	// path on the host where that image, or the wanted part of it, is.
 	ImageVolumes map[string]string
 
 	Namespaces Paths
@@ -56,6 +56,9 @@ type Input struct {
 	// CgroupsPath is as cgroup.ContainerPath gives it for OCI.
 	CgroupsPath string
 	Host        Host
+	// InjectCDI adds devices of the Container Device Interface, by their fully
+	// qualified names, to a spec. Nil means that there are none.
+	InjectCDI func(result *specs.Spec, names []string) error
 	// OCIVersion is the version of the spec that the OCI runtime understands;
 	// empty means 1.0.2, which all of them do.
 	OCIVersion string

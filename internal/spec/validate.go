@@ -122,6 +122,9 @@ func validateMount(field string, mount *runtimeapi.Mount) error {
 		if _, ok := mountOptions[option]; !ok {
 			return invalid(field+".mount_options", option, "is not an option for bind mounts that Berth knows")
 		}
+		if option == "rw" && mount.GetReadonly() {
+			return invalid(field+".mount_options", option, "contradicts readonly")
+		}
 	}
 	if len(mount.GetUidMappings()) > 1 || len(mount.GetGidMappings()) > 1 ||
 		len(mount.GetUidMappings()) != len(mount.GetGidMappings()) {
@@ -166,12 +169,7 @@ func validateDevices(config *runtimeapi.ContainerConfig, _ *runtimeapi.PodSandbo
 			return invalid(field+".permissions", device.GetPermissions(), "must consist of r, w and m")
 		}
 	}
-	for i, device := range config.GetCDIDevices() {
-		if device.GetName() == "" {
-			return invalid(fmt.Sprintf("CDI_devices[%d].name", i), "", "must not be empty")
-		}
-	}
-	return nil
+	return validateCDI(config)
 }
 
 func validateSecurity(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {

@@ -12,7 +12,7 @@ var order = [][]string{
 	{"cmd"},
 	{"internal/cri", "internal/cli"},
 	{"internal/pod", "internal/stream"},
-	{"internal/checkpoint", "internal/image", "internal/network", "internal/nri", "internal/spec", "internal/shim", "internal/stats"},
+	{"internal/cdi", "internal/checkpoint", "internal/image", "internal/network", "internal/nri", "internal/spec", "internal/shim", "internal/stats"},
 	{"internal/ociruntime", "internal/cgroup", "internal/namespace"},
 	{"internal/config", "internal/telemetry", "internal/version", "api"},
 }
