@@ -31,14 +31,17 @@ type children struct {
 	forks chan func()
 
 	mu      sync.Mutex // held over fork and registration, and over each look for the dead
-	watched map[int]func(status uint32)
+	watched map[int]*watcher
 	claims  int            // runtimes at work, which may leave a child that is not known yet
 	strays  map[int]uint32 // statuses of unknown children, kept while there are claims
 }
 
+// watcher is told how a child ended.
+type watcher struct{ tell func(status uint32) }
+
 func newChildren(log *slog.Logger) *children {
 	return &children{
-		log: log, forks: make(chan func()), watched: map[int]func(uint32){}, strays: map[int]uint32{},
+		log: log, forks: make(chan func()), watched: map[int]*watcher{}, strays: map[int]uint32{},
 	}
 }
 
@@ -74,9 +77,9 @@ func (c *children) sweep() {
 		if err != nil || pid == 0 {
 			return // ECHILD: there is no child
 		}
-		if tell := c.watched[pid]; tell != nil {
+		if w := c.watched[pid]; w != nil {
 			delete(c.watched, pid)
-			tell(status)
+			w.tell(status)
 		} else if c.claims > 0 {
 			c.strays[pid] = status
 		}
@@ -137,23 +140,34 @@ func (c *children) claim() (release func()) {
 	})
 }
 
-// adopt has tell called with the status of pid when it ends. When it has ended
-// already, as a child nobody knew, tell is called at once. False means that pid is
-// no child of this process. The stat is zero when the process is gone.
-func (c *children) adopt(pid int, tell func(status uint32)) (stat proc.Stat, ours bool) {
+// adopt has w told the status of pid when it ends. When it has ended already, as a
+// child nobody knew, w is told at once. False means that pid is no child of this
+// process, yet: its parent may be an OCI runtime's helper that is about to end. So w
+// is told all the same should it become one, unless the caller disowns it. The stat
+// is zero when the process is gone.
+func (c *children) adopt(pid int, w *watcher) (stat proc.Stat, ours bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if status, ended := c.strays[pid]; ended {
 		delete(c.strays, pid)
-		tell(status)
+		w.tell(status)
 		return proc.Stat{}, true
 	}
 	stat, err := proc.Read(pid)
-	if err != nil || stat.Parent != os.Getpid() {
+	if err != nil {
 		return stat, false
 	}
-	c.watched[pid] = tell
-	return stat, true
+	c.watched[pid] = w
+	return stat, stat.Parent == os.Getpid()
+}
+
+// disown forgets what was adopted. Afterwards w will not be told, or was.
+func (c *children) disown(pid int, w *watcher) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.watched[pid] == w {
+		delete(c.watched, pid)
+	}
 }
 
 // start forks and registers a child in one step.
@@ -162,7 +176,7 @@ func (c *children) start(fork func() (int, error), tell func(status uint32)) (in
 	defer c.mu.Unlock()
 	pid, err := fork()
 	if err == nil {
-		c.watched[pid] = tell
+		c.watched[pid] = &watcher{tell}
 	}
 	return pid, err
 }

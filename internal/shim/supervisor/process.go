@@ -111,39 +111,47 @@ func (s *Supervisor) follow(p *process) bool {
 }
 
 func (s *Supervisor) tryFollow(p *process) bool {
-	stat, ours := s.children.adopt(p.pid, p.exited)
+	w := &watcher{p.exited}
+	stat, ours := s.children.adopt(p.pid, w)
 	switch {
 	case stat.PID == 0: // ended: told by adopt, or reaped by somebody else
 		return ours
 	case p.started == 0:
 		p.started = stat.Started
 	case stat.Started != p.started: // the ID belongs to another process by now
-		if ours {
-			s.children.disown(p.pid)
-		}
+		s.children.disown(p.pid, w)
 		return false
 	}
 	p.group = stat.Group
 	pidfd, err := proc.Open(p.pid, p.started)
 	if err != nil {
+		if !ours {
+			s.children.disown(p.pid, w)
+		}
 		return ours // a child is told of by the reaper, also without a pidfd
 	}
 	p.mu.Lock()
 	p.pidfd = pidfd
 	p.mu.Unlock()
 	if !ours {
-		s.watch(p, pidfd)
+		s.watch(p, pidfd, w)
 	}
 	return true
 }
 
-// watch waits for a process that is not a child of this one.
-func (s *Supervisor) watch(p *process, pidfd *os.File) {
+// watch waits for a process that is not a child of this one, or was not yet.
+func (s *Supervisor) watch(p *process, pidfd *os.File, w *watcher) {
 	s.wg.Go(func() {
-		if err := proc.Wait(pidfd); err != nil {
-			return // closed: nobody wants to know any more
+		err := proc.Wait(pidfd)
+		status, statusErr := proc.ExitStatus(pidfd, p.pid, p.started)
+		s.children.disown(p.pid, w) // if it became a child and was reaped, p knows by now
+		switch {
+		case err != nil: // closed: nobody wants to know any more
+		case statusErr != nil:
+			p.end(0, false, statusErr.Error(), time.Now())
+		default:
+			p.exited(status)
 		}
-		s.learn(p, pidfd)
 	})
 }
 
@@ -156,14 +164,6 @@ func (s *Supervisor) learn(p *process, pidfd *os.File) {
 	}
 	p.exited(status)
 }
-
-// disown forgets a child that was adopted by mistake.
-func (c *children) disown(pid int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.watched, pid)
-}
-
 // followChild is follow for a process that an OCI runtime has just left behind.
 func (s *Supervisor) followChild(p *process) error {
 	if !s.follow(p) {
