@@ -10,10 +10,10 @@ import (
 
 // openPlugins makes the manager of plugins, which the engine starts once it can
 // tell them of what there is.
-func (d *daemon) openPlugins() (err error) {
+func (d *daemon) openPlugins() {
 	c := d.cfg.NRI
 	if !c.Enabled {
-		return nil
+		return
 	}
 	opts := nri.Options{
 		Version: version.Version, Socket: d.cfg.NRISocket(), PluginDir: c.PluginDir, ConfigDir: c.PluginConfigDir,
@@ -33,12 +33,9 @@ func (d *daemon) openPlugins() (err error) {
 			TolerateMissingAnnotation:             c.TolerateAnnotation,
 		}
 	}
-	if d.plugins, err = nri.New(opts); err != nil {
-		return err
-	}
+	d.plugins = nri.New(opts)
 	d.onClose("end the plugins", func(context.Context) error {
 		d.plugins.Close()
 		return nil
 	})
-	return nil
 }

@@ -161,3 +161,24 @@ func checkBind(mount specs.Mount) error {
 	}
 	return nil
 }
+
+// markRemoved adds to an adjustment which variables and devices of a spec
+// plugins have removed. The library loses that, but shows it to each plugin in
+// what the ones before have left.
+func markRemoved(a *api.ContainerAdjustment, s *specs.Spec, left *api.Container) {
+	if s.Process != nil {
+		for _, have := range s.Process.Env {
+			name, _, _ := strings.Cut(have, "=")
+			if !slices.ContainsFunc(left.GetEnv(), func(v string) bool { return strings.HasPrefix(v, name+"=") }) {
+				a.RemoveEnv(name)
+			}
+		}
+	}
+	if s.Linux != nil {
+		for _, have := range s.Linux.Devices {
+			if !slices.ContainsFunc(left.GetLinux().GetDevices(), func(d *api.LinuxDevice) bool { return d.GetPath() == have.Path }) {
+				a.RemoveDevice(have.Path)
+			}
+		}
+	}
+}

@@ -19,7 +19,7 @@ type Subject func() (Pod, Container)
 // is called, and says whether anybody listens. Between the two nothing may wait
 // for another event, nor for limits to be changed, which may wait for one.
 func (m *Manager) attend() (listens bool, release func()) {
-	if m == nil || m.rt == nil {
+	if m == nil || m.adapter == nil {
 		return false, func() {}
 	}
 	block := m.adapter.BlockPluginSync()
@@ -109,7 +109,12 @@ func (m *Manager) askCreate(ctx context.Context, subject Subject, known func()) 
 		return nil, nil
 	}
 	pod, container := subject()
-	return m.adapter.CreateContainer(ctx, &adaptation.CreateContainerRequest{Pod: pod.message(), Container: container.message()})
+	request := &adaptation.CreateContainerRequest{Pod: pod.message(), Container: container.message()}
+	answer, err := m.adapter.CreateContainer(ctx, request)
+	if err == nil && container.Spec != nil {
+		markRemoved(answer.GetAdjust(), container.Spec, request.GetContainer())
+	}
+	return answer, err
 }
 
 // ContainerCreated tells of a container that has been made.

@@ -98,9 +98,10 @@ type Runtime interface {
 // goroutine. Before Start and after Close nobody is told anything, nor from a
 // nil manager, which is that of a node without NRI.
 type Manager struct {
-	opts    Options
-	adapter *adaptation.Adaptation
+	opts Options
+	// rt and adapter are set by Start.
 	rt      Runtime
+	adapter *adaptation.Adaptation
 	// plugins counts those which are connected and synchronised.
 	plugins atomic.Int64
 	// started tells that the first synchronisation is over: it is that of the
@@ -108,55 +109,71 @@ type Manager struct {
 	started atomic.Bool
 
 	// mu guards what follows.
-	mu      sync.Mutex
-	problem string // why plugins cannot connect or be started
+	mu       sync.Mutex
+	problems []string // what there is to do without, and why
 }
 
 // New makes a manager. Nothing is started yet.
-func New(opts Options) (*Manager, error) {
-	m := &Manager{opts: opts}
-	library.set(opts.Log)
-	adaptation.SetPluginRegistrationTimeout(opts.RegistrationTimeout)
-	adaptation.SetPluginRequestTimeout(opts.RequestTimeout)
-	options := []adaptation.Option{
-		adaptation.WithPluginPath(opts.PluginDir), adaptation.WithPluginConfigPath(opts.ConfigDir),
-		adaptation.WithSocketPath(opts.Socket), adaptation.WithMetrics(figures{m}),
-		adaptation.WithTTRPCOptions(m.evictions()),
-	}
-	if opts.Validator != nil {
-		options = append(options, adaptation.WithDefaultValidator(opts.Validator))
-	}
-	if opts.Socket == "" {
-		options = append(options, adaptation.WithDisabledExternalConnections())
-	}
-	adapter, err := adaptation.New(runtimeName, opts.Version, m.synchronize, m.requested, options...)
-	if err != nil {
-		return nil, fmt.Errorf("set up NRI: %w", err)
-	}
-	m.adapter = adapter
-	return m, nil
-}
+func New(opts Options) *Manager { return &Manager{opts: opts} }
 
 // Start starts the plugins of PluginDir, gives them what rt knows, and lets
-// others connect. What keeps it from doing so is no reason for a node not to
-// run pods: it is logged and told by State.
+// others connect. What keeps some of that from being done is no reason for a
+// node not to run pods: it is logged and told by State, and the rest is done.
 func (m *Manager) Start(ctx context.Context, rt Runtime) {
 	if m == nil {
 		return
 	}
 	m.rt = rt
-	err := m.claimSocket(ctx)
-	if err == nil {
-		err = m.adapter.Start()
+	library.set(m.opts.Log)
+	adaptation.SetPluginRegistrationTimeout(m.opts.RegistrationTimeout)
+	adaptation.SetPluginRequestTimeout(m.opts.RequestTimeout)
+	socket := m.opts.Socket
+	if err := m.claimSocket(ctx); err != nil {
+		m.lacks("plugins cannot connect", err)
+		socket = ""
 	}
-	if err == nil {
-		m.opts.Log.Info("plugins may connect", "socket", m.opts.Socket, "plugin_dir", m.opts.PluginDir)
+	err := m.open(socket, m.opts.PluginDir)
+	if err != nil {
+		m.lacks("plugins cannot take part in the life of pods", err)
+		err = m.open("", "") // the validator still can, and may require them
+	}
+	if err != nil {
+		m.lacks("adjustments cannot be validated", err)
 		return
 	}
-	m.opts.Log.Error("plugins cannot take part in the life of pods", "error", err)
+	m.opts.Log.Info("plugins may take part in the life of pods", "socket", socket, "plugin_dir", m.opts.PluginDir)
+}
+
+// lacks notes what a node has to do without.
+func (m *Manager) lacks(what string, why error) {
+	m.opts.Log.Error(what, "error", why)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.problem = err.Error()
+	m.problems = append(m.problems, fmt.Sprintf("%s: %v", what, why))
+}
+
+// open starts the library with a socket and a directory, either of which may be
+// none.
+func (m *Manager) open(socket, dir string) error {
+	options := []adaptation.Option{
+		adaptation.WithPluginPath(dir), adaptation.WithPluginConfigPath(m.opts.ConfigDir),
+		adaptation.WithSocketPath(socket), adaptation.WithMetrics(figures{m}), adaptation.WithTTRPCOptions(m.evictions()),
+		adaptation.WithDefaultValidator(m.opts.Validator),
+	}
+	if socket == "" {
+		options = append(options, adaptation.WithDisabledExternalConnections())
+	}
+	adapter, err := adaptation.New(runtimeName, m.opts.Version, m.synchronize, m.requested, options...)
+	if err != nil {
+		return err
+	}
+	m.started.Store(false)
+	if err := adapter.Start(); err != nil {
+		adapter.Stop()
+		return err
+	}
+	m.adapter = adapter
+	return nil
 }
 
 // claimSocket makes sure that the socket is nobody else's, for the library
@@ -178,7 +195,7 @@ func (m *Manager) claimSocket(ctx context.Context) error {
 
 // Close ends the plugins that Start started and lets no other connect.
 func (m *Manager) Close() {
-	if m != nil {
+	if m != nil && m.adapter != nil {
 		m.adapter.Stop()
 	}
 }
@@ -189,8 +206,8 @@ type State struct {
 	Socket  string `json:"socket,omitempty"`
 	// Plugins counts those which are connected.
 	Plugins int64 `json:"plugins"`
-	// Problem says why plugins cannot take part; "" if they can.
-	Problem string `json:"problem,omitempty"`
+	// Problems say which plugins cannot take part, and why.
+	Problems []string `json:"problems,omitempty"`
 }
 
 // State says whether plugins can take part, and how many do.
@@ -200,5 +217,5 @@ func (m *Manager) State() State {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return State{Enabled: true, Socket: m.opts.Socket, Plugins: m.plugins.Load(), Problem: m.problem}
+	return State{Enabled: true, Socket: m.opts.Socket, Plugins: m.plugins.Load(), Problems: m.problems}
 }
