@@ -178,6 +178,7 @@ func cgroupFile(t *testing.T, c *harness.Container, v1, v2 string) string {
 	controller, _, _ := strings.Cut(v1, ".")
 	for line := range strings.Lines(string(lines)) {
 		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		f[2] = cgroupOf(c, f[2])
 		for _, path := range []string{
 			filepath.Join("/sys/fs/cgroup", controller, f[2], v1), filepath.Join("/sys/fs/cgroup", f[2], v2),
 		} {
@@ -190,6 +191,15 @@ func cgroupFile(t *testing.T, c *harness.Container, v1, v2 string) string {
 	}
 	t.Fatalf("find %s of process %d in %s", v1, pid, lines)
 	return ""
+}
+
+// cgroupOf returns the cgroup of the container that is part of a path: with systemd, crun puts processes into another one
+// beneath it.
+func cgroupOf(c *harness.Container, path string) string {
+	for dir := path; strings.Contains(dir, c.ID); dir = filepath.Dir(dir) {
+		path = dir
+	}
+	return path
 }
 
 // containerPID finds the container's process from outside: it is the one which sees itself in the container's cgroup.

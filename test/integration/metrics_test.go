@@ -328,6 +328,7 @@ func controlFile(t *testing.T, c *harness.Container, controller, v1, v2 string) 
 	}
 	for line := range strings.Lines(string(lines)) {
 		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		f[2] = cgroupOf(c, f[2])
 		file := filepath.Join("/sys/fs/cgroup", controller, f[2], v1)
 		if f[1] == "" {
 			file = filepath.Join("/sys/fs/cgroup", f[2], v2)

@@ -131,8 +131,8 @@ func (c *container) finish(e journal.Entry) {
 		return
 	}
 	if rec.Cgroup != "" && !rec.Infra {
-		kills, err := c.s.cfg.Cgroups.OOMKills(rec.Cgroup)
-		if err != nil && !errdefs.IsNotFound(err) && !errors.Is(err, os.ErrNotExist) {
+		kills, err := c.s.ooms.end(rec.Cgroup)
+		if err != nil {
 			c.s.log.Error("read OOM kills", "container", c.id, "error", err)
 		}
 		e.OOM = kills > 0

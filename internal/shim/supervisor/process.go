@@ -164,6 +164,7 @@ func (s *Supervisor) learn(p *process, pidfd *os.File) {
 	}
 	p.exited(status)
 }
+
 // followChild is follow for a process that an OCI runtime has just left behind.
 func (s *Supervisor) followChild(p *process) error {
 	if !s.follow(p) {

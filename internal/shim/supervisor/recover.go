@@ -143,6 +143,7 @@ func (c *container) resumeInit(ctx context.Context) {
 	if _, recorded := c.s.journal.Last(c.id); recorded {
 		return
 	}
+	c.beginOOM(rec)
 	c.driver.resume(ctx)
 }
 

@@ -131,6 +131,7 @@ func (c *container) tryStart(ctx context.Context, rec record) error {
 	if err != nil {
 		return err
 	}
+	c.beginOOM(rec)
 	if err := c.runRuntime(ctx, rec, ends); err != nil {
 		return err
 	}
@@ -178,6 +179,10 @@ func (c *container) undoStart(logIsNew bool) error {
 	close(c.ready)
 	rec := c.record()
 	var errs []error
+	if rec.Cgroup != "" && !rec.Infra {
+		_, err := c.s.ooms.end(rec.Cgroup)
+		errs = append(errs, err)
+	}
 	if rec.Cgroup != "" && rec.State != "" {
 		errs = append(errs, c.s.cfg.Cgroups.KillAll(ctx, rec.Cgroup))
 	}

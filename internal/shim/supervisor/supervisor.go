@@ -87,6 +87,7 @@ type Supervisor struct {
 	log        *slog.Logger
 	generation string
 	children   *children
+	ooms       *oomLedger
 	journal    *journal.Journal
 	gate       *gate
 	lock       *os.File
@@ -116,6 +117,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer stop()
 	s := &Supervisor{
 		cfg: cfg, log: cfg.Log, generation: rand.Text(), children: newChildren(cfg.Log), gate: newGate(), stop: stop,
+		ooms:       newOOMLedger(cfg.Cgroups.OOMKills),
 		containers: map[string]*container{}, hosts: map[string]*host{}, deposits: map[string]wire.Files{}, exitsNew: make(chan struct{}),
 	}
 	if err := s.prepare(ctx); err != nil {
