@@ -5,8 +5,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/containerd/nri/pkg/api"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -76,6 +78,28 @@ func TestCDIRefusals(t *testing.T) {
 		}))
 		wantError(t, err, codes.InvalidArgument, "CDI_devices", name, want)
 	}
+}
+
+// TestPluginAddsCDIDevice: a device that a plugin adds is what it is when the request names it; one that is not described
+// keeps the container from being made.
+func TestPluginAddsCDIDevice(t *testing.T) {
+	dir := t.TempDir()
+	n := harness.Start(t, harness.Options{Configure: func(c *config.Config) { c.CDI.SpecDirs = []string{dir} }})
+	n.Pull()
+	write(t, filepath.Join(dir, "thing.json"), `{"cdiVersion": "0.6.0", "kind": "example.com/thing",
+		"devices": [{"name": "two", "containerEdits": {"env": ["OTHER=2"]}}]}`)
+	var name atomic.Value
+	name.Store("example.com/thing=two")
+	connect(t, n, "10", &plugin{adjust: func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+		a := &api.ContainerAdjustment{}
+		a.AddCDIDevice(&api.CDIDevice{Name: name.Load().(string)})
+		return a, nil
+	}})
+	p := n.RunPod()
+	equal(t, "environment", p.Start([]string{"sleep", "1000"}).Output("sh", "-c", "echo $OTHER"), "2")
+	name.Store("example.com/thing=three")
+	_, err := p.Create(n.ContainerConfig([]string{"true"}))
+	wantError(t, err, codes.InvalidArgument, "example.com/thing=three")
 }
 
 func write(t *testing.T, path, text string) {
