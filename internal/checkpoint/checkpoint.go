@@ -172,6 +172,9 @@ func Open(path string) (*Archive, error) {
 	return a, nil
 }
 
+// Path is the archive's file.
+func (a *Archive) Path() string { return a.path }
+
 func readDocument(content io.Reader, value any) error {
 	text, err := io.ReadAll(io.LimitReader(content, maxDocument+1))
 	if err != nil {

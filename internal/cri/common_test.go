@@ -163,19 +163,6 @@ func TestRequestsWithoutTheirSubjectAreRefused(t *testing.T) {
 // second drops a response.
 func second[R any](_ R, err error) error { return err }
 
-// What a later slice brings says so.
-func TestUnimplementedCalls(t *testing.T) {
-	census.Check(t)
-	e := start(t)
-	for name, err := range map[string]error{
-		"CheckpointContainer": second(e.runtime.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{})),
-	} {
-		if status.Code(err) != codes.Unimplemented {
-			t.Errorf("%s: %v, want Unimplemented", name, err)
-		}
-	}
-}
-
 func TestStatusTellsWhatIsReadyAndWhy(t *testing.T) {
 	census.Check(t)
 	e := start(t)

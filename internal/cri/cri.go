@@ -9,6 +9,7 @@
 //	runtime.go    Version, Status, RuntimeConfig
 //	sandbox.go    pod sandboxes
 //	container.go  containers
+//	checkpoint.go checkpoints of containers and pods
 //	exec.go       ExecSync and the URLs of streaming sessions
 //	stats.go      figures
 //	metrics.go    metrics, as cAdvisor names them
@@ -54,6 +55,12 @@ type Engine interface {
 	Containers(f pod.Filter) []*pod.Container
 	UpdateContainer(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error
 	ReopenLog(ctx context.Context, id string) error
+
+	// CheckpointContainer answers when the archive is complete; a timeout of zero is
+	// the default. CheckpointSandbox and RestoreSandbox leave nothing after an error.
+	CheckpointContainer(ctx context.Context, id, location string, timeout time.Duration) error
+	CheckpointSandbox(ctx context.Context, id, output string, containerIDs []string, options map[string]string) error
+	RestoreSandbox(ctx context.Context, r pod.Restore) (id string, containers map[string]string, err error)
 
 	// ExecSync is a context.DeadlineExceeded when timeout has passed; zero is none.
 	ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (pod.ExecResult, error)

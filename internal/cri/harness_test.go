@@ -74,6 +74,19 @@ func (e *fakeEngine) CreateContainer(ctx context.Context, sandboxID string, cfg 
 	return "new-container", e.perform(ctx, "create %s in %s", cfg.GetMetadata().GetName(), sandboxID)
 }
 
+func (e *fakeEngine) CheckpointContainer(ctx context.Context, id, location string, timeout time.Duration) error {
+	return e.perform(ctx, "checkpoint %s %s %v", id, location, timeout)
+}
+
+func (e *fakeEngine) CheckpointSandbox(ctx context.Context, id, output string, containerIDs []string, options map[string]string) error {
+	return e.perform(ctx, "checkpoint pod %s %s %v %v", id, output, containerIDs, options)
+}
+
+func (e *fakeEngine) RestoreSandbox(ctx context.Context, r pod.Restore) (string, map[string]string, error) {
+	err := e.perform(ctx, "restore %s %s %q %v", r.Path, r.Config.Metadata.Name, r.Handler, r.Options)
+	return "restored", map[string]string{"one": "1", "two": "2"}, err
+}
+
 func (e *fakeEngine) StartContainer(ctx context.Context, id string) error {
 	return e.perform(ctx, "start %s", id)
 }

@@ -32,6 +32,8 @@ func subjectOf(req any) *subject {
 	switch r := req.(type) {
 	case *runtimeapi.RunPodSandboxRequest:
 		about.ofPod(r.GetConfig().GetMetadata())
+	case *runtimeapi.RestorePodRequest:
+		about.ofPod(r.GetConfig().GetMetadata())
 	case *runtimeapi.CreateContainerRequest:
 		about.ofPod(r.GetSandboxConfig().GetMetadata())
 		about.container = r.GetConfig().GetMetadata().GetName()

@@ -39,6 +39,8 @@ type container struct {
 	forgotten bool
 	// claimed tells that a caller has received the container's ID.
 	claimed bool
+	// dumping tells that a checkpoint of it is being made.
+	dumping bool
 	// known tells that plugins know of the container.
 	known bool
 	// fresh tells that it was not made yet when this daemon began; plugins are
@@ -71,6 +73,12 @@ func containerName(sandboxID string, m *runtimeapi.ContainerMetadata) string {
 // and returns its ID. Everything that can be refused is refused here. After an
 // error nothing of it is left. The same request while one is in flight joins it.
 func (e *Engine) CreateContainer(ctx context.Context, sandboxID string, cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) (string, error) {
+	return e.createContainer(ctx, sandboxID, cfg, pod, "")
+}
+
+// createContainer is CreateContainer, also for a container that goes on from a
+// checkpoint: from is its archive.
+func (e *Engine) createContainer(ctx context.Context, sandboxID string, cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig, from string) (string, error) {
 	s, err := e.findSandbox(sandboxID)
 	if err != nil {
 		return "", fmt.Errorf("create container: %w", err)
@@ -82,7 +90,7 @@ func (e *Engine) CreateContainer(ctx context.Context, sandboxID string, cfg *run
 		return "", fmt.Errorf("create container in %s: %w", s, err)
 	}
 	for {
-		c, created, err := e.reserveContainer(s, cfg)
+		c, created, err := e.reserveContainer(s, cfg, from)
 		if err != nil {
 			return "", fmt.Errorf("create container %s in %s: %w", cfg.Metadata.Name, s, err)
 		}
@@ -123,7 +131,7 @@ func (c *container) mayJoin(ctx context.Context, cfg *runtimeapi.ContainerConfig
 }
 
 // reserveContainer returns the container that has the name, or makes one.
-func (e *Engine) reserveContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (*container, bool, error) {
+func (e *Engine) reserveContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, from string) (*container, bool, error) {
 	name := containerName(s.rec.ID, cfg.Metadata)
 	e.mu.RLock()
 	old, ok := e.names[name].(*container)
@@ -131,7 +139,7 @@ func (e *Engine) reserveContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (
 	if ok {
 		return old, false, nil
 	}
-	c, err := e.newContainer(s, cfg)
+	c, err := e.newContainer(s, cfg, from)
 	if err != nil {
 		return nil, false, err
 	}
@@ -150,7 +158,7 @@ func (e *Engine) reserveContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (
 }
 
 // newContainer decides everything that must be written down before it is done.
-func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (*container, error) {
+func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, from string) (*container, error) {
 	ref := cfg.GetImage().GetImage()
 	img, err := e.opts.Images.Resolve(ref)
 	if err != nil {
@@ -175,6 +183,7 @@ func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig) (*con
 	if _, rec.CgroupPath, err = cgroup.ContainerPath(e.opts.CgroupDriver, s.rec.CgroupParent, rec.ID); err != nil {
 		return nil, fmt.Errorf("linux.cgroup_parent: %w", err)
 	}
+	rec.From = from
 	c := e.adoptContainer(s, rec, machine.State{Uses: containerUses(&rec)})
 	c.fresh = true
 	return c, nil

@@ -22,6 +22,7 @@ import (
 const (
 	stepSnapshot = iota
 	stepRootfs
+	stepCheckpoint
 	stepVolumes
 	stepBundle
 	stepNRI
@@ -36,15 +37,15 @@ const (
 	containerRunning
 )
 
-var allContainerSteps = machine.Steps(stepSnapshot, stepRootfs, stepVolumes, stepBundle, stepNRI, stepProcess)
+var allContainerSteps = machine.Steps(stepSnapshot, stepRootfs, stepCheckpoint, stepVolumes, stepBundle, stepNRI, stepProcess)
 
 var containerKind = &machine.Kind{
 	Name:  "container",
-	Steps: []string{"snapshot", "rootfs", "volumes", "bundle", "nri", "process"},
+	Steps: []string{"snapshot", "rootfs", "checkpoint", "volumes", "bundle", "nri", "process"},
 	Adopt: machine.Steps(stepProcess),
 	Levels: []machine.LevelSpec{
 		{Name: "gone"},
-		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepVolumes, stepBundle, stepNRI), Fallback: containerGone},
+		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepCheckpoint, stepVolumes, stepBundle, stepNRI), Fallback: containerGone},
 		{Name: "running", Steps: allContainerSteps, Fallback: containerCreated},
 	},
 }
@@ -68,6 +69,8 @@ func (c *container) do(ctx context.Context, step int) error {
 			return err
 		}
 		return e.opts.Images.MountRootfs(ctx, id, e.rootfsDir(id), false)
+	case stepCheckpoint:
+		return c.unpack(ctx)
 	case stepVolumes:
 		return c.mountVolumes(ctx)
 	case stepBundle:
@@ -90,6 +93,8 @@ func (c *container) undo(ctx context.Context, step int) error {
 			return err
 		}
 		return removeEmpty(e.rootfsDir(id), e.bundleDir(id))
+	case stepCheckpoint:
+		return os.RemoveAll(string(e.checkpointDir(id)))
 	case stepVolumes:
 		return c.unmountVolumes(ctx)
 	case stepBundle:
@@ -119,6 +124,8 @@ func (c *container) probe(_ context.Context, step int) error {
 		if _, err := os.Stat(e.rootfsDir(id)); err != nil {
 			return errors.New("its root file system is not mounted any more, as after a reboot of the node")
 		}
+	case stepCheckpoint:
+		return c.probeUnpacked()
 	case stepVolumes:
 		return c.probeVolumes()
 	case stepBundle:
@@ -135,6 +142,9 @@ func (c *container) probe(_ context.Context, step int) error {
 func (c *container) writeBundle(cfg *runtimeapi.ContainerConfig) error {
 	out, err := c.buildSpec(cfg)
 	if err != nil {
+		return err
+	}
+	if err := c.matches(out.Spec); err != nil {
 		return err
 	}
 	if c.rec.LogPath != "" { // kubelet makes it, others rely on us
@@ -219,11 +229,16 @@ func (c *container) startProcess(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	from, err := c.restoreRequest()
+	if err != nil {
+		return err
+	}
 	cfg := c.rec.Config.M
 	started, err := c.engine.opts.Shim.Start(ctx, shim.StartRequest{
 		ID: c.rec.ID, SandboxID: c.rec.SandboxID, Bundle: c.engine.bundleDir(c.rec.ID), Handler: h.Handler,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
 		LogPath: c.rec.LogPath, CgroupPath: c.rec.CgroupPath, Deadline: c.engine.opts.RuntimeDeadline,
+		Restore: from,
 	})
 	c.mu.Lock()
 	defer c.mu.Unlock()

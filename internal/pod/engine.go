@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -39,6 +40,10 @@ type Images interface {
 	UnmountRootfs(ctx context.Context, target string) error
 	RemoveRootfs(ctx context.Context, key string) error
 	RootfsKeys(ctx context.Context) ([]string, error)
+	// ExportRootfs writes what a container changed as an archive, and returns
+	// what it removed; ImportRootfs makes the same changes in what is mounted at target.
+	ExportRootfs(ctx context.Context, key string, w io.Writer) (removed []string, err error)
+	ImportRootfs(ctx context.Context, target string, changes io.Reader, removed []string) error
 	RootfsUsage(ctx context.Context, key string) (bytes, inodes uint64, err error)
 	// PrepareVolume keeps an image for mounting; again for the same key is no
 	// error. UnmountRootfs undoes MountVolume.
@@ -73,6 +78,8 @@ type Supervisor interface {
 	Exits() <-chan shim.Exit
 	Update(ctx context.Context, id string, r *specs.LinuxResources) error
 	ReopenLog(ctx context.Context, id string) error
+	// Checkpoint writes the processes down and leaves them as they were.
+	Checkpoint(ctx context.Context, req shim.CheckpointRequest) error
 	Exec(ctx context.Context, req shim.ExecRequest) (*shim.Exec, error)
 	Attach(ctx context.Context, id string, stdin bool) (*shim.Attachment, error)
 }

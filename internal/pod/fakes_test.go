@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -18,6 +20,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/internal/network"
 	"github.com/berth-runtime/berth/internal/shim"
@@ -88,6 +91,8 @@ func (f fakeNetwork) Collect(_ context.Context, live map[string]bool) error {
 type fakeImages struct {
 	*books
 	volumes *books
+	// imported are the changes that were made in what is mounted.
+	imported *sync.Map
 }
 
 func (f fakeImages) Resolve(ref string) (*image.Image, error) {
@@ -140,6 +145,20 @@ func (f fakeImages) RemoveRootfs(_ context.Context, key string) error {
 	return nil
 }
 
+func (f fakeImages) ExportRootfs(_ context.Context, _ string, w io.Writer) ([]string, error) {
+	_, err := w.Write([]byte("changes"))
+	return []string{"/removed"}, err
+}
+
+func (f fakeImages) ImportRootfs(_ context.Context, target string, changes io.Reader, _ []string) error {
+	data, err := io.ReadAll(changes)
+	if err != nil {
+		return err
+	}
+	f.imported.Store(target, string(data))
+	return nil
+}
+
 func (f fakeImages) RootfsKeys(context.Context) ([]string, error) {
 	return f.keys(), nil
 }
@@ -152,12 +171,14 @@ func (f fakeImages) RootfsUsage(context.Context, string) (bytes, inodes uint64, 
 // the daemon and reports an exit until its container is deleted.
 type fakeShim struct {
 	*books
-	exits chan shim.Exit
-	known map[string]shim.Container
+	cgroups *cgroup.Host
+	dump    func(context.Context, shim.CheckpointRequest) error // in place of CRIU
+	exits   chan shim.Exit
+	known   map[string]shim.Container
 }
 
-func newFakeShim() *fakeShim {
-	return &fakeShim{books: newBooks("process"), known: map[string]shim.Container{}}
+func newFakeShim(cgroups *cgroup.Host) *fakeShim {
+	return &fakeShim{cgroups: cgroups, books: newBooks("process"), known: map[string]shim.Container{}}
 }
 
 // connect begins the life of a new client.
@@ -173,6 +194,14 @@ func (f *fakeShim) connect() {
 }
 
 func (f *fakeShim) Start(_ context.Context, req shim.StartRequest) (shim.Started, error) {
+	if err := f.cgroups.Create(req.CgroupPath); err != nil {
+		return shim.Started{}, err
+	}
+	if req.Restore != nil {
+		if _, err := os.Stat(filepath.Join(req.Restore.Images, "inventory.img")); err != nil {
+			return shim.Started{}, err
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ids[req.ID] = true
@@ -245,6 +274,22 @@ func (f *fakeShim) Exits() <-chan shim.Exit {
 func (f *fakeShim) Update(context.Context, string, *specs.LinuxResources) error { return nil }
 
 func (f *fakeShim) ReopenLog(context.Context, string) error { return nil }
+
+// Checkpoint writes what CRIU would; a container that runs meanwhile is an error.
+func (f *fakeShim) Checkpoint(ctx context.Context, req shim.CheckpointRequest) error {
+	f.mu.Lock()
+	dump := f.dump
+	f.mu.Unlock()
+	if dump != nil {
+		if err := dump(ctx, req); err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(req.Images, "inventory.img"), []byte(req.ID), 0o600),
+		os.WriteFile(filepath.Join(req.Work, "dump.log"), nil, 0o600),
+	)
+}
 
 func (f *fakeShim) Exec(context.Context, shim.ExecRequest) (*shim.Exec, error) {
 	return nil, errdefs.ErrNotImplemented

@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/spec"
 )
 
@@ -23,19 +24,20 @@ import (
 // in place of the network, the image store and the supervisor: they note what
 // exists, so that a test can tell what was left.
 type node struct {
-	t       *testing.T
-	root    string
-	state   string
-	opts    Options
-	engine  *Engine
-	network *books
-	images  *books
-	volumes *books
-	shim    *fakeShim
-	faults  *faults
-	ids     map[string]string
-	cancels map[string]context.CancelFunc
-	results map[string]chan error
+	t        *testing.T
+	root     string
+	state    string
+	opts     Options
+	engine   *Engine
+	network  *books
+	images   *books
+	volumes  *books
+	imported sync.Map
+	shim     *fakeShim
+	faults   *faults
+	ids      map[string]string
+	cancels  map[string]context.CancelFunc
+	results  map[string]chan error
 }
 
 func newNode(t *testing.T) *node {
@@ -54,13 +56,13 @@ func newNode(t *testing.T) *node {
 	}
 	n := &node{
 		t: t, root: filepath.Join(dir, "root"), state: filepath.Join(dir, "state"),
-		network: newBooks("network"), images: newBooks("snapshot"), volumes: newBooks("volume"), shim: newFakeShim(), faults: &faults{},
+		network: newBooks("network"), images: newBooks("snapshot"), volumes: newBooks("volume"), shim: newFakeShim(cgroups), faults: &faults{},
 		ids: map[string]string{}, cancels: map[string]context.CancelFunc{}, results: map[string]chan error{},
 	}
 	n.opts = Options{
 		Root: n.root, State: n.state, Instance: "test-" + filepath.Base(dir),
-		Images: fakeImages{n.images, n.volumes}, Network: fakeNetwork{n.network}, Shim: n.shim, Cgroups: cgroups, Host: host,
-		Handlers: map[string]HandlerInfo{"runc": {}}, DefaultHandler: "runc",
+		Images: fakeImages{n.images, n.volumes, &n.imported}, Network: fakeNetwork{n.network}, Shim: n.shim, Cgroups: cgroups, Host: host,
+		Handlers: map[string]HandlerInfo{"runc": {Features: ociruntime.Features{Checkpoint: true}}, "crun": {Handler: ociruntime.Handler{Name: "crun"}}}, DefaultHandler: "runc",
 		Log:   slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 		fault: func(effect string) error { return n.faults.check(effect) },
 	}
@@ -238,7 +240,7 @@ func (n *node) damage(name string) {
 // exists lists everything that sandboxes and containers are made of.
 func (n *node) exists() []string {
 	var all []string
-	for _, d := range []string{n.state + "/ns/*", n.state + "/pods/*/shm", n.state + "/containers/*", n.state + "/volumes/*/*", n.root + "/pods/*"} {
+	for _, d := range []string{n.state + "/ns/*", n.state + "/pods/*/shm", n.state + "/containers/*", n.state + "/volumes/*/*", n.root + "/pods/*", n.root + "/checkpoints/*"} {
 		matches, err := filepath.Glob(d)
 		if err != nil {
 			n.t.Fatal(err)

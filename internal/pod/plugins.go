@@ -240,6 +240,7 @@ func (c *container) start(ctx context.Context) error {
 	if err := c.startProcess(ctx); err != nil {
 		return err
 	}
+	c.restored()
 	c.engine.opts.Plugins.ContainerStarted(ctx, c.subject())
 	return nil
 }

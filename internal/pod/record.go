@@ -79,11 +79,13 @@ type containerRecord struct {
 	StopSignal string                                       `json:"stopSignal,omitempty"`
 	Resources  message[*runtimeapi.LinuxContainerResources] `json:"resources,omitzero"`
 	// Limits are those that only plugins can want, beside Resources.
-	Limits     message[*api.LinuxResources] `json:"limits,omitzero"`
-	PID        int                          `json:"pid,omitempty"`
-	CgroupPath string                       `json:"cgroupPath"`
-	Exit       *exitRecord                  `json:"exit,omitempty"`
-	Problem    string                       `json:"problem,omitempty"`
+	Limits message[*api.LinuxResources] `json:"limits,omitzero"`
+	PID    int                          `json:"pid,omitempty"`
+	// From is the archive of the checkpoint that the container goes on from.
+	From       string      `json:"from,omitempty"`
+	CgroupPath string      `json:"cgroupPath"`
+	Exit       *exitRecord `json:"exit,omitempty"`
+	Problem    string      `json:"problem,omitempty"`
 }
 
 // exitRecord is how a container ended, or why it could not start.

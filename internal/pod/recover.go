@@ -60,6 +60,9 @@ func (e *Engine) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if orphans.sandboxes, err = e.undoIntents(); err != nil {
+		return err
+	}
 	e.opts.Plugins.Start(ctx, e)
 	for _, o := range intact {
 		o.send(machine.Event{Kind: machine.Recover})
@@ -187,6 +190,8 @@ func (e *Engine) damagedContainer(s *sandbox, id string, why error) (containerRe
 // orphans are things on this host that no record tells of.
 type orphans struct {
 	bundles, namespaces, snapshots, volumes, processes []string
+	// sandboxes are those of restores that were cut off.
+	sandboxes []string
 }
 
 // findOrphans looks for what a lost record may have left. It runs before any
@@ -250,6 +255,9 @@ func (e *Engine) removeOrphans(ctx context.Context, o orphans) {
 		if err != nil && e.drivers.ctx.Err() == nil {
 			e.opts.Log.Warn("remove orphan", "kind", what, "id", id, "error", err)
 		}
+	}
+	for _, id := range o.sandboxes {
+		try("sandbox", id, e.RemoveSandbox(ctx, id))
 	}
 	for _, id := range o.processes {
 		if e.supervised[id].Running {

@@ -14,7 +14,7 @@ func effects() []string {
 	all := []string{"save"}
 	for _, kind := range []*machine.Kind{sandboxKind, containerKind} {
 		for _, step := range kind.Steps {
-			if step != "infra" { // no shared PID namespace without a supervisor
+			if step != "infra" && step != "checkpoint" { // no shared PID namespace without a supervisor
 				all = append(all, "do "+step, "undo "+step)
 			}
 		}

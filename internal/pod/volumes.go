@@ -95,10 +95,14 @@ func (e *Engine) resolveVolumes(cfg *runtimeapi.ContainerConfig) ([]volumeRecord
 
 // containerUses tells which steps a container has at all.
 func containerUses(rec *containerRecord) machine.Set {
-	if len(rec.Volumes) > 0 {
-		return allContainerSteps
+	uses := allContainerSteps
+	if len(rec.Volumes) == 0 {
+		uses &^= machine.Steps(stepVolumes)
 	}
-	return allContainerSteps &^ machine.Steps(stepVolumes)
+	if rec.From == "" {
+		uses &^= machine.Steps(stepCheckpoint)
+	}
+	return uses
 }
 
 // claimVolumes notes which volumes the container uses.
