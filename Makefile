@@ -8,12 +8,15 @@ PROGRAMS := berthd berth-shim berth
 LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
 # The programs are static: they run in any image and on any distribution.
 BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w'
+CRITEST  := $(GO) test -count=1 -v -timeout 3h -artifacts -outputdir bin ./test/conformance -args -passes
+# The passes of critest that `make test` ends with. `make test CONFORMANCE=` leaves them out.
+CONFORMANCE ?= runc
 
 .DEFAULT_GOAL := help
 .PHONY: build demo test test-vm conformance lint install help generate bench fuzz clean
 
 help: ## list the targets (this)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 build: ## build bin/berthd, bin/berth-shim and bin/berth (needs Go; first time 2 min, then seconds)
 	@tools/prepare build
@@ -25,9 +28,14 @@ demo: build ## pull an image, run a pod, exec, logs, remove, each step timed (ne
 	@$(GO) run ./test/demo -bin bin
 
 # One package at a time: the leak census then answers for the whole machine. Tests shuffle; a failure prints the seed.
-test: ## run all tests, with the race detector and the machine-wide leak census (needs root; 20 min)
+test: ## run all tests, with the race detector and the machine-wide leak census, and critest once (needs root and, for critest, Debian; 30 min)
 	@tools/prepare test
 	BERTH_CENSUS=global $(GO) test -p 1 -count=1 -race -shuffle=on -timeout 20m ./...
+ifneq ($(CONFORMANCE),)
+	@tools/prepare conformance
+	@mkdir -p bin
+	$(CRITEST) $(CONFORMANCE)
+endif
 
 test-vm: ## run tests in virtual machines with systemd, cgroup v2, AppArmor and SELinux, under emulation (needs root and Debian; 12 min)
 	@tools/prepare test-vm
@@ -36,7 +44,7 @@ test-vm: ## run tests in virtual machines with systemd, cgroup v2, AppArmor and 
 conformance: ## run critest with runc and crun, built-in network and CNI, SPDY and WebSocket (needs root and Debian; 4 min, first time 8)
 	@tools/prepare conformance
 	@mkdir -p bin
-	$(GO) test -count=1 -v -timeout 3h -artifacts -outputdir bin ./test/conformance -args -passes runc,runc:2:cni:websocket,crun:cni,crun:2:websocket
+	$(CRITEST) runc,runc:2:cni:websocket,crun:cni,crun:2:websocket
 
 lint: ## check format, style and length of files and functions (needs nothing but Go; 3 min, first time 10)
 	@tools/prepare lint

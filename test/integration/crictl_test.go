@@ -227,10 +227,11 @@ func (u *crictlUser) life() (podID, id string) {
 	u.has(container.GetMetadata().GetName(), "ps")
 	u.has("CONTAINER_RUNNING", "inspect", id)
 	u.n.Eventually("crictl logs shows what was said", func() error {
-		if out, err := u.try("", "logs", id); err != nil || out != "said\n" {
-			return fmt.Errorf("it shows %q, %v", out, err)
+		out, err := u.try("", "logs", id)
+		if err == nil && out != "said\n" {
+			err = fmt.Errorf("it shows %q", out)
 		}
-		return nil
+		return err
 	})
 	u.run("update", "--cpu-quota", "20000", "--cpu-period", "100000", id)
 	u.has(`"cpuQuota": "20000"`, "inspect", id)
