@@ -99,7 +99,7 @@ Wherever an ID is asked for, an unambiguous beginning of it will do, and so will
 		return &usageError{cmd: c, err: err}
 	})
 	a.group(cmd, "Containers and pods:", completeObjects, a.runCommand(), a.execCommand(), a.attachCommand(), a.logsCommand(),
-		a.podsCommand(), a.psCommand(), a.inspectCommand(), a.updateCommand(), a.eventsCommand(), a.stopCommand(), a.rmCommand())
+		a.podsCommand(), a.psCommand(), a.statsCommand(), a.inspectCommand(), a.updateCommand(), a.eventsCommand(), a.stopCommand(), a.rmCommand())
 	a.group(cmd, "Images:", completeImages, a.imagesCommand(), a.pullCommand(), a.rmiCommand())
 	a.group(cmd, "This node:", nil, a.checkCommand(), a.configCommand(), a.versionCommand())
 	return cmd

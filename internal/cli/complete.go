@@ -44,6 +44,19 @@ func completeObjects(ctx context.Context, n *node) ([]string, error) {
 	return words, nil
 }
 
+// completePods offers pods.
+func completePods(ctx context.Context, n *node) ([]string, error) {
+	pods, err := n.pods(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var words []string
+	for _, p := range pods {
+		words = append(words, p.Metadata.GetName()+"\tpod in "+p.Metadata.GetNamespace()+", "+podState(p.State))
+	}
+	return words, nil
+}
+
 // completeImages offers the names of images.
 func completeImages(ctx context.Context, n *node) ([]string, error) {
 	images, err := n.listImages(ctx)

@@ -49,15 +49,32 @@ func (f *listFlags) id(id string) string {
 
 func (a *app) podsCommand() *cobra.Command {
 	var f listFlags
+	var metrics bool
 	cmd := &cobra.Command{
-		Use:   "pods",
-		Short: "List pods",
-		Args:  takes(cobra.NoArgs, "no arguments"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.with(cmd.Context(), func(ctx context.Context, n *node) error { return a.listPods(ctx, n, f) })
+		Use:   "pods [--metrics [POD…]]",
+		Short: "List pods, or their metrics",
+		Long: `List pods, or with --metrics the metrics of ready pods and their containers: of all, or of those that are named.
+
+These are the series that kubelet passes on to Prometheus if it takes its figures from the runtime. OF tells what a series
+is about beside the pod and the container: a device, an interface, a kind of event.`,
+		Args: func(cmd *cobra.Command, words []string) error {
+			if metrics {
+				return nil
+			}
+			return takes(cobra.NoArgs, "no arguments but with --metrics")(cmd, words)
+		},
+		RunE: func(cmd *cobra.Command, words []string) error {
+			return a.with(cmd.Context(), func(ctx context.Context, n *node) error {
+				if metrics {
+					return a.listMetrics(ctx, n, f, words)
+				}
+				return a.listPods(ctx, n, f)
+			})
 		},
 	}
 	f.add(cmd, "also pods that are not ready any more")
+	cmd.Flags().BoolVar(&metrics, "metrics", false, "show the metrics of the pods")
+	cmd.ValidArgsFunction = a.completer(completePods)
 	return cmd
 }
 

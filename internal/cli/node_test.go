@@ -67,6 +67,12 @@ type canned struct {
 	// happens, if not nil, are the only events before the runtime goes away.
 	happens []*runtimeapi.ContainerEventResponse
 	updated *runtimeapi.UpdateContainerResourcesRequest
+	// stats are answered in turn, the last one again and again. What is nil is
+	// not implemented.
+	stats       [][]*runtimeapi.ContainerStats
+	podStats    []*runtimeapi.PodSandboxStats
+	descriptors []*runtimeapi.MetricDescriptor
+	metrics     []*runtimeapi.PodSandboxMetrics
 }
 
 func (c *canned) UpdateContainerResources(_ context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {

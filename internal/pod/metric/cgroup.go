@@ -15,9 +15,6 @@ func usage(number func(*stats.Container) uint64) func(*Reading, emit) {
 	}
 }
 
-func hasCPU(a stats.Abilities) bool    { return a.CPU }
-func hasMemory(a stats.Abilities) bool { return a.Memory }
-
 var cpuFamilies = []family{
 	{
 		name: "container_cpu_usage_seconds_total", help: "CPU time consumed in all.", keys: []string{"cpu"}, of: both,
@@ -69,7 +66,7 @@ var memoryFamilies = []family{
 	},
 	{
 		name: "container_memory_max_usage_bytes", help: "The highest use of memory so far.", gauge: true, of: both,
-		given: func(a stats.Abilities) bool { return a.MemoryPeak },
+		given: hasMemoryPeak,
 		read:  usage(func(c *stats.Container) uint64 { return c.Memory.Peak }),
 	},
 	{
@@ -90,7 +87,7 @@ var memoryFamilies = []family{
 	},
 	{
 		name: "container_memory_swap", help: "Swap in use.", gauge: true, of: both,
-		given: func(a stats.Abilities) bool { return a.Swap },
+		given: hasSwap,
 		read: usage(func(c *stats.Container) uint64 {
 			if c.Swap == nil {
 				return 0 // a v2 kernel without swap keeps no account of it
@@ -112,12 +109,12 @@ var memoryFamilies = []family{
 	},
 	{
 		name: "container_hugetlb_usage_bytes", help: "Huge pages in use.", keys: []string{"pagesize"}, gauge: true, of: container,
-		given: func(a stats.Abilities) bool { return a.Hugetlb },
+		given: hasHugetlb,
 		read:  hugetlb(func(h stats.Hugetlb) uint64 { return h.Usage }),
 	},
 	{
 		name: "container_hugetlb_max_usage_bytes", help: "The highest use of huge pages so far.", keys: []string{"pagesize"}, gauge: true,
-		of: container, given: func(a stats.Abilities) bool { return a.HugetlbPeak },
+		of: container, given: hasHugePeak,
 		read: hugetlb(func(h stats.Hugetlb) uint64 { return h.Peak }),
 	},
 }
@@ -165,7 +162,7 @@ func full(p *stats.PSI) uint64 { return p.Full.TotalNanos }
 func pressure(resource, how, help string, of func(*stats.Container) *stats.PSI, line func(*stats.PSI) uint64) family {
 	return family{
 		name: "container_pressure_" + resource + "_" + how + "_seconds_total", help: help, of: both,
-		given: func(a stats.Abilities) bool { return a.Pressure },
+		given: hasPressure,
 		read: func(r *Reading, emit emit) {
 			if r.Usage == nil {
 				return
@@ -176,8 +173,6 @@ func pressure(resource, how, help string, of func(*stats.Container) *stats.PSI, 
 		},
 	}
 }
-
-func hasIO(a stats.Abilities) bool { return a.IO }
 
 var diskFamilies = []family{
 	disk("container_fs_usage_bytes", "Size of the writable layer.", func(r *Reading) (uint64, bool) {

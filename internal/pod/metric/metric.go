@@ -58,11 +58,29 @@ type family struct {
 	gauge bool
 	// of tells whether it is for containers, pods or both.
 	of subject
-	// given tells whether a host can give it; nil is always.
-	given func(stats.Abilities) bool
+	// given tells which hosts can give it; nil is all.
+	given *condition
 	// read emits its samples, none if the reading has nothing for it.
 	read func(r *Reading, emit emit)
 }
+
+// condition is what a host must have, in words too.
+type condition struct {
+	holds func(stats.Abilities) bool
+	words string
+}
+
+var (
+	hasCPU        = &condition{func(a stats.Abilities) bool { return a.CPU }, "the cpu controller"}
+	hasMemory     = &condition{func(a stats.Abilities) bool { return a.Memory }, "the memory controller"}
+	hasMemoryPeak = &condition{func(a stats.Abilities) bool { return a.MemoryPeak }, "cgroup v1, or Linux 5.19"}
+	hasSwap       = &condition{func(a stats.Abilities) bool { return a.Swap }, "accounting of swap"}
+	hasIO         = &condition{func(a stats.Abilities) bool { return a.IO }, "the io or blkio controller"}
+	hasPIDs       = &condition{func(a stats.Abilities) bool { return a.PIDs }, "the pids controller"}
+	hasHugetlb    = &condition{func(a stats.Abilities) bool { return a.Hugetlb }, "the hugetlb controller"}
+	hasHugePeak   = &condition{func(a stats.Abilities) bool { return a.HugetlbPeak }, "the hugetlb controller of cgroup v1"}
+	hasPressure   = &condition{func(a stats.Abilities) bool { return a.Pressure }, "a cgroup v2 hierarchy and pressure figures in the kernel"}
+)
 
 // emit adds a sample with the values of the family's keys.
 type emit func(value uint64, labels ...string)
@@ -87,7 +105,7 @@ func New(a stats.Abilities) *Catalog {
 	c := &Catalog{}
 	for _, group := range [][]family{cpuFamilies, memoryFamilies, pressureFamilies, diskFamilies, networkFamilies, processFamilies, specFamilies} {
 		for _, f := range group {
-			if f.given != nil && !f.given(a) {
+			if f.given != nil && !f.given.holds(a) {
 				continue
 			}
 			c.families = append(c.families, f)

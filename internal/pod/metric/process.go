@@ -36,7 +36,7 @@ var processFamilies = []family{
 	},
 	{
 		name: "container_threads_max", help: "The most threads allowed; 0 is no limit.", gauge: true, of: container,
-		given: func(a stats.Abilities) bool { return a.PIDs },
+		given: hasPIDs,
 		read:  usage(func(c *stats.Container) uint64 { return c.Pids.Limit }),
 	},
 	{
@@ -101,7 +101,7 @@ var specFamilies = []family{
 	},
 	{
 		name: "container_spec_memory_swap_limit_bytes", help: "Swap limit, on cgroup v1 that of memory and swap together; 0 is none.",
-		gauge: true, of: container, given: func(a stats.Abilities) bool { return a.Swap },
+		gauge: true, of: container, given: hasSwap,
 		read: limits(func(l *stats.MemoryLimits) uint64 { return l.Swap }),
 	},
 }
