@@ -129,3 +129,25 @@ func write(t *testing.T, file, content string) {
 		t.Fatalf("write %s: %v", file, err)
 	}
 }
+
+// TestPathOf finds back the cgroup of each path that an OCI spec may have.
+func TestPathOf(t *testing.T) {
+	for _, driver := range []Driver{Cgroupfs, Systemd} {
+		oci, want, err := ContainerPath(driver, "/kubepods.slice/kubepods-pod1.slice", "abc")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := PathOf(driver, oci); got != want || err != nil {
+			t.Errorf("%s: path of %q is %q, %v, want %q", driver, oci, got, err, want)
+		}
+	}
+	for driver, paths := range map[Driver][]string{
+		Cgroupfs: {"", "/", "a/b", "/a/../../b"}, Systemd: {"", "/a/b", "a.slice:b", "a.slice::c", "x:y:z"},
+	} {
+		for _, path := range paths {
+			if got, err := PathOf(driver, path); err == nil {
+				t.Errorf("%s: path of %q is %q, want an error", driver, path, got)
+			}
+		}
+	}
+}

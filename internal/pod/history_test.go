@@ -89,6 +89,8 @@ func (n *node) command(words []string) string {
 		return n.begin(name, func(ctx context.Context) error { return n.create(ctx, name, words[2], words[3:]...) })
 	case "begin-start":
 		return n.begin(name, func(ctx context.Context) error { return n.engine.StartContainer(ctx, n.ids[name]) })
+	case "begin-stop":
+		return n.begin(name, func(ctx context.Context) error { return n.engine.StopSandbox(ctx, n.ids[name]) })
 	case "give-up":
 		n.cancels[name]()
 		return n.ended(name)
@@ -115,6 +117,8 @@ func (n *node) command(words []string) string {
 		return ""
 	case "status":
 		return n.status()
+	case "told":
+		return n.plugins.String()
 	}
 	n.t.Fatalf("history: unknown command %q", words)
 	return ""

@@ -35,6 +35,7 @@ type node struct {
 	imported sync.Map
 	shim     *fakeShim
 	faults   *faults
+	plugins  *audience
 	ids      map[string]string
 	cancels  map[string]context.CancelFunc
 	results  map[string]chan error
@@ -56,12 +57,12 @@ func newNode(t *testing.T) *node {
 	}
 	n := &node{
 		t: t, root: filepath.Join(dir, "root"), state: filepath.Join(dir, "state"),
-		network: newBooks("network"), images: newBooks("snapshot"), volumes: newBooks("volume"), shim: newFakeShim(cgroups), faults: &faults{},
+		network: newBooks("network"), images: newBooks("snapshot"), volumes: newBooks("volume"), shim: newFakeShim(cgroups), faults: &faults{}, plugins: newAudience(),
 		ids: map[string]string{}, cancels: map[string]context.CancelFunc{}, results: map[string]chan error{},
 	}
 	n.opts = Options{
 		Root: n.root, State: n.state, Instance: "test-" + filepath.Base(dir),
-		Images: fakeImages{n.images, n.volumes, &n.imported}, Network: fakeNetwork{n.network}, Shim: n.shim, Cgroups: cgroups, Host: host,
+		Images: fakeImages{n.images, n.volumes, &n.imported}, Network: fakeNetwork{n.network}, Shim: n.shim, Plugins: n.plugins, Cgroups: cgroups, Host: host,
 		Handlers: map[string]HandlerInfo{"runc": {Features: ociruntime.Features{Checkpoint: true}}, "crun": {Handler: ociruntime.Handler{Name: "crun"}}}, DefaultHandler: "runc",
 		Log:   slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 		fault: func(effect string) error { return n.faults.check(effect) },
@@ -153,6 +154,7 @@ func (n *node) finish() {
 	if left := n.exists(); len(left) > 0 {
 		n.t.Errorf("left behind: %v", left)
 	}
+	n.plugins.check(n.t)
 	if err := n.engine.Close(n.t.Context()); err != nil {
 		n.t.Error(err)
 	}
