@@ -63,6 +63,16 @@ func (n *Node) RunPod(change ...func(*runtimeapi.PodSandboxConfig)) *Pod {
 	return &Pod{ID: answer.GetPodSandboxId(), Config: config, n: n}
 }
 
+// PodOf is a sandbox that is there already.
+func (n *Node) PodOf(id string, config *runtimeapi.PodSandboxConfig) *Pod {
+	return &Pod{ID: id, Config: config, n: n}
+}
+
+// ContainerOf is a container of the pod that is there already.
+func (p *Pod) ContainerOf(id string, config *runtimeapi.ContainerConfig) *Container {
+	return &Container{ID: id, Config: config, pod: p}
+}
+
 // Pull pulls the node's image unless it is there, and returns its ID.
 func (n *Node) Pull() string {
 	n.t.Helper()
