@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -36,6 +37,9 @@ const (
 	artifactSize  = "size"
 	artifactNew   = ".new"
 	artifactChain = "artifact "
+
+	// maxTitle bounds the name of a file, with its directories.
+	maxTitle = 1024
 
 	// unpackAnnotation marks a layer of ORAS that is an archived directory.
 	unpackAnnotation = "io.deis.oras.content.unpack"
@@ -194,7 +198,7 @@ func (s *Store) plantLayer(ctx context.Context, tree string, layer ocispec.Descr
 		_, err = unpackLayer(ctx, content.NewReader(blob), unpackTarget{dir: tree})
 		return errors.Join(err, blob.Close())
 	}
-	at, err := s.placeOf(tree, layer)
+	at, err := placeOf(tree, layer)
 	if err != nil {
 		return err
 	}
@@ -212,23 +216,30 @@ func (s *Store) plantLayer(ctx context.Context, tree string, layer ocispec.Descr
 
 // placeOf makes the directories of a layer's file and returns its path. Links
 // that an archive brought are followed within the tree only.
-func (s *Store) placeOf(tree string, layer ocispec.Descriptor) (string, error) {
+func placeOf(tree string, layer ocispec.Descriptor) (string, error) {
 	title := layer.Annotations[ocispec.AnnotationTitle]
 	name := title
 	if name == "" {
 		name = layer.Digest.Encoded()
 	}
-	if !filepath.IsLocal(name) || strings.ContainsRune(name, 0) || filepath.Clean(name) == "." {
-		return "", fmt.Errorf("%s %q: does not name a file within the artifact: %w",
-			ocispec.AnnotationTitle, title, errdefs.ErrInvalidArgument)
+	refuse := func(reason string) error {
+		return fmt.Errorf("%s %.100q: %s: %w", ocispec.AnnotationTitle, title, reason, errdefs.ErrInvalidArgument)
+	}
+	switch {
+	case !filepath.IsLocal(name) || strings.ContainsRune(name, 0) || filepath.Clean(name) == ".":
+		return "", refuse("does not name a file within the artifact")
+	case len(name) > maxTitle || slices.ContainsFunc(strings.Split(name, "/"), func(part string) bool { return len(part) > unix.NAME_MAX }):
+		return "", refuse("is too long")
 	}
 	name = filepath.Clean(name)
 	dir, err := continuity.RootPath(tree, filepath.Dir(name))
 	if err != nil {
-		return "", err
+		return "", refuse(err.Error())
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("%s %q: %w: %w", ocispec.AnnotationTitle, title, err, errdefs.ErrInvalidArgument)
+	if err := os.MkdirAll(dir, 0o755); errors.Is(err, unix.ENOTDIR) {
+		return "", refuse("another file is in the way")
+	} else if err != nil {
+		return "", err
 	}
 	return filepath.Join(dir, filepath.Base(name)), nil
 }

@@ -1,6 +1,7 @@
 package image_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -89,7 +90,7 @@ func TestArtifactComesAndGoes(t *testing.T) {
 		t.Errorf("content: got\n%s", got)
 	}
 	f.dropVolume("v", target)
-	if err := f.Remove(t.Context(), ref); err != nil {
+	if err := errors.Join(f.Remove(t.Context(), ref), f.GC(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	f.nothingLeft()
