@@ -267,6 +267,7 @@ func (req Request) configure() error {
 
 // setSysctl sets a value as the daemon or, where the kernel wants that, as root of the pod's user namespace.
 func (req Request) setSysctl(name, value string) error {
+	value = req.onHost(name, value)
 	err := writeSysctl(name, value)
 	if !errors.Is(err, os.ErrPermission) || !req.user() {
 		return err

@@ -37,6 +37,43 @@ func DoNew(fn func() error) error {
 	})
 }
 
+// WithOwnMounts runs fn on a thread that has a copy of the mount table for itself. What fn mounts is seen by nobody else and
+// goes with the thread, which ends with fn; so does its working directory.
+func WithOwnMounts(fn func() error) error {
+	result := make(chan error, 1)
+	go offMain(func() {
+		// Never unlocked: the thread no longer shares its directories with the others.
+		err := unix.Unshare(unix.CLONE_NEWNS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		}
+		if err != nil {
+			result <- fmt.Errorf("copy the mount table: %w", err)
+			return
+		}
+		result <- fn()
+	})
+	return <-result
+}
+
+// offMain runs fn with its goroutine locked to a thread that is not the main thread: /proc/self, and with it every tool
+// that asks for the namespaces of this process, shows those of the main thread, and the main thread cannot be ended.
+func offMain(fn func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		fn()
+		return
+	}
+	// While this goroutine holds the main thread, the next one gets another.
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		offMain(fn)
+	}()
+	<-done
+	runtime.UnlockOSThread()
+}
+
 // Exists reports whether a namespace is pinned at path (or, for a path in /proc, whether its process is alive).
 func Exists(path string) bool {
 	return isNamespace(path)
@@ -63,19 +100,9 @@ func open(path string) (*os.File, error) {
 // onThread runs fn on an OS thread of its own, which fn may move to other namespaces of the given kinds, and brings the
 // thread back to those of the process. If that is not possible the thread ends with its goroutine, so that nothing else
 // ever runs in the wrong namespace.
-//
-// It never uses the main thread: /proc/self, and with it every tool that asks for the namespaces of this process, shows
-// those of the main thread, and the main thread cannot be ended.
 func onThread(flags int, fn func() error) error {
 	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// While this goroutine holds the main thread, the next one gets another.
-			result <- onThread(flags, fn)
-			runtime.UnlockOSThread()
-			return
-		}
+	go offMain(func() {
 		err := fn()
 		if home := returnHome(flags); home != nil {
 			result <- errors.Join(err, home)
@@ -83,7 +110,7 @@ func onThread(flags int, fn func() error) error {
 		}
 		runtime.UnlockOSThread()
 		result <- err
-	}()
+	})
 	return <-result
 }
 

@@ -153,6 +153,26 @@ func UserSupported() error {
 	return f.Close()
 }
 
+// groupRange is the only setting of these namespaces whose value is IDs: the kernel takes them as those of the writer.
+const groupRange = "net.ipv4.ping_group_range"
+
+// onHost is the value of a setting as the daemon has to write it. A range of groups that goes beyond the pod's own, as the
+// common one of all groups does, ends with them.
+func (req Request) onHost(name, value string) string {
+	var first, last uint32
+	if !req.user() || strings.Join(sysctlParts(name), ".") != groupRange {
+		return value
+	}
+	if n, err := fmt.Sscan(value, &first, &last); n != 2 || err != nil || first > last {
+		return value // an empty range; or the kernel says what is wrong
+	}
+	m := req.GIDs[0]
+	if first >= m.Size {
+		return value
+	}
+	return fmt.Sprintf("%d %d", m.HostID+first, m.HostID+min(last, m.Size-1))
+}
+
 // asRootOf runs fn with the user ID of root of the pod's user namespace: since Linux 6.9 the settings of an IPC
 // namespace belong to that user, and capabilities do not count. Only the calling thread changes its ID.
 func asRootOf(uid uint32, fn func() error) error {

@@ -128,6 +128,31 @@ func TestUserNamespaceRefusesSysctl(t *testing.T) {
 	}
 }
 
+// A range of groups is that of the pod, and one beyond its groups ends with them.
+func TestUserNamespaceGroupRange(t *testing.T) {
+	for value, want := range map[string]string{
+		"0 100":        fmt.Sprintf("%d\t%d", 3<<16, 3<<16+100),
+		"0 2147483647": fmt.Sprintf("%d\t%d", 3<<16, 4<<16-1),
+		"1 0":          "1\t0",
+	} {
+		t.Run(value, func(t *testing.T) {
+			census.Check(t)
+			req := everything(t)
+			req.UIDs, req.GIDs = userRange, userRange
+			req.Sysctls = map[string]string{groupRange: value}
+			paths, err := Create(t.Context(), req)
+			must(t, err)
+			must(t, Do(paths.Net, func() error {
+				raw, err := os.ReadFile(sysctlPath(groupRange))
+				if got := strings.TrimSpace(string(raw)); got != want {
+					t.Errorf("it is %q for the host, want %q", got, want)
+				}
+				return err
+			}))
+		})
+	}
+}
+
 // NewUser gives a namespace that no process is in, with the mapping that was asked for.
 func TestNewUser(t *testing.T) {
 	census.Check(t)
