@@ -130,6 +130,9 @@ type InfraRequest struct {
 	ID string
 	// NetNS, IPC and UTS are namespaces to join; empty means the host's.
 	NetNS, IPC, UTS string
+	// User is a user namespace that owns the PID namespace; empty means the host's. The process has UID and GID in there.
+	User     string
+	UID, GID uint32
 	// CgroupPath is an existing cgroup to place it in; empty means the supervisor's own.
 	CgroupPath string
 }

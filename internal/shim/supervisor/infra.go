@@ -2,8 +2,10 @@ package supervisor
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,7 +22,8 @@ import (
 const (
 	// nobody is the user an infra process runs as.
 	nobody = 65534
-	// pauseProgram is the only file in an infra process's root directory.
+	// pauseProgram is in an infra process's root directory, which holds only such
+	// programs, and is what all of them are called.
 	pauseProgram = "pause"
 	// lastCapability is beyond the highest that any kernel knows; dropping ends at EINVAL.
 	lastCapability = 63
@@ -74,7 +77,7 @@ func (c *container) tryStartInfra(req *wire.StartInfraRequest) error {
 	if err := os.Mkdir(c.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	root, err := c.s.infraRoot()
+	root, program, err := c.s.infraRoot(req)
 	if err != nil {
 		return err
 	}
@@ -85,7 +88,7 @@ func (c *container) tryStartInfra(req *wire.StartInfraRequest) error {
 		return fmt.Errorf("make pipe: %w", err)
 	}
 	defer func() { _ = word.Close() }()
-	pid, err := c.s.children.start(func() (int, error) { return spawnInfra(root, stdin, req) }, c.init.exited)
+	pid, err := c.s.children.start(func() (int, error) { return spawnInfra(root, program, stdin, req) }, c.init.exited)
 	_ = stdin.Close()
 	if err != nil {
 		return err
@@ -120,42 +123,51 @@ func (c *container) tryStartInfra(req *wire.StartInfraRequest) error {
 	return nil
 }
 
-// infraRoot makes the directory that infra processes have as their root.
-func (s *Supervisor) infraRoot() (string, error) {
-	root := filepath.Join(s.cfg.Dir, "infra")
+// infraRoot makes the directory that infra processes have as their root, with
+// the program that a request needs.
+func (s *Supervisor) infraRoot(req *wire.StartInfraRequest) (root, name string, err error) {
+	root, name = filepath.Join(s.cfg.Dir, "infra"), pauseProgram
 	program, err := staticelf.Pause()
+	if req.UserNs != "" {
+		name = fmt.Sprintf("enter-%d-%d", req.Uid, req.Gid)
+		program, err = staticelf.Enter(req.Uid, req.Gid)
+	}
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if err := os.MkdirAll(root, 0o755); err != nil {
-		return "", fmt.Errorf("make infra root: %w", err)
+		return "", "", fmt.Errorf("make infra root: %w", err)
 	}
-	path := filepath.Join(root, pauseProgram)
+	path := filepath.Join(root, name)
 	if exists(path) {
-		return root, nil
+		return root, name, nil
 	}
 	if err := os.WriteFile(path+".new", program, 0o555); err != nil { //nolint:gosec // it is a program
-		return "", fmt.Errorf("write infra program: %w", err)
+		return "", "", fmt.Errorf("write infra program: %w", err)
 	}
 	// The file must not be open for writing in a child that is being forked when it is executed.
 	if err := os.Rename(path+".new", path); err != nil {
-		return "", fmt.Errorf("write infra program: %w", err)
+		return "", "", fmt.Errorf("write infra program: %w", err)
 	}
-	return root, nil
+	return root, name, nil
 }
 
 // spawnInfra forks from a thread that has entered the namespaces and has a mount
 // namespace with nothing but root in it, so that no mount of the host stays busy
 // in there. The thread ends with its goroutine; it must not serve anybody else.
-func spawnInfra(root string, stdin *os.File, req *wire.StartInfraRequest) (pid int, err error) {
+func spawnInfra(root, program string, stdin *os.File, req *wire.StartInfraRequest) (pid int, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // never unlocked
+		if req.UserNs != "" {
+			pid, err = spawnInUser(root, program, stdin, req)
+			return
+		}
 		if err = enterInfra(root, req); err != nil {
 			return
 		}
-		pid, err = syscall.ForkExec("/"+pauseProgram, []string{pauseProgram}, &syscall.ProcAttr{
+		pid, err = syscall.ForkExec("/"+program, []string{pauseProgram}, &syscall.ProcAttr{
 			Dir: "/", Files: []uintptr{stdin.Fd()},
 			Sys: &syscall.SysProcAttr{
 				Setsid: true, Cloneflags: syscall.CLONE_NEWPID,
@@ -168,6 +180,48 @@ func spawnInfra(root string, stdin *os.File, req *wire.StartInfraRequest) (pid i
 	}()
 	<-done
 	return pid, err
+}
+
+// spawnInUser is spawnInfra in a user namespace. The program that enters it
+// leaves another child of this process behind, and ends.
+func spawnInUser(root, program string, stdin *os.File, req *wire.StartInfraRequest) (int, error) {
+	user, err := os.Open(req.UserNs)
+	if err != nil {
+		return 0, fmt.Errorf("open user namespace: %w", err)
+	}
+	defer func() { _ = user.Close() }()
+	answer, say, err := os.Pipe()
+	if err != nil {
+		return 0, fmt.Errorf("make pipe: %w", err)
+	}
+	defer func() { _ = answer.Close() }()
+	if err := enterInfra(root, req); err != nil {
+		return 0, errors.Join(err, say.Close())
+	}
+	const none = ^uintptr(0)
+	entrant, err := syscall.ForkExec("/"+program, []string{pauseProgram}, &syscall.ProcAttr{
+		Dir: "/", Files: []uintptr{stdin.Fd(), none, none, user.Fd(), say.Fd()},
+		Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	_ = say.Close()
+	if err != nil {
+		return 0, fmt.Errorf("execute built-in program: %w", err)
+	}
+	var pid [4]byte
+	_, err = io.ReadFull(answer, pid[:])
+	for {
+		var ws syscall.WaitStatus
+		_, waited := syscall.Wait4(entrant, &ws, 0, nil)
+		switch {
+		case errors.Is(waited, syscall.EINTR):
+			continue
+		case waited != nil:
+			return 0, fmt.Errorf("wait for built-in program: %w", waited)
+		case err != nil:
+			return 0, fmt.Errorf("enter user namespace %s: %w", req.UserNs, syscall.Errno(ws.ExitStatus()))
+		}
+		return int(binary.NativeEndian.Uint32(pid[:])), nil
+	}
 }
 
 func enterInfra(root string, req *wire.StartInfraRequest) error {

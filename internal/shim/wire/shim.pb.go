@@ -714,12 +714,16 @@ func (x *StartResponse) GetAtNano() int64 {
 }
 
 type StartInfraRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	NetNs         string                 `protobuf:"bytes,2,opt,name=net_ns,json=netNs,proto3" json:"net_ns,omitempty"`
-	IpcNs         string                 `protobuf:"bytes,3,opt,name=ipc_ns,json=ipcNs,proto3" json:"ipc_ns,omitempty"`
-	UtsNs         string                 `protobuf:"bytes,4,opt,name=uts_ns,json=utsNs,proto3" json:"uts_ns,omitempty"`
-	CgroupPath    string                 `protobuf:"bytes,5,opt,name=cgroup_path,json=cgroupPath,proto3" json:"cgroup_path,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Id         string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	NetNs      string                 `protobuf:"bytes,2,opt,name=net_ns,json=netNs,proto3" json:"net_ns,omitempty"`
+	IpcNs      string                 `protobuf:"bytes,3,opt,name=ipc_ns,json=ipcNs,proto3" json:"ipc_ns,omitempty"`
+	UtsNs      string                 `protobuf:"bytes,4,opt,name=uts_ns,json=utsNs,proto3" json:"uts_ns,omitempty"`
+	CgroupPath string                 `protobuf:"bytes,5,opt,name=cgroup_path,json=cgroupPath,proto3" json:"cgroup_path,omitempty"`
+	// A user namespace, and what the process is in there.
+	UserNs        string `protobuf:"bytes,6,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
+	Uid           uint32 `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32 `protobuf:"varint,8,opt,name=gid,proto3" json:"gid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -787,6 +791,27 @@ func (x *StartInfraRequest) GetCgroupPath() string {
 		return x.CgroupPath
 	}
 	return ""
+}
+
+func (x *StartInfraRequest) GetUserNs() string {
+	if x != nil {
+		return x.UserNs
+	}
+	return ""
+}
+
+func (x *StartInfraRequest) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *StartInfraRequest) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
 }
 
 type KillRequest struct {
@@ -1754,14 +1779,17 @@ const file_shim_proto_rawDesc = "" +
 	"\rdeadline_nano\x18\x04 \x01(\x03R\fdeadlineNano\":\n" +
 	"\rStartResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x17\n" +
-	"\aat_nano\x18\x02 \x01(\x03R\x06atNano\"\x89\x01\n" +
+	"\aat_nano\x18\x02 \x01(\x03R\x06atNano\"\xc6\x01\n" +
 	"\x11StartInfraRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06net_ns\x18\x02 \x01(\tR\x05netNs\x12\x15\n" +
 	"\x06ipc_ns\x18\x03 \x01(\tR\x05ipcNs\x12\x15\n" +
 	"\x06uts_ns\x18\x04 \x01(\tR\x05utsNs\x12\x1f\n" +
 	"\vcgroup_path\x18\x05 \x01(\tR\n" +
-	"cgroupPath\"5\n" +
+	"cgroupPath\x12\x17\n" +
+	"\auser_ns\x18\x06 \x01(\tR\x06userNs\x12\x10\n" +
+	"\x03uid\x18\a \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\b \x01(\rR\x03gid\"5\n" +
 	"\vKillRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x9b\x01\n" +
