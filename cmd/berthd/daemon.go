@@ -133,6 +133,7 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.checkUserNamespaces(&host)
 	if err := d.openEngine(ctx, host, cgroups); err != nil {
 		return err
 	}

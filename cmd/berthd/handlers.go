@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -40,7 +42,6 @@ func probeHandlers(ctx context.Context, cfg *config.Config, host spec.Host, log 
 			}
 			// What a runtime can do, the kernel has to be able to do as well.
 			info.Features.RecursiveReadOnly = info.Features.RecursiveReadOnly && host.RecursiveReadOnly
-			info.Features.IDMap = info.Features.IDMap && host.IDMap
 			mu.Lock()
 			defer mu.Unlock()
 			probed[name] = info
@@ -48,6 +49,41 @@ func probeHandlers(ctx context.Context, cfg *config.Config, host spec.Host, log 
 	}
 	probing.Wait()
 	return probed
+}
+
+// checkUserNamespaces finds out whether pods can have user namespaces where the
+// images are. Then it is up to their handler.
+func (d *daemon) checkUserNamespaces(host *spec.Host) {
+	problem := d.images.TryMapping()
+	if problem == nil {
+		problem = openToAll(d.cfg.State)
+	}
+	if problem == nil {
+		return
+	}
+	host.NoUserNamespaces = problem.Error()
+	d.log.Warn("pods cannot have user namespaces on this host", "problem", problem)
+	for name, info := range d.handlers {
+		info.Features.UserNamespaces, info.Features.UserNamespacesProblem = false, problem.Error()
+		d.handlers[name] = info
+	}
+}
+
+// openToAll is nil if every user can get to a directory. Root of a user
+// namespace is any user to the host, and its containers' roots are in there.
+func openToAll(dir string) error {
+	for ; ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return fmt.Errorf("look for the way of user namespaces: %w", err)
+		}
+		if info.Mode().Perm()&0o001 == 0 {
+			return fmt.Errorf("directory %s with mode %#o is closed to other users: chmod o+x", dir, info.Mode().Perm())
+		}
+		if dir == filepath.Dir(dir) {
+			return nil
+		}
+	}
 }
 
 func handlerOf(cfg *config.Config, name string, settings config.Handler) ociruntime.Handler {

@@ -45,7 +45,10 @@ func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest
 		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
 	for _, name := range slices.Sorted(maps.Keys(handlers)) {
-		resp.RuntimeHandlers = append(resp.RuntimeHandlers, handlerFeatures(name, handlers[name]))
+		features := handlerFeatures(name, handlers[name])
+		resp.RuntimeHandlers = append(resp.RuntimeHandlers, features)
+		// It takes no more than a user namespace at all.
+		resp.Features.UserNamespacesHostNetwork = resp.Features.UserNamespacesHostNetwork || features.GetFeatures().GetUserNamespaces()
 	}
 	if !req.GetVerbose() {
 		return resp, nil
@@ -90,6 +93,7 @@ func handlerFeatures(name string, info pod.HandlerInfo) *runtimeapi.RuntimeHandl
 	usable := info.Problem == ""
 	return &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
 		RecursiveReadOnlyMounts: usable && info.Features.RecursiveReadOnly,
+		UserNamespaces:          usable && info.Features.UserNamespaces,
 	}}
 }
 

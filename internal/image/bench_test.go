@@ -100,7 +100,7 @@ func BenchmarkRootfs(b *testing.B) {
 	target := root + "/target"
 	for b.Loop() {
 		for _, err := range []error{
-			s.PrepareRootfs(b.Context(), "key", id), s.MountRootfs(b.Context(), "key", target, false),
+			s.PrepareRootfs(b.Context(), "key", id), s.MountRootfs(b.Context(), "key", target, false, nil),
 			s.UnmountRootfs(b.Context(), target), s.RemoveRootfs(b.Context(), "key"),
 		} {
 			if err != nil {

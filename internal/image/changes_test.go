@@ -24,7 +24,7 @@ func (f *fixture) rootfsOf(key, id string) string {
 	if err := f.PrepareRootfs(f.t.Context(), key, id); err != nil {
 		f.t.Fatal(err)
 	}
-	if err := f.MountRootfs(f.t.Context(), key, target, false); err != nil {
+	if err := f.MountRootfs(f.t.Context(), key, target, false, nil); err != nil {
 		f.t.Fatal(err)
 	}
 	f.t.Cleanup(func() {

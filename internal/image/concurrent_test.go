@@ -269,7 +269,7 @@ func TestPullsAndRemovesAtOnce(t *testing.T) {
 // checkRootfs mounts a writable layer, looks at it and removes it.
 func (f *fixture) checkRootfs(key string) {
 	target := f.root + "/mnt-" + key
-	if err := f.MountRootfs(f.t.Context(), key, target, false); err != nil {
+	if err := f.MountRootfs(f.t.Context(), key, target, false, nil); err != nil {
 		f.t.Errorf("mount: %v", err)
 	}
 	if got := tree(f.t, target); !strings.Contains(got, "/file-a -rw-r--r-- ") {

@@ -77,7 +77,7 @@ func TestReopen(t *testing.T) {
 func mountAndCompare(t *testing.T, s *image.Store, root, key, file string) {
 	t.Helper()
 	target := filepath.Join(root, "mnt-"+key)
-	if err := s.MountRootfs(t.Context(), key, target, false); err != nil {
+	if err := s.MountRootfs(t.Context(), key, target, false, nil); err != nil {
 		t.Error(err)
 		return
 	}

@@ -109,8 +109,9 @@ func (s *Store) writeRootfs(key string, record *rootfs) error {
 }
 
 // MountRootfs mounts the writable layer with its image at target, which it
-// makes if need be. It may be repeated. Read-only means that the mount is.
-func (s *Store) MountRootfs(_ context.Context, key, target string, readonly bool) error {
+// makes if need be. It may be repeated. Read-only means that the mount is. The
+// mapping is that of the pod's user namespace, nil without one.
+func (s *Store) MountRootfs(_ context.Context, key, target string, readonly bool, m *Mapping) error {
 	if err := checkKey(key); err != nil {
 		return err
 	}
@@ -128,16 +129,21 @@ func (s *Store) MountRootfs(_ context.Context, key, target string, readonly bool
 	if mounted {
 		return nil
 	}
-	if err := s.mountRootfs(key, record, target, readonly); err != nil {
+	if err := s.mountRootfs(key, record, target, readonly, m); err != nil {
 		return fmt.Errorf("mount root filesystem %s at %s: %w", key, target, err)
 	}
 	return nil
 }
 
-func (s *Store) mountRootfs(key string, record *rootfs, target string, readonly bool) error {
-	access := "rw"
+func (s *Store) mountRootfs(key string, record *rootfs, target string, readonly bool, m *Mapping) error {
+	access, flags := "rw", uintptr(0)
 	if readonly {
-		access = "ro"
+		access, flags = "ro", unix.MS_RDONLY
+	}
+	if m != nil {
+		if err := os.Chown(s.rootfsPath(key, upperDir), int(m.UID), int(m.GID)); err != nil {
+			return err
+		}
 	}
 	if len(record.Layers) == 0 {
 		plain := mount.Mount{Type: "bind", Source: s.rootfsPath(key, upperDir), Options: []string{"bind", access}}
@@ -149,16 +155,18 @@ func (s *Store) mountRootfs(key string, record *rootfs, target string, readonly 
 	if err := os.RemoveAll(s.rootfsPath(key, workDir, "work", "incompat")); err != nil {
 		return err
 	}
-	overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: []string{
-		access, "index=off",
-		"workdir=" + s.rootfsPath(key, workDir), "upperdir=" + s.rootfsPath(key, upperDir),
-		"lowerdir=" + strings.Join(record.Layers, ":"),
-	}}
-	volatile := overlay
-	volatile.Options = append(slices.Clone(overlay.Options), "volatile")
-	err := volatile.Mount(target)
+	more := []string{"index=off", "workdir=" + s.rootfsPath(key, workDir), "upperdir=" + s.rootfsPath(key, upperDir)}
+	mountIt := func(more []string) error {
+		if m != nil {
+			return m.overlay(target, record.Layers, flags, more)
+		}
+		overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: append(
+			[]string{access, "lowerdir=" + strings.Join(record.Layers, ":")}, more...)}
+		return overlay.Mount(target)
+	}
+	err := mountIt(append(slices.Clone(more), "volatile"))
 	if errors.Is(err, unix.EINVAL) {
-		return overlay.Mount(target) // Linux before 5.10
+		return mountIt(more) // Linux before 5.10
 	}
 	return err
 }

@@ -27,7 +27,7 @@ func TestRootfs(t *testing.T) {
 		if err := f.PrepareRootfs(t.Context(), "c1", id); err != nil {
 			t.Fatal(err)
 		}
-		if err := f.MountRootfs(t.Context(), "c1", target, false); err != nil {
+		if err := f.MountRootfs(t.Context(), "c1", target, false, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -45,7 +45,7 @@ func TestRootfs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := f.MountRootfs(t.Context(), "c1", target, true); err != nil {
+	if err := f.MountRootfs(t.Context(), "c1", target, true, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := tree(t, target); got != "/hello -rw-r--r-- world\n/written -rw-r--r-- by the container" {
@@ -98,7 +98,7 @@ func TestRootfsErrors(t *testing.T) {
 	target := filepath.Join(f.root, "target")
 	for _, key := range []string{"", ".", "..", "a/b", "../a", strings.Repeat("a", 300)} {
 		for what, err := range map[string]error{
-			"prepare": f.PrepareRootfs(t.Context(), key, id), "mount": f.MountRootfs(t.Context(), key, target, false),
+			"prepare": f.PrepareRootfs(t.Context(), key, id), "mount": f.MountRootfs(t.Context(), key, target, false, nil),
 			"remove": f.RemoveRootfs(t.Context(), key),
 		} {
 			if !errdefs.IsInvalidArgument(err) {
@@ -109,7 +109,7 @@ func TestRootfsErrors(t *testing.T) {
 	if err := f.PrepareRootfs(t.Context(), "c1", "sha256:"+strings.Repeat("0", 64)); !errdefs.IsNotFound(err) {
 		t.Errorf("unknown image: got %v, want not found", err)
 	}
-	if err := f.MountRootfs(t.Context(), "c1", target, false); !errdefs.IsNotFound(err) {
+	if err := f.MountRootfs(t.Context(), "c1", target, false, nil); !errdefs.IsNotFound(err) {
 		t.Errorf("unknown key: got %v, want not found", err)
 	}
 	if err := f.PrepareRootfs(t.Context(), "c1", id); err != nil {
@@ -132,7 +132,7 @@ func TestRemoveImageInUse(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := f.MountRootfs(t.Context(), "c1", target, false); err != nil {
+	if err := f.MountRootfs(t.Context(), "c1", target, false, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(f.Remove(t.Context(), ref), f.GC(t.Context())); err != nil {
@@ -186,7 +186,7 @@ func TestInterruptedRootfs(t *testing.T) {
 	if keys, err := f.RootfsKeys(t.Context()); err != nil || len(keys) != 2 {
 		t.Errorf("keys: got %v, %v, want both", keys, err)
 	}
-	if err := f.MountRootfs(t.Context(), "torn", filepath.Join(f.root, "target"), false); !errdefs.IsNotFound(err) {
+	if err := f.MountRootfs(t.Context(), "torn", filepath.Join(f.root, "target"), false, nil); !errdefs.IsNotFound(err) {
 		t.Errorf("mount: got %v, want not found", err)
 	}
 	if err := f.PrepareRootfs(t.Context(), "torn", id); err != nil {

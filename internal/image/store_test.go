@@ -141,7 +141,7 @@ func (f *fixture) mounted(id string) string {
 			f.t.Error(err)
 		}
 	})
-	if err := f.MountRootfs(f.t.Context(), key, target, false); err != nil {
+	if err := f.MountRootfs(f.t.Context(), key, target, false, nil); err != nil {
 		f.t.Fatal(err)
 	}
 	return target

@@ -112,7 +112,7 @@ func TestRootfsAfterPowerLoss(t *testing.T) {
 	root, _, _, _, _ := closedStore(t)
 	crashed(t, root)
 	s := open(t, image.Options{Root: root})
-	if err := s.MountRootfs(t.Context(), "kept", filepath.Join(root, "target"), false); !errdefs.IsNotFound(err) {
+	if err := s.MountRootfs(t.Context(), "kept", filepath.Join(root, "target"), false, nil); !errdefs.IsNotFound(err) {
 		t.Errorf("mount: got %v, want not found", err)
 	}
 	if keys, err := s.RootfsKeys(t.Context()); err != nil || len(keys) != 1 {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -57,8 +58,9 @@ func (s *Store) PrepareVolume(ctx context.Context, key, imageID string) error {
 }
 
 // MountVolume mounts a volume read-only at target, which it makes if need be.
-// It may be repeated. UnmountRootfs undoes it.
-func (s *Store) MountVolume(_ context.Context, key, target string) error {
+// It may be repeated. UnmountRootfs undoes it. The mapping is that of the pod's
+// user namespace, nil without one.
+func (s *Store) MountVolume(_ context.Context, key, target string, m *Mapping) error {
 	if err := checkKey(key); err != nil {
 		return err
 	}
@@ -76,24 +78,34 @@ func (s *Store) MountVolume(_ context.Context, key, target string) error {
 	if mounted {
 		return nil
 	}
-	layers := volumeMount(record.Layers)
-	if err := layers.Mount(target); err != nil {
+	if err := mountVolume(record.Layers, target, m); err != nil {
 		return fmt.Errorf("mount volume %s at %s: %w", key, target, err)
 	}
 	return nil
 }
 
-// volumeMount shows layers without a writable one on top.
-func volumeMount(layers []string) mount.Mount {
-	switch len(layers) {
-	case 0: // an image may be empty
-		return mount.Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "mode=755", "size=4k"}}
-	case 1: // an overlay needs two
-		return mount.Mount{Type: "bind", Source: layers[0], Options: []string{"bind", "ro"}}
+// mountVolume shows layers without a writable one on top.
+func mountVolume(layers []string, target string, m *Mapping) error {
+	switch {
+	case len(layers) == 0: // an image may be empty
+		options := []string{"ro", "mode=755", "size=4k"}
+		if m != nil {
+			options = append(options, fmt.Sprintf("uid=%d,gid=%d", m.UID, m.GID))
+		}
+		empty := mount.Mount{Type: "tmpfs", Source: "tmpfs", Options: options}
+		return empty.Mount(target)
+	case len(layers) == 1 && m != nil:
+		return m.bind(target, layers[0])
+	case len(layers) == 1: // an overlay needs two
+		bind := mount.Mount{Type: "bind", Source: layers[0], Options: []string{"bind", "ro"}}
+		return bind.Mount(target)
+	case m != nil:
+		return m.overlay(target, layers, unix.MS_RDONLY, nil)
 	}
-	return mount.Mount{Type: "overlay", Source: "overlay", Options: []string{
+	overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: []string{
 		"ro", "lowerdir=" + strings.Join(layers, ":"),
 	}}
+	return overlay.Mount(target)
 }
 
 // RemoveVolume lets go of what a volume keeps. It must not be mounted any more.

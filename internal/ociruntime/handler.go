@@ -31,8 +31,9 @@ type Features struct {
 	Version, OCIVersion string
 	// RecursiveReadOnly: mounts may be read-only with all that is mounted below them.
 	RecursiveReadOnly bool
-	// IDMap: mounts may be idmapped.
-	IDMap bool
+	// UserNamespaces: containers can be in a user namespace. If not, UserNamespacesProblem says why.
+	UserNamespaces        bool
+	UserNamespacesProblem string
 	// Checkpoint: the runtime is made for writing containers down and restoring them with CRIU.
 	Checkpoint bool
 	// MountOptions are the mount options it knows, empty when it does not say.

@@ -31,7 +31,8 @@ func TestProbeRunsAContainer(t *testing.T) {
 			if err != nil || len(left) > 0 {
 				t.Errorf("left behind: %v %v", left, err)
 			}
-			t.Logf("%s: version %s, OCI %s, rro %v, idmap %v", name, features.Version, features.OCIVersion, features.RecursiveReadOnly, features.IDMap)
+			t.Logf("%s: version %s, OCI %s, rro %v, user namespaces %v %s", name, features.Version, features.OCIVersion,
+				features.RecursiveReadOnly, features.UserNamespaces, features.UserNamespacesProblem)
 		})
 	}
 }

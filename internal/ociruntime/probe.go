@@ -61,8 +61,13 @@ func Probe(ctx context.Context, h Handler) (Features, error) {
 	if err != nil {
 		return Features{}, fmt.Errorf("probe runtime handler %q: %w", h.Name, err)
 	}
-	if err := r.tryRun(ctx, scratch, features.OCIVersion); err != nil {
+	if err := r.tryRun(ctx, scratch, features.OCIVersion, false); err != nil {
 		return features, fmt.Errorf("probe runtime handler %q: %w%s", h.Name, err, remedy(err))
+	}
+	if err := r.tryRun(ctx, scratch, features.OCIVersion, true); err != nil {
+		features.UserNamespacesProblem = err.Error()
+	} else {
+		features.UserNamespaces = true
 	}
 	return features, nil
 }
@@ -84,13 +89,6 @@ type featuresAnswer struct {
 		RuncCheckpoint string `json:"org.opencontainers.runc.checkpoint.enabled"`
 		CrunCheckpoint string `json:"run.oci.crun.checkpoint.enabled"`
 	} `json:"annotations"`
-	Linux struct {
-		MountExtensions struct {
-			IDMap struct {
-				Enabled *bool `json:"enabled"`
-			} `json:"idmap"`
-		} `json:"mountExtensions"`
-	} `json:"linux"`
 }
 
 // features asks the runtime; one that has no such command (crun before 1.8.3) is judged by its version.
@@ -111,7 +109,7 @@ func (r *Runtime) features(ctx context.Context, scratch string) (Features, error
 		}
 	}
 	if !kernelAtLeast(5, 12) { // mount_setattr(2)
-		f.RecursiveReadOnly, f.IDMap = false, false
+		f.RecursiveReadOnly = false
 	}
 	return f, nil
 }
@@ -126,8 +124,6 @@ func (f *Features) apply(answer []byte) error {
 	}
 	f.MountOptions = a.MountOptions
 	f.RecursiveReadOnly = slices.Contains(a.MountOptions, "rro")
-	enabled := a.Linux.MountExtensions.IDMap.Enabled
-	f.IDMap = enabled != nil && *enabled
 	f.Checkpoint = f.Checkpoint || a.Annotations.RuncCheckpoint == "true" || a.Annotations.CrunCheckpoint == "true"
 	return nil
 }
@@ -148,10 +144,9 @@ func parseVersion(text string) Features {
 		// crun lists what it was built with.
 		f.Checkpoint = f.Checkpoint || strings.HasPrefix(line, "+") && slices.Contains(strings.Fields(line), "+CRIU")
 	}
-	// crun's changelog: recursive mount options since 1.4, idmapped mounts since 1.0 (and, as of 1.8, only with a user namespace).
+	// crun's changelog: recursive mount options since 1.4.
 	if crun {
 		f.RecursiveReadOnly = versionAtLeast(f.Version, 1, 4)
-		f.IDMap = versionAtLeast(f.Version, 1, 5)
 	}
 	return f
 }
@@ -177,11 +172,11 @@ func kernelAtLeast(major, minor int) bool {
 	return versionAtLeast(unix.ByteSliceToString(u.Release[:]), major, minor)
 }
 
-// tryRun runs a container whose only program is built in and exits with 0.
-func (r *Runtime) tryRun(ctx context.Context, scratch, ociVersion string) error {
+// tryRun runs a container whose only program is built in and exits with 0, in a user namespace of its own if asked to.
+func (r *Runtime) tryRun(ctx context.Context, scratch, ociVersion string, user bool) error {
 	bundle := filepath.Join(scratch, "bundle")
 	id := "berth-probe-" + strings.ToLower(rand.Text())
-	if err := writeProbeBundle(bundle, id, ociVersion, r.handler.SystemdCgroup); err != nil {
+	if err := writeProbeBundle(bundle, r.probeSpec(id, ociVersion, user)); err != nil {
 		return fmt.Errorf("write bundle: %w", err)
 	}
 	err := r.do(ctx, "run", scratch, bundle, []string{"run", "--bundle", bundle, id}, Stdio{})
@@ -197,7 +192,7 @@ func (r *Runtime) tryRun(ctx context.Context, scratch, ociVersion string) error 
 	return err
 }
 
-func writeProbeBundle(bundle, id, ociVersion string, systemd bool) error {
+func writeProbeBundle(bundle string, spec *specs.Spec) error {
 	program, err := staticelf.Exit()
 	if err != nil {
 		return err
@@ -212,19 +207,23 @@ func writeProbeBundle(bundle, id, ociVersion string, systemd bool) error {
 	if err := os.WriteFile(filepath.Join(rootfs, "exit"), program, 0o755); err != nil {
 		return err
 	}
-	config, err := json.Marshal(probeSpec(id, ociVersion, systemd))
+	// Root of a user namespace has to find its way.
+	if err := os.Chmod(filepath.Dir(bundle), 0o711); err != nil { //nolint:gosec // nobody can read what is in there
+		return err
+	}
+	config, err := json.Marshal(spec)
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(bundle, "config.json"), config, 0o600)
 }
 
-func probeSpec(id, ociVersion string, systemd bool) *specs.Spec {
+func (r *Runtime) probeSpec(id, ociVersion string, user bool) *specs.Spec {
 	if ociVersion == "" {
 		ociVersion = "1.0.0"
 	}
 	cgroup := "/" + id
-	if systemd {
+	if r.handler.SystemdCgroup {
 		cgroup = "system.slice:berth:" + id
 	}
 	var namespaces []specs.LinuxNamespace
@@ -232,6 +231,12 @@ func probeSpec(id, ociVersion string, systemd bool) *specs.Spec {
 		specs.PIDNamespace, specs.MountNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.NetworkNamespace,
 	} {
 		namespaces = append(namespaces, specs.LinuxNamespace{Type: kind})
+	}
+	linux := &specs.Linux{CgroupsPath: cgroup, Namespaces: namespaces}
+	if user {
+		linux.Namespaces = append(namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 1 << 16, Size: 1 << 16}}
+		linux.GIDMappings = linux.UIDMappings
 	}
 	return &specs.Spec{
 		Version: ociVersion,
@@ -241,6 +246,6 @@ func probeSpec(id, ociVersion string, systemd bool) *specs.Spec {
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=64k"}},
 		},
-		Linux: &specs.Linux{CgroupsPath: cgroup, Namespaces: namespaces},
+		Linux: linux,
 	}
 }

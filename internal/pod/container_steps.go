@@ -24,6 +24,7 @@ const (
 	stepRootfs
 	stepCheckpoint
 	stepVolumes
+	stepIDMap
 	stepBundle
 	stepNRI
 	stepProcess
@@ -37,15 +38,15 @@ const (
 	containerRunning
 )
 
-var allContainerSteps = machine.Steps(stepSnapshot, stepRootfs, stepCheckpoint, stepVolumes, stepBundle, stepNRI, stepProcess)
+var allContainerSteps = machine.Steps(stepSnapshot, stepRootfs, stepCheckpoint, stepVolumes, stepIDMap, stepBundle, stepNRI, stepProcess)
 
 var containerKind = &machine.Kind{
 	Name:  "container",
-	Steps: []string{"snapshot", "rootfs", "checkpoint", "volumes", "bundle", "nri", "process"},
+	Steps: []string{"snapshot", "rootfs", "checkpoint", "volumes", "idmap", "bundle", "nri", "process"},
 	Adopt: machine.Steps(stepProcess),
 	Levels: []machine.LevelSpec{
 		{Name: "gone"},
-		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepCheckpoint, stepVolumes, stepBundle, stepNRI), Fallback: containerGone},
+		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepCheckpoint, stepVolumes, stepIDMap, stepBundle, stepNRI), Fallback: containerGone},
 		{Name: "running", Steps: allContainerSteps, Fallback: containerCreated},
 	},
 }
@@ -68,11 +69,13 @@ func (c *container) do(ctx context.Context, step int) error {
 		if err := os.MkdirAll(e.rootfsDir(id), 0o711); err != nil {
 			return err
 		}
-		return e.opts.Images.MountRootfs(ctx, id, e.rootfsDir(id), false)
+		return e.opts.Images.MountRootfs(ctx, id, e.rootfsDir(id), false, c.sandbox.mapping())
 	case stepCheckpoint:
 		return c.unpack(ctx)
 	case stepVolumes:
 		return c.mountVolumes(ctx)
+	case stepIDMap:
+		return c.mapMounts()
 	case stepBundle:
 		return c.writeBundle(c.rec.Config.M)
 	case stepNRI:
@@ -97,6 +100,8 @@ func (c *container) undo(ctx context.Context, step int) error {
 		return os.RemoveAll(string(e.checkpointDir(id)))
 	case stepVolumes:
 		return c.unmountVolumes(ctx)
+	case stepIDMap:
+		return e.unmapMounts(ctx, id)
 	case stepBundle:
 		var files []string
 		for _, name := range []string{"config.json", "config.json.tmp", "process.json", "process.json.tmp"} {
@@ -128,6 +133,8 @@ func (c *container) probe(_ context.Context, step int) error {
 		return c.probeUnpacked()
 	case stepVolumes:
 		return c.probeVolumes()
+	case stepIDMap:
+		return c.probeMapped()
 	case stepBundle:
 		_, err := os.Stat(filepath.Join(e.bundleDir(id), "config.json"))
 		return err
@@ -192,7 +199,7 @@ func (c *container) buildSpec(cfg *runtimeapi.ContainerConfig) (*spec.Output, er
 		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), ImageVolumes: volumes, Namespaces: paths, Shm: e.shmDir(s.rec.ID),
 		ResolvConf: filepath.Join(files, "resolv.conf"), Hostname: filepath.Join(files, "hostname"), Hosts: filepath.Join(files, "hosts"),
 		CgroupsPath: cgroups, Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion,
-		InjectCDI: e.opts.InjectCDI,
+		InjectCDI: e.opts.InjectCDI, Mapped: c.mappedPaths(),
 	})
 }
 
@@ -202,7 +209,7 @@ func (c *container) namespaces() (spec.Paths, error) {
 	c.sandbox.mu.Lock()
 	ns := c.sandbox.rec.Namespaces
 	c.sandbox.mu.Unlock()
-	paths := spec.Paths{Net: ns.Net, IPC: ns.IPC, UTS: ns.UTS, PID: ns.PID}
+	paths := spec.Paths{Net: ns.Net, IPC: ns.IPC, UTS: ns.UTS, PID: ns.PID, User: ns.User}
 	modes := spec.ModesOf(c.rec.Config.M, c.sandbox.rec.Config.M)
 	if modes.PID != runtimeapi.NamespaceMode_TARGET {
 		return paths, nil
@@ -294,7 +301,9 @@ func (c *container) kill(ctx context.Context) error {
 func (e *Engine) hostFor(h runtimeOf) spec.Host {
 	host := e.opts.Host
 	host.RecursiveReadOnly = host.RecursiveReadOnly && h.Features.RecursiveReadOnly
-	host.IDMap = host.IDMap && h.Features.IDMap
+	if host.NoUserNamespaces == "" && !h.Features.UserNamespaces {
+		host.NoUserNamespaces = fmt.Sprintf("the runtime handler %q cannot run containers in a user namespace", h.Handler.Name)
+	}
 	return host
 }
 

@@ -35,7 +35,7 @@ type Images interface {
 	Resolve(ref string) (*image.Image, error)
 	// PrepareRootfs makes a writable layer; again for the same key is no error.
 	PrepareRootfs(ctx context.Context, key, imageID string) error
-	MountRootfs(ctx context.Context, key, target string, readonly bool) error
+	MountRootfs(ctx context.Context, key, target string, readonly bool, m *image.Mapping) error
 	// UnmountRootfs and RemoveRootfs succeed if there is nothing to do.
 	UnmountRootfs(ctx context.Context, target string) error
 	RemoveRootfs(ctx context.Context, key string) error
@@ -48,7 +48,7 @@ type Images interface {
 	// PrepareVolume keeps an image for mounting; again for the same key is no
 	// error. UnmountRootfs undoes MountVolume.
 	PrepareVolume(ctx context.Context, key, imageID string) error
-	MountVolume(ctx context.Context, key, target string) error
+	MountVolume(ctx context.Context, key, target string, m *image.Mapping) error
 	// RemoveVolume succeeds if there is nothing to do.
 	RemoveVolume(ctx context.Context, key string) error
 	VolumeKeys(ctx context.Context) ([]string, error)

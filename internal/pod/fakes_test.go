@@ -107,7 +107,7 @@ func (f fakeImages) PrepareRootfs(_ context.Context, key, _ string) error {
 	return nil
 }
 
-func (f fakeImages) MountRootfs(_ context.Context, _, target string, _ bool) error {
+func (f fakeImages) MountRootfs(_ context.Context, _, target string, _ bool, _ *image.Mapping) error {
 	return os.MkdirAll(target, 0o700)
 }
 
@@ -123,7 +123,7 @@ func (f fakeImages) PrepareVolume(_ context.Context, key, _ string) error {
 	return nil
 }
 
-func (f fakeImages) MountVolume(_ context.Context, _, target string) error {
+func (f fakeImages) MountVolume(_ context.Context, _, target string, _ *image.Mapping) error {
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
 	}

@@ -63,7 +63,7 @@ func newNode(t *testing.T) *node {
 	n.opts = Options{
 		Root: n.root, State: n.state, Instance: "test-" + filepath.Base(dir),
 		Images: fakeImages{n.images, n.volumes, &n.imported}, Network: fakeNetwork{n.network}, Shim: n.shim, Plugins: n.plugins, Cgroups: cgroups, Host: host,
-		Handlers: map[string]HandlerInfo{"runc": {Features: ociruntime.Features{Checkpoint: true}}, "crun": {Handler: ociruntime.Handler{Name: "crun"}}}, DefaultHandler: "runc",
+		Handlers: map[string]HandlerInfo{"runc": {Features: ociruntime.Features{Checkpoint: true, UserNamespaces: true}}, "crun": {Handler: ociruntime.Handler{Name: "crun"}}}, DefaultHandler: "runc",
 		Log:   slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 		fault: func(effect string) error { return n.faults.check(effect) },
 	}
@@ -161,11 +161,15 @@ func (n *node) finish() {
 }
 
 func (n *node) run(ctx context.Context, name string) error {
+	return n.runWith(ctx, name, &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER})
+}
+
+func (n *node) runWith(ctx context.Context, name string, options *runtimeapi.NamespaceOption) error {
 	id, err := n.engine.RunSandbox(ctx, &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},
 		Hostname: name,
 		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
-			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+			NamespaceOptions: options,
 		}},
 	}, "")
 	if err == nil {
@@ -174,11 +178,24 @@ func (n *node) run(ctx context.Context, name string) error {
 	return err
 }
 
+// mapped in place of an image is a directory that is mounted with a mapping.
+const mapped = "mapped"
+
+func ids() []*runtimeapi.IDMapping {
+	return []*runtimeapi.IDMapping{{HostId: 1 << 20, Length: 1 << 16}}
+}
+
 // create makes a container that mounts the given images; what follows a slash
 // is the part that it wants.
 func (n *node) create(ctx context.Context, name, pod string, images ...string) error {
 	var mounts []*runtimeapi.Mount
 	for i, ref := range images {
+		if ref == mapped {
+			mounts = append(mounts, &runtimeapi.Mount{
+				ContainerPath: "/mapped", HostPath: n.root, UidMappings: ids(), GidMappings: ids(),
+			})
+			continue
+		}
 		ref, sub, _ := strings.Cut(ref, "/")
 		mounts = append(mounts, &runtimeapi.Mount{
 			ContainerPath: fmt.Sprintf("/volume%d", i), Readonly: true,

@@ -33,8 +33,14 @@ func (e *Engine) writeFiles(rec *sandboxRecord) error {
 		"hosts":       "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t" + name + "\n",
 	}
 	for base, content := range files {
-		if err := os.WriteFile(filepath.Join(dir, base), []byte(content), 0o644); err != nil {
+		path := filepath.Join(dir, base)
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 			return err
+		}
+		if root := rootOf(rec.Config.M); root != (owner{}) {
+			if err := os.Chown(path, int(root.uid), int(root.gid)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

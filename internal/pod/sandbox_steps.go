@@ -70,6 +70,9 @@ func sandboxUses(cfg *runtimeapi.PodSandboxConfig) machine.Set {
 	if o.GetPid() == runtimeapi.NamespaceMode_POD {
 		uses |= machine.Steps(stepInfra)
 	}
+	if _, _, ok := spec.UserNamespace(cfg); ok {
+		uses |= machine.Steps(stepNamespaces)
+	}
 	return uses
 }
 
@@ -89,7 +92,7 @@ func (s *sandbox) do(ctx context.Context, step int) error {
 	case stepNamespaces:
 		return s.makeNamespaces(ctx)
 	case stepShm:
-		return mountShm(s.engine.shmDir(s.rec.ID))
+		return mountShm(s.engine.shmDir(s.rec.ID), rootOf(s.rec.Config.M))
 	case stepInfra:
 		return s.startInfra(ctx)
 	case stepNetwork:
@@ -159,6 +162,7 @@ func (s *sandbox) makeNamespaces(ctx context.Context) error {
 		Dir: s.engine.namespaceDir(s.rec.ID), Net: podNet, UTS: podNet, IPC: o.GetIpc() == runtimeapi.NamespaceMode_POD,
 		Sysctls: cfg.GetLinux().GetSysctls(),
 	}
+	req.UIDs, req.GIDs, _ = spec.UserNamespace(cfg)
 	if req.UTS {
 		req.Hostname = spec.Hostname(cfg, s.engine.opts.Host)
 	}
@@ -180,8 +184,9 @@ func (s *sandbox) startInfra(ctx context.Context) error {
 	if err := e.opts.Cgroups.Create(s.infraCgroup()); err != nil {
 		return err
 	}
+	as := nobodyOf(s.rec.Config.M)
 	pid, err := e.opts.Shim.StartInfra(ctx, shim.InfraRequest{
-		ID: s.rec.ID, NetNS: ns.Net, IPC: ns.IPC, UTS: ns.UTS, CgroupPath: s.infraCgroup(),
+		ID: s.rec.ID, NetNS: ns.Net, IPC: ns.IPC, UTS: ns.UTS, User: ns.User, UID: as.uid, GID: as.gid, CgroupPath: s.infraCgroup(),
 	})
 	if err != nil {
 		return err
@@ -216,7 +221,7 @@ func (s *sandbox) endInfra(ctx context.Context) error {
 	if err := e.opts.Cgroups.Remove(s.infraCgroup()); err != nil {
 		return err
 	}
-	if s.rec.Namespaces.Net == "" && s.rec.Namespaces.IPC == "" {
+	if ns := s.rec.Namespaces; ns.Net == "" && ns.IPC == "" && ns.User == "" {
 		return namespace.Remove(ctx, e.namespaceDir(s.rec.ID))
 	}
 	return nil
@@ -276,14 +281,14 @@ func (e *Engine) netns(id string) string { return filepath.Join(e.namespaceDir(i
 func (e *Engine) shmDir(id string) string { return filepath.Join(e.opts.State, "pods", id, "shm") }
 
 // mountShm mounts the memory that the containers of a pod share.
-func mountShm(dir string) error {
+func mountShm(dir string, root owner) error {
 	if isShm(dir) {
 		return nil
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	opts := fmt.Sprintf("mode=1777,size=%d", shmBytes)
+	opts := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmBytes, root.uid, root.gid)
 	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
 	}

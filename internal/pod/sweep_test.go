@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/berth-runtime/berth/internal/pod/machine"
 )
 
@@ -22,13 +24,15 @@ func effects() []string {
 	return all
 }
 
-// life takes a pod with one container and a volume from run to remove; it ends early at
-// the first error.
+// life takes a pod with a user namespace, one container, a volume and an idmapped mount from run to remove; it ends
+// early at the first error.
 func (n *node) life(ctx context.Context) error {
-	if err := n.run(ctx, "web"); err != nil {
+	if err := n.runWith(ctx, "web", &runtimeapi.NamespaceOption{
+		Pid: runtimeapi.NamespaceMode_CONTAINER, UsernsOptions: &runtimeapi.UserNamespace{Uids: ids(), Gids: ids()},
+	}); err != nil {
 		return err
 	}
-	if err := n.create(ctx, "app", "web", "data"); err != nil {
+	if err := n.create(ctx, "app", "web", "data", mapped); err != nil {
 		return err
 	}
 	if err := n.engine.StartContainer(ctx, n.ids["app"]); err != nil {

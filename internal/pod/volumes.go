@@ -99,6 +99,12 @@ func containerUses(rec *containerRecord) machine.Set {
 	if len(rec.Volumes) == 0 {
 		uses &^= machine.Steps(stepVolumes)
 	}
+	if !usesIDMap(rec.Config.M) {
+		uses &^= machine.Steps(stepIDMap)
+	}
+	if rec.From == "" {
+		uses &^= machine.Steps(stepCheckpoint)
+	}
 	if rec.From == "" {
 		uses &^= machine.Steps(stepCheckpoint)
 	}
@@ -123,7 +129,7 @@ func (c *container) mountVolumes(ctx context.Context) error {
 		key := volumeKey(s.rec.ID, volumeName(v.ImageID))
 		err := e.opts.Images.PrepareVolume(ctx, key, v.ImageID)
 		if err == nil {
-			err = e.opts.Images.MountVolume(ctx, key, c.volumeTarget(v))
+			err = e.opts.Images.MountVolume(ctx, key, c.volumeTarget(v), s.mapping())
 		}
 		if err != nil {
 			return &ImageVolumeError{fmt.Errorf("mounts[%d].image %s: %w", v.Mount, v.ImageID, err)}

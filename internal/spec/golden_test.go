@@ -26,7 +26,7 @@ func testHost(mode cgroup.Mode) Host {
 		CPUs: "0-3,7", MemoryNodes: "0,3",
 		Controllers:  []string{"cpu", "cpuset", "hugetlb", "io", "memory", "pids"},
 		Capabilities: append(slices.Clone(defaultCapabilities), "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_TIME"),
-		Seccomp:      true, RecursiveReadOnly: true, IDMap: true,
+		Seccomp:      true, RecursiveReadOnly: true,
 	}
 }
 
@@ -116,10 +116,18 @@ var goldens = []struct {
 		in.Pod.Linux.SecurityContext.NamespaceOptions = options
 		in.Config.Linux.SecurityContext.NamespaceOptions = options
 	}},
+	{"user-namespace-of-a-pod-on-the-node", func(in *Input, _ string) {
+		ids := []*runtimeapi.IDMapping{{HostId: 100000, Length: 5}}
+		options := &runtimeapi.NamespaceOption{
+			Network: modeNode, Pid: modeNode, UsernsOptions: &runtimeapi.UserNamespace{Uids: ids, Gids: ids},
+		}
+		in.Pod.Linux.SecurityContext.NamespaceOptions = options
+		in.Config.Linux.SecurityContext.NamespaceOptions = options
+	}},
 	{"user-namespace", func(in *Input, root string) {
 		ids := []*runtimeapi.IDMapping{{HostId: 100000, Length: 65536}}
 		in.Pod.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: ids, Gids: ids}
-		in.Host.UserNamespaces = true
+		in.Mapped = map[int]string{0: filepath.Join(root, "volumes/b")}
 		in.Config.Mounts = []*runtimeapi.Mount{{
 			ContainerPath: "/data", HostPath: filepath.Join(root, "volumes/a"), UidMappings: ids, GidMappings: ids,
 		}}

@@ -42,13 +42,13 @@ type Host struct {
 	Capabilities []string
 	// MinOOMScoreAdj is the least oom_score_adj that the daemon may set.
 	MinOOMScoreAdj int
-	// RecursiveReadOnly and IDMap tell whether recursively read-only and
-	// id-mapped mounts work: a fact of the kernel, to be cleared for an OCI
-	// runtime without support.
-	RecursiveReadOnly, IDMap bool
-	// UserNamespaces tells whether pods can have user namespaces of their own.
-	// ReadHost leaves it false: it takes an engine and an OCI runtime too.
-	UserNamespaces bool
+	// RecursiveReadOnly tells whether recursively read-only mounts work: a fact
+	// of the kernel, to be cleared for an OCI runtime without support.
+	RecursiveReadOnly bool
+	// NoUserNamespaces says why pods cannot have user namespaces of their own;
+	// empty if they can. ReadHost leaves it empty: it takes an image store and an
+	// OCI runtime to know.
+	NoUserNamespaces string
 	// Seccomp, AppArmor and SELinux tell which security modules are active.
 	Seccomp, AppArmor, SELinux bool
 	// AppArmorDefault is the AppArmor profile for containers that name none;
@@ -72,7 +72,6 @@ func ReadHost() (Host, error) {
 		SELinux:     exists("/sys/fs/selinux/enforce"),
 	}
 	host.RecursiveReadOnly = mountSetattrSupported()
-	host.IDMap = host.RecursiveReadOnly
 	if host.Name, err = os.Hostname(); err != nil {
 		return Host{}, fmt.Errorf("read the host name: %w", err)
 	}
@@ -177,7 +176,7 @@ func seccompSupported() bool {
 }
 
 // mountSetattrSupported asks the kernel for mount_setattr (Linux 5.12), which
-// makes mounts recursively read-only and maps their IDs.
+// makes mounts recursively read-only.
 func mountSetattrSupported() bool {
 	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{})
 	return !errors.Is(err, unix.ENOSYS)

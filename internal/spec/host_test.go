@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -166,10 +167,10 @@ func TestCheckSandbox(t *testing.T) {
 	}
 	ids := []*runtimeapi.IDMapping{{HostId: 100000, Length: 65536}}
 	pod.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: ids, Gids: ids}
-	if err := CheckSandbox(pod, Host{}); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("without support: got %v, want a failed precondition", err)
+	if err := CheckSandbox(pod, Host{NoUserNamespaces: "too old"}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "too old") {
+		t.Errorf("without support: got %v, want a failed precondition that says why", err)
 	}
-	if err := CheckSandbox(pod, Host{UserNamespaces: true}); err != nil {
+	if err := CheckSandbox(pod, Host{}); err != nil {
 		t.Errorf("with support: got %v, want nil", err)
 	}
 }

@@ -52,7 +52,7 @@ type mountSet struct {
 func mounts(in Input) (*mountSet, error) {
 	set := &mountSet{}
 	for i, mount := range in.Config.GetMounts() {
-		if err := set.add(fmt.Sprintf("mounts[%d]", i), mount, in); err != nil {
+		if err := set.add(i, mount, in); err != nil {
 			return nil, err
 		}
 	}
@@ -76,7 +76,18 @@ func mounts(in Input) (*mountSet, error) {
 		}
 		defaults = append(defaults, mount)
 	}
+	_, _, mapped := UserNamespace(in.Pod)
+	if mapped {
+		defaults = userMounts(in, defaults)
+	}
 	set.mounts = append(defaults, set.mounts...)
+	for i := range set.mounts {
+		if mapped && set.mounts[i].Type == "bind" {
+			if err := keepLocked(&set.mounts[i]); err != nil {
+				return nil, err
+			}
+		}
+	}
 	return set, nil
 }
 
@@ -134,12 +145,14 @@ func podMounts(in Input) []specs.Mount {
 }
 
 // add resolves one mount of the request.
-func (s *mountSet) add(field string, mount *runtimeapi.Mount, in Input) error {
-	source, err := mountSource(field, mount, in)
+func (s *mountSet) add(index int, mount *runtimeapi.Mount, in Input) error {
+	field := fmt.Sprintf("mounts[%d]", index)
+	source, err := MountSource(index, mount, in.ImageVolumes)
 	if err != nil {
 		return err
 	}
-	propagation, err := s.propagate(field, mount, source)
+	_, _, mapped := UserNamespace(in.Pod)
+	propagation, err := s.propagate(field, mount, source, mapped)
 	if err != nil {
 		return err
 	}
@@ -162,22 +175,24 @@ func (s *mountSet) add(field string, mount *runtimeapi.Mount, in Input) error {
 		})
 		options = append(options, option)
 	}
-	uids, gids := idMappings(mount.GetUidMappings()), idMappings(mount.GetGidMappings())
-	if len(uids) > 0 && !in.Host.IDMap {
-		return unavailable(field+".uidMappings", mount.GetUidMappings(),
-			"the kernel or the OCI runtime does not support id-mapped mounts")
+	if len(mount.GetUidMappings()) > 0 && mount.GetImage() == nil {
+		var ok bool
+		if source, ok = in.Mapped[index]; !ok {
+			return unavailable(field+".uidMappings", fmt.Sprint(mount.GetUidMappings()), "it is not mounted with its mapping on this node")
+		}
 	}
 	s.mounts = append(s.mounts, specs.Mount{
-		Type: "bind", Source: source, Destination: path.Clean(mount.GetContainerPath()),
-		Options: options, UIDMappings: uids, GIDMappings: gids,
+		Type: "bind", Source: source, Destination: path.Clean(mount.GetContainerPath()), Options: options,
 	})
 	return nil
 }
 
-// mountSource returns the real path of what is to be mounted.
-func mountSource(field string, mount *runtimeapi.Mount, in Input) (string, error) {
+// MountSource returns the real path of what is to be mounted by the mount of
+// that index; volumes are as in Input.ImageVolumes.
+func MountSource(index int, mount *runtimeapi.Mount, volumes map[string]string) (string, error) {
+	field := fmt.Sprintf("mounts[%d]", index)
 	if mount.GetImage() != nil {
-		source, ok := in.ImageVolumes[mount.GetContainerPath()]
+		source, ok := volumes[mount.GetContainerPath()]
 		if !ok {
 			return "", unavailable(field+".image", mount.GetImage().GetImage(), "the image is not mounted on this node")
 		}
@@ -195,13 +210,17 @@ func mountSource(field string, mount *runtimeapi.Mount, in Input) (string, error
 
 // propagate chooses the propagation of a mount and checks that its source can
 // take part in it: mounts travel only between mounts of one peer group.
-func (s *mountSet) propagate(field string, mount *runtimeapi.Mount, source string) (string, error) {
+func (s *mountSet) propagate(field string, mount *runtimeapi.Mount, source string, mapped bool) (string, error) {
 	var wanted string
 	var groups []string
 	switch mount.GetPropagation() {
 	case runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
 		return propagationPrivate, nil
 	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		if mapped {
+			return "", unavailable(field+".propagation", mount.GetPropagation().String(),
+				"mounts in a pod that has a user namespace cannot come out of it")
+		}
 		wanted, groups = propagationShared, []string{"shared:"}
 		s.propagation = propagationShared
 	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:

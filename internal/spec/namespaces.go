@@ -1,8 +1,6 @@
 package spec
 
 import (
-	"fmt"
-
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -48,26 +46,6 @@ func Hostname(pod *runtimeapi.PodSandboxConfig, host Host) string {
 	return pod.GetHostname()
 }
 
-// UserNamespace returns the ID mappings of a pod that has a user namespace of
-// its own, and false for any other.
-func UserNamespace(pod *runtimeapi.PodSandboxConfig) (uids, gids []specs.LinuxIDMapping, ok bool) {
-	options := pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
-	if options == nil || options.GetMode() != modePod {
-		return nil, nil, false
-	}
-	return idMappings(options.GetUids()), idMappings(options.GetGids()), true
-}
-
-func idMappings(mappings []*runtimeapi.IDMapping) []specs.LinuxIDMapping {
-	var result []specs.LinuxIDMapping
-	for _, m := range mappings {
-		result = append(result, specs.LinuxIDMapping{
-			ContainerID: m.GetContainerId(), HostID: m.GetHostId(), Size: m.GetLength(),
-		})
-	}
-	return result
-}
-
 // validateNamespaces checks that a container asks for no more than its pod
 // was given. Network and IPC left at their zero value mean "as the pod".
 func validateNamespaces(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
@@ -85,14 +63,7 @@ func validateNamespaces(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodS
 	if err := checkPIDMode(field, own); err != nil {
 		return err
 	}
-	userns := own.GetUsernsOptions()
-	if err := validateUserns(field+".userns_options", userns); err != nil {
-		return err
-	}
-	if _, _, ok := UserNamespace(pod); !ok && userns != nil && userns.GetMode() == modePod {
-		return invalid(field+".userns_options.mode", userns.GetMode().String(), "needs a user namespace of the sandbox")
-	}
-	return nil
+	return validateOwnUserns(field+".userns_options", own.GetUsernsOptions(), pod)
 }
 
 func checkPIDMode(field string, options *runtimeapi.NamespaceOption) error {
@@ -107,36 +78,6 @@ func checkPIDMode(field string, options *runtimeapi.NamespaceOption) error {
 	default:
 		return invalid(field+".pid", int32(options.GetPid()), "is unknown")
 	}
-}
-
-// validateUserns accepts no user namespace, that of the node, and one mapping
-// of a range that contains ID 0.
-func validateUserns(field string, options *runtimeapi.UserNamespace) error {
-	if options == nil {
-		return nil
-	}
-	switch options.GetMode() {
-	case modeNode:
-		if len(options.GetUids()) > 0 || len(options.GetGids()) > 0 {
-			return invalid(field+".uids", options.GetUids(), "must be empty in mode NODE")
-		}
-		return nil
-	case modePod:
-	default:
-		return invalid(field+".mode", options.GetMode().String(), "must be POD or NODE")
-	}
-	for _, list := range []struct {
-		name     string
-		mappings []*runtimeapi.IDMapping
-	}{{"uids", options.GetUids()}, {"gids", options.GetGids()}} {
-		if len(list.mappings) != 1 {
-			return invalid(field+"."+list.name, fmt.Sprint(list.mappings), "must be exactly one mapping")
-		}
-		if m := list.mappings[0]; m.GetContainerId() != 0 || m.GetLength() == 0 {
-			return invalid(field+"."+list.name, m.String(), "must map a range that begins with ID 0")
-		}
-	}
-	return nil
 }
 
 // namespaces lists what the OCI runtime makes (no path) or joins (path).

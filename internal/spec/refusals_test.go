@@ -105,7 +105,7 @@ var invalidContainers = map[string]change{
 	"namespace_options.ipc":       func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Ipc: modeNode} },
 	"namespace_options.target_id": func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modeTarget} },
 	"namespace_options.pid":       func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: 17} },
-	"a user namespace of the sandbox": func(in *Input) {
+	"differs from that of the sandbox, NODE": func(in *Input) {
 		ids := []*runtimeapi.IDMapping{{Length: 1}}
 		sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Uids: ids, Gids: ids}}
 	},
@@ -151,8 +151,7 @@ var ungrantable = map[string]change{
 		in.Host.RecursiveReadOnly = false
 		withMount(&runtimeapi.Mount{HostPath: "/", Readonly: true, RecursiveReadOnly: true})(in)
 	},
-	"id-mapped": func(in *Input) {
-		in.Host.IDMap = false
+	"mounts[0].uidMappings": func(in *Input) {
 		ids := []*runtimeapi.IDMapping{{Length: 1}}
 		withMount(&runtimeapi.Mount{HostPath: "/", UidMappings: ids, GidMappings: ids})(in)
 	},

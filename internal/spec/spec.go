@@ -44,6 +44,10 @@ type Input struct {
 	// path on the host where that image, or the wanted part of it, is.
 	ImageVolumes map[string]string
 
+	// Mapped maps the index of each mount that has mappings to the path on the
+	// host where its source is mounted with them. Images are in ImageVolumes.
+	Mapped map[int]string
+
 	Namespaces Paths
 	// Shm is the tmpfs of the pod for /dev/shm; unused with the IPC namespace
 	// of the node.

@@ -90,9 +90,13 @@ func validateLog(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxC
 	return nil
 }
 
-func validateMounts(config *runtimeapi.ContainerConfig, _ *runtimeapi.PodSandboxConfig) error {
+func validateMounts(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
 	for i, mount := range config.GetMounts() {
-		if err := validateMount(fmt.Sprintf("mounts[%d]", i), mount); err != nil {
+		field := fmt.Sprintf("mounts[%d]", i)
+		if err := validateMount(field, mount); err != nil {
+			return err
+		}
+		if err := validateMapping(field, mount, pod); err != nil {
 			return err
 		}
 	}
@@ -125,10 +129,6 @@ func validateMount(field string, mount *runtimeapi.Mount) error {
 		if option == "rw" && mount.GetReadonly() {
 			return invalid(field+".mount_options", option, "contradicts readonly")
 		}
-	}
-	if len(mount.GetUidMappings()) > 1 || len(mount.GetGidMappings()) > 1 ||
-		len(mount.GetUidMappings()) != len(mount.GetGidMappings()) {
-		return invalid(field+".uidMappings", mount.GetUidMappings(), "must be one mapping, and one in gidMappings")
 	}
 	return nil
 }

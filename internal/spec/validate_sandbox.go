@@ -61,9 +61,8 @@ func ValidateSandbox(pod *runtimeapi.PodSandboxConfig) error {
 // so that RunPodSandbox fails instead of CreateContainer. The error is of kind
 // errdefs.ErrFailedPrecondition.
 func CheckSandbox(pod *runtimeapi.PodSandboxConfig, host Host) error {
-	if _, _, ok := UserNamespace(pod); ok && !host.UserNamespaces {
-		return unavailable("linux.security_context.namespace_options.userns_options.mode", "POD",
-			"user namespaces are not supported with this runtime handler")
+	if _, _, ok := UserNamespace(pod); ok && host.NoUserNamespaces != "" {
+		return unavailable("linux.security_context.namespace_options.userns_options.mode", "POD", host.NoUserNamespaces)
 	}
 	return nil
 }

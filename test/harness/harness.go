@@ -73,6 +73,10 @@ func Start(t testing.TB, opts Options) *Node {
 	t.Cleanup(n.epilogue) // after the census
 	census.Check(t, opts.Marks...)
 	dir := census.Dir(t)
+	// As /run and /var/lib are: root of a user namespace has to find its way.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
 	census.Mark(instance(filepath.Join(dir, "root")))
 	n.Registry = registry.Run(t, opts.Registry)
 	n.pushBusybox()

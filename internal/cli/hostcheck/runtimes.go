@@ -56,8 +56,8 @@ func (f *facts) handler(ctx context.Context, name string, h config.Handler, syst
 	if features.RecursiveReadOnly {
 		found += ", recursive read-only mounts"
 	}
-	if features.IDMap {
-		found += ", idmapped mounts"
+	if features.UserNamespaces {
+		found += ", user namespaces"
 	}
 	f.ok(areaRuntime, name, found)
 	return true
