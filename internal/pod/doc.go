@@ -11,6 +11,7 @@
 //	container.go   CreateContainer, StartContainer, StopContainer, RemoveContainer
 //	driver.go      carries out what the core decides, one effect at a time
 //	*_steps.go     the {do, undo, probe} of each step
+//	plugins.go     what NRI plugins are told and may change; bundle.go what for
 //	record.go      what is written down, store.go how
 //	recover.go     what happens at the start of the daemon
 //	index.go       names, prefixes, labels; view.go what readers get

@@ -73,5 +73,6 @@ func Run(ctx context.Context, c *config.Config) []Fact {
 	f.storage(c)
 	f.network(c, root)
 	f.runtimes(ctx, c, root)
+	f.plugins(ctx, c)
 	return f
 }
