@@ -1,7 +1,10 @@
 package stats
 
 import (
+	"fmt"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
 )
@@ -23,8 +26,8 @@ type Abilities struct {
 	Pressure bool
 }
 
-// Detect finds out what the host keeps. On v2 some files exist only below the
-// root, so at least one cgroup must have been made with all controllers.
+// Detect finds out what the host keeps. On v2 a file that exists only below
+// the root may have no cgroup yet to be in; then the kernel's version decides.
 func Detect(host *cgroup.Host) Abilities {
 	unified := host.Mode == cgroup.V2
 	root := func(controller string) string {
@@ -34,14 +37,10 @@ func Detect(host *cgroup.Host) Abilities {
 	a := Abilities{
 		CPU: host.Has("cpu"), Memory: host.Has("memory"), IO: host.Has("blkio") || host.Has("io"), PIDs: host.Has("pids"),
 	}
-	a.MemoryPeak = a.Memory && (!unified || anywhere(root("memory"), "memory.peak"))
+	a.MemoryPeak = a.Memory && (!unified || anywhere(root("memory"), "memory.peak") || atLeast(5, 19))
 	a.Swap = a.Memory && (unified || anywhere(root("memory"), "memory.memsw.usage_in_bytes"))
-	usage, peak := "hugetlb.*.usage_in_bytes", "hugetlb.*.max_usage_in_bytes"
-	if unified {
-		usage, peak = "hugetlb.*.current", "hugetlb.*.peak"
-	}
-	a.Hugetlb = host.Has("hugetlb") && anywhere(root("hugetlb"), usage)
-	a.HugetlbPeak = a.Hugetlb && anywhere(root("hugetlb"), peak)
+	a.Hugetlb = host.Has("hugetlb")
+	a.HugetlbPeak = a.Hugetlb && (!unified || anywhere(root("hugetlb"), "hugetlb.*.peak"))
 	if dir, ok := host.Unified("/"); ok {
 		a.Pressure = pressureKept(dir)
 	}
@@ -60,6 +59,19 @@ func pressureKept(root string) bool {
 		return err == nil && text != ""
 	}
 	return false
+}
+
+// atLeast tells whether the kernel is of this version or a later one.
+func atLeast(major, minor int) bool {
+	var name unix.Utsname
+	if unix.Uname(&name) != nil {
+		return false
+	}
+	var gotMajor, gotMinor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &gotMajor, &gotMinor); err != nil {
+		return false
+	}
+	return gotMajor > major || gotMajor == major && gotMinor >= minor
 }
 
 // anywhere tells whether a file matches in a root cgroup or right below it.

@@ -47,40 +47,6 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
-// TestStats: figures of a running container are there and plausible.
-func TestStats(t *testing.T) {
-	eachHandler(t, func(t *testing.T, n *harness.Node) {
-		p := n.RunPod()
-		c := p.Start([]string{"sh", "-c", "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; head -c 1000000 /dev/zero >/file; sleep 1000"})
-		p.Start([]string{"true"}).Exited()
-		n.Eventually("the figures show what the container did", func() error {
-			answer, err := n.Runtime.ContainerStats(n.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.ID})
-			if err != nil {
-				return err
-			}
-			s := answer.GetStats()
-			if s.GetAttributes().GetId() != c.ID || s.GetCpu().GetTimestamp() <= 0 || s.GetMemory().GetTimestamp() <= 0 ||
-				s.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || s.GetMemory().GetWorkingSetBytes().GetValue() == 0 {
-				return &implausible{s}
-			}
-			return nil
-		})
-		list, err := n.Runtime.ListContainerStats(n.Context(), &runtimeapi.ListContainerStatsRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := list.GetStats(); len(got) != 1 || got[0].GetAttributes().GetId() != c.ID {
-			t.Errorf("list has %v, want the one running container", got)
-		}
-	})
-}
-
-// implausible are figures that cannot be.
-type implausible struct{ stats *runtimeapi.ContainerStats }
-
-// Error shows them.
-func (i *implausible) Error() string { return "the figures are " + i.stats.String() }
-
 // TestSecondDaemon: a second daemon on the same directories is refused with a clear text and harms nothing.
 func TestSecondDaemon(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
