@@ -103,6 +103,7 @@ func (d *daemon) lock() error {
 // open opens the parts: first those that know nothing of each other, all at
 // once, then those that are made of them.
 func (d *daemon) open(ctx context.Context) error {
+	d.loadProfile(ctx)
 	host, err := spec.ReadHost()
 	if err != nil {
 		return err

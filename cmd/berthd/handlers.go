@@ -10,12 +10,26 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/berth-runtime/berth/internal/apparmor"
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/internal/spec"
 )
+
+// loadProfile loads the default AppArmor profile where the kernel has AppArmor.
+// Without it containers whose request asks for the default are not confined by it,
+// which is worth a warning and no reason not to run them.
+func (d *daemon) loadProfile(ctx context.Context) {
+	enabled, err := apparmor.Enabled()
+	if err == nil && enabled {
+		err = apparmor.Load(ctx)
+	}
+	if err != nil {
+		d.log.Warn("there is no default AppArmor profile for containers", "error", err)
+	}
+}
 
 // preferred are the handlers that become the default if they work, in order.
 var preferred = []string{"crun", "runc"}

@@ -12,12 +12,12 @@ import (
 	kernelcap "github.com/containerd/containerd/v2/pkg/cap"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-runtime/berth/internal/apparmor"
 	"github.com/berth-runtime/berth/internal/cgroup"
 )
 
-// appArmorDefault is the profile of containers that name none, if the
-// administrator has loaded one.
-const appArmorDefault = "berth-default"
+// appArmorDefault is the profile of containers that name none, if it is loaded.
+const appArmorDefault = apparmor.Default
 
 // Host is what the spec depends on of the machine and of the daemon's own
 // rights. ReadHost fills it; it is plain data and may be changed by the
@@ -54,8 +54,11 @@ type Host struct {
 	// AppArmorDefault is the AppArmor profile for containers that name none;
 	// empty if there is none.
 	AppArmorDefault string
-	// AppArmorProfiles are the names of the loaded profiles.
+	// AppArmorProfiles are the names of the loaded profiles, as the file
+	// AppArmorList had them: profiles come and go, so when one is asked for
+	// the file counts, unless there is none.
 	AppArmorProfiles []string
+	AppArmorList     string
 }
 
 // ReadHost finds out what this machine and the rights of this process allow.
@@ -194,21 +197,39 @@ func readAppArmor(host *Host, enabled, loaded string) error {
 	if !strings.HasPrefix(string(data), "Y") {
 		return nil
 	}
-	profiles, err := os.ReadFile(loaded)
-	if err != nil {
-		return fmt.Errorf("list AppArmor profiles: %w", err)
+	if host.AppArmorProfiles, err = loadedProfiles(loaded); err != nil {
+		return err
 	}
-	host.AppArmor = true
-	for line := range strings.Lines(string(profiles)) {
-		// A line is "name (mode)", and the name may contain blanks.
-		if i := strings.LastIndex(line, " ("); i > 0 {
-			host.AppArmorProfiles = append(host.AppArmorProfiles, line[:i])
-		}
-	}
+	host.AppArmor, host.AppArmorList = true, loaded
 	if slices.Contains(host.AppArmorProfiles, appArmorDefault) {
 		host.AppArmorDefault = appArmorDefault
 	}
 	return nil
+}
+
+// loadedProfiles reads the names of the loaded AppArmor profiles.
+func loadedProfiles(file string) ([]string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("list AppArmor profiles: %w", err)
+	}
+	var names []string
+	for line := range strings.Lines(string(text)) {
+		// A line is "name (mode)", and the name may contain blanks.
+		if i := strings.LastIndex(line, " ("); i > 0 {
+			names = append(names, line[:i])
+		}
+	}
+	return names, nil
+}
+
+// profileLoaded tells whether an AppArmor profile is loaded now.
+func (h *Host) profileLoaded(name string) (bool, error) {
+	if h.AppArmorList == "" {
+		return slices.Contains(h.AppArmorProfiles, name), nil
+	}
+	names, err := loadedProfiles(h.AppArmorList)
+	return slices.Contains(names, name), err
 }
 
 func exists(file string) bool {

@@ -95,6 +95,13 @@ func TestReadAppArmor(t *testing.T) {
 	write(enabled, "Y\n")
 	write(loaded, "/usr/bin/my program (enforce)\nberth-default (complain)\n")
 	host := read()
+	if loaded, err := host.profileLoaded("later"); err != nil || loaded {
+		t.Errorf("before it is loaded: got %v, %v", loaded, err)
+	}
+	write(loaded, "/usr/bin/my program (enforce)\nberth-default (complain)\nlater (enforce)\n")
+	if loaded, err := host.profileLoaded("later"); err != nil || !loaded {
+		t.Errorf("a profile that was loaded later: got %v, %v", loaded, err)
+	}
 	equal(t, "profiles", host.AppArmorProfiles, []string{"/usr/bin/my program", "berth-default"})
 	if !host.AppArmor || host.AppArmorDefault != "berth-default" {
 		t.Errorf("got %+v, want AppArmor with a default profile", host)

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -82,7 +83,12 @@ func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (s
 		return "", invalid(field, ref, "must name a profile")
 	case !host.AppArmor:
 		return "", unavailable(field, name, "AppArmor is not enabled on this host")
-	case !slices.Contains(host.AppArmorProfiles, name):
+	}
+	loaded, err := host.profileLoaded(name)
+	if err != nil {
+		return "", fmt.Errorf("%s %q: %w", field, name, err)
+	}
+	if !loaded {
 		return "", unavailable(field, name, "no AppArmor profile of this name is loaded")
 	}
 	return name, nil
