@@ -24,6 +24,7 @@ import (
 	"github.com/berth-runtime/berth/internal/cri"
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/internal/network"
+	"github.com/berth-runtime/berth/internal/notify"
 	"github.com/berth-runtime/berth/internal/nri"
 	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/internal/shim"
@@ -50,6 +51,7 @@ type daemon struct {
 	log      *slog.Logger
 	instance string
 	metrics  *telemetry.Metrics
+	manager  *notify.Manager
 	closers  []closer
 
 	images   *image.Store
@@ -72,6 +74,9 @@ type closer struct {
 func serve(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) {
 	d := &daemon{cfg: cfg, log: log, instance: instanceOf(cfg.Root), metrics: telemetry.NewMetrics(version.Version)}
 	defer func() { err = errors.Join(err, d.close(ctx)) }()
+	if d.manager, err = notify.Find(); err != nil {
+		return err
+	}
 	log.Info("berthd begins", "version", version.Version, "root", cfg.Root, "state", cfg.State)
 	if err := d.lock(); err != nil {
 		return err
@@ -292,9 +297,15 @@ func (d *daemon) run(ctx context.Context, calls net.Listener) error {
 		<-ctx.Done()
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), callGrace)
 		defer cancel()
+		if err := d.manager.Stopping(grace); err != nil {
+			d.log.Warn("systemd does not know that berthd ends", "error", err)
+		}
 		d.drain(grace)
 		return nil
 	})
+	if err := d.manager.Ready(ctx); err != nil {
+		d.log.Warn("systemd does not know that berthd serves", "error", err)
+	}
 	d.log.Info("berthd serves", "listen", d.cfg.Listen, "sessions", d.sessions.Addr().String(),
 		"handler", d.engine.DefaultHandler(), "pods", len(d.engine.Sandboxes(pod.Filter{})))
 	return serving.Wait()

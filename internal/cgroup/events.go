@@ -123,7 +123,7 @@ func (r *limitReader) value(controller, file string) string {
 	if !ok || r.err != nil {
 		return ""
 	}
-	value, err := readString(filepath.Join(dir, file))
+	value, err := readString(filepath.Join(LimitDir(dir), file))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.err = err
 	}

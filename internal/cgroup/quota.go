@@ -2,9 +2,30 @@ package cgroup
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 )
+
+// crunGroup is the cgroup beneath its scope into which crun puts a container that
+// systemd manages, and in which it sets the limits: systemd would set those of the
+// scope back.
+const crunGroup = "container"
+
+// LimitDir is where the limits of the container are whose cgroup is dir.
+func LimitDir(dir string) string {
+	inner := filepath.Join(dir, crunGroup)
+	if strings.HasSuffix(dir, ".scope") && exists(inner) {
+		return inner
+	}
+	return dir
+}
+
+func exists(file string) bool {
+	_, err := os.Lstat(file)
+	return err == nil
+}
 
 // LimitHugepages limits how many bytes of huge pages of one size, such as
 // "2MB", the processes of the cgroup at path may have.
@@ -17,7 +38,7 @@ func (h *Host) LimitHugepages(path, size string, bytes uint64) error {
 	if h.Mode == V2 {
 		file = "hugetlb." + size + ".max"
 	}
-	if err := writeString(filepath.Join(dir, file), strconv.FormatUint(bytes, 10)); err != nil {
+	if err := writeString(filepath.Join(LimitDir(dir), file), strconv.FormatUint(bytes, 10)); err != nil {
 		return fmt.Errorf("limit huge pages of %s in cgroup %s: %w", size, path, err)
 	}
 	return nil
@@ -34,7 +55,7 @@ func (h *Host) LiftCPUQuota(path string) error {
 	if h.Mode == V2 {
 		file, value = "cpu.max", "max"
 	}
-	if err := writeString(filepath.Join(dir, file), value); err != nil {
+	if err := writeString(filepath.Join(LimitDir(dir), file), value); err != nil {
 		return fmt.Errorf("lift CPU quota of cgroup %s: %w", path, err)
 	}
 	return nil

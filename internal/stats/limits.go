@@ -21,6 +21,7 @@ type MemoryLimits struct {
 func ReadMemoryLimits(host *cgroup.Host, path string) (MemoryLimits, error) {
 	r := &reader{}
 	dir, _ := host.Dir("memory", path)
+	dir = cgroup.LimitDir(dir)
 	files := [...]string{"memory.limit_in_bytes", "memory.soft_limit_in_bytes", "memory.memsw.limit_in_bytes"}
 	if host.Mode == cgroup.V2 {
 		files = [...]string{"memory.max", "memory.low", "memory.swap.max"}

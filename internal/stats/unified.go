@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/berth-runtime/berth/internal/cgroup"
 )
 
 const (
@@ -25,6 +27,9 @@ func readUnified(r *reader, c *Container, dir func(string) string) {
 	c.CPU.UsageNanos = stat["usage_usec"] * nanosPerMicro
 	c.CPU.UserNanos = stat["user_usec"] * nanosPerMicro
 	c.CPU.SystemNanos = stat["system_usec"] * nanosPerMicro
+	if limited := cgroup.LimitDir(base); limited != base {
+		stat = r.table(limited, "cpu.stat") // only who has a quota counts how it held
+	}
 	c.CPU.Periods = stat["nr_periods"]
 	c.CPU.Throttled = stat["nr_throttled"]
 	c.CPU.ThrottledNanos = stat["throttled_usec"] * nanosPerMicro
@@ -32,10 +37,10 @@ func readUnified(r *reader, c *Container, dir func(string) string) {
 	if r.brief {
 		return
 	}
-	if words := strings.Fields(r.text(dir("cpu"), "cpu.max")); len(words) == 2 {
+	if words := strings.Fields(r.text(cgroup.LimitDir(dir("cpu")), "cpu.max")); len(words) == 2 {
 		c.CPU.Quota, c.CPU.Period = r.parse("cpu.max", words[0]), r.parse("cpu.max", words[1])
 	}
-	if weight := r.number(dir("cpu"), "cpu.weight"); weight > 0 {
+	if weight := r.number(cgroup.LimitDir(dir("cpu")), "cpu.weight"); weight > 0 {
 		c.CPU.Shares = minShares + (weight-minWeight)*sharesSpan/weightSpan
 	}
 	r.unifiedMemoryDetails(&c.Memory, dir("memory"))
@@ -52,7 +57,7 @@ func (r *reader) unifiedMemory(c *Container, dir string) {
 		Usage:           usage,
 		WorkingSet:      less(usage, stat["inactive_file"]),
 		RSS:             stat["anon"],
-		Limit:           r.number(dir, "memory.max"),
+		Limit:           r.number(cgroup.LimitDir(dir), "memory.max"),
 		Cache:           stat["file"],
 		MappedFile:      stat["file_mapped"],
 		Kernel:          stat["kernel"],
@@ -62,7 +67,7 @@ func (r *reader) unifiedMemory(c *Container, dir string) {
 	}
 	c.Memory.setAvailable()
 	if text := r.text(dir, "memory.swap.current"); text != "" {
-		most := strings.TrimSpace(r.text(dir, "memory.swap.max"))
+		most := strings.TrimSpace(r.text(cgroup.LimitDir(dir), "memory.swap.max"))
 		c.Swap = &Swap{
 			Usage:   r.parse("memory.swap.current", strings.TrimSpace(text)),
 			Limited: most != "" && most != "max",

@@ -157,6 +157,11 @@ func TestResources(t *testing.T) {
 			t.Fatalf("update resources: %v", err)
 		}
 		equal(t, "memory limit after the update", cgroupFile(t, c, "memory.limit_in_bytes", "memory.max"), fmt.Sprint(96<<20))
+		for _, limit := range cgroupFiles(t, c, "memory.limit_in_bytes", "memory.max") {
+			if limit != "max" {
+				equal(t, "memory limit after the update, in every cgroup of the container", limit, fmt.Sprint(96<<20))
+			}
+		}
 		r = c.Status().GetResources().GetLinux()
 		equal(t, "memory limit in the status after the update", r.GetMemoryLimitInBytes(), 96<<20)
 		equal(t, "shares in the status after an update which leaves them open", r.GetCpuShares(), 256)
@@ -166,40 +171,37 @@ func TestResources(t *testing.T) {
 // cgroupFile reads a file of the cgroup in which the container's first process is, by its name in v1 or v2.
 func cgroupFile(t *testing.T, c *harness.Container, v1, v2 string) string {
 	t.Helper()
-	var pid int
-	n, err := fmt.Sscan(containerPID(t, c), &pid)
-	if n != 1 || err != nil {
-		t.Fatalf("find the process of the container: %v", err)
-	}
-	lines, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	return cgroupFiles(t, c, v1, v2)[0]
+}
+
+// cgroupFiles reads a file of the cgroup in which the container's first process is, and of those above it that are the
+// container's too: with systemd, crun puts the process into another one beneath it.
+func cgroupFiles(t *testing.T, c *harness.Container, v1, v2 string) []string {
+	t.Helper()
+	lines, err := os.ReadFile("/proc/" + containerPID(t, c) + "/cgroup")
 	if err != nil {
 		t.Fatal(err)
 	}
 	controller, _, _ := strings.Cut(v1, ".")
+	var found []string
 	for line := range strings.Lines(string(lines)) {
 		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		f[2] = cgroupOf(c, f[2])
-		for _, path := range []string{
-			filepath.Join("/sys/fs/cgroup", controller, f[2], v1), filepath.Join("/sys/fs/cgroup", f[2], v2),
-		} {
-			if slices.Contains(strings.Split(f[1], ","), controller) == strings.HasSuffix(path, v1) {
-				if data, err := os.ReadFile(path); err == nil {
-					return strings.TrimSpace(string(data))
-				}
+		root, name := filepath.Join("/sys/fs/cgroup", controller), v1
+		if f[1] == "" {
+			root, name = "/sys/fs/cgroup", v2
+		} else if !slices.Contains(strings.Split(f[1], ","), controller) {
+			continue
+		}
+		for dir := f[2]; strings.Contains(dir, c.ID); dir = filepath.Dir(dir) {
+			if data, err := os.ReadFile(filepath.Join(root, dir, name)); err == nil {
+				found = append(found, strings.TrimSpace(string(data)))
 			}
 		}
 	}
-	t.Fatalf("find %s of process %d in %s", v1, pid, lines)
-	return ""
-}
-
-// cgroupOf returns the cgroup of the container that is part of a path: with systemd, crun puts processes into another one
-// beneath it.
-func cgroupOf(c *harness.Container, path string) string {
-	for dir := path; strings.Contains(dir, c.ID); dir = filepath.Dir(dir) {
-		path = dir
+	if len(found) == 0 {
+		t.Fatalf("find %s or %s of the container in %s", v1, v2, lines)
 	}
-	return path
+	return found
 }
 
 // containerPID finds the container's process from outside: it is the one which sees itself in the container's cgroup.

@@ -343,6 +343,15 @@ func controlFile(t *testing.T, c *harness.Container, controller, v1, v2 string) 
 	return ""
 }
 
+// cgroupOf returns the cgroup of the container that is part of a path: with systemd, crun puts processes into another one
+// beneath it.
+func cgroupOf(c *harness.Container, path string) string {
+	for dir := path; strings.Contains(dir, c.ID); dir = filepath.Dir(dir) {
+		path = dir
+	}
+	return path
+}
+
 func number(t *testing.T, c *harness.Container, controller, v1, v2 string) uint64 {
 	t.Helper()
 	return parse(t, strings.TrimSpace(controlFile(t, c, controller, v1, v2)))

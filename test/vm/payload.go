@@ -68,6 +68,10 @@ func (p payload) build(ctx context.Context, dir string) error {
 	if _, err := static.Run(ctx, argv...); err != nil {
 		return err
 	}
+	// The unit belongs to what is tested.
+	if err := os.CopyFS(filepath.Join(dir, "tree", "packaging"), os.DirFS(filepath.Join(p.tree, "packaging"))); err != nil {
+		return fmt.Errorf("copy the unit: %w", err)
+	}
 	built := map[string]bool{}
 	for _, s := range p.steps {
 		pkg, ok := strings.CutPrefix(s.Dir, Mountpoint+"/tree/")

@@ -35,6 +35,9 @@ func run() (err error) {
 	if err != nil {
 		return err
 	}
+	if err := warm(); err != nil {
+		return err
+	}
 	events := &events{encoder: json.NewEncoder(port)}
 	for _, s := range steps {
 		begun := time.Now()
@@ -46,6 +49,23 @@ func run() (err error) {
 		if err := events.send(vm.Event{Step: s.Name, End: &end}); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// modules are those which the kernel would load on first use. Here that takes so long that a test may lose its patience.
+var modules = []string{
+	"overlay", "veth", "bridge", "br_netfilter", "nf_tables", "nft_chain_nat", "nft_ct", "nft_fib_inet", "nft_masq", "nft_compat",
+	"ip_tables", "iptable_nat", "ip6table_nat", "xt_MASQUERADE", "xt_comment", "xt_multiport", "tun",
+}
+
+// warm loads modules.
+func warm() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "modprobe", append([]string{"-a"}, modules...)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("load kernel modules: %w: %s", err, out)
 	}
 	return nil
 }
