@@ -104,6 +104,7 @@ func (s *sandbox) describe() nri.Pod {
 		PID: s.rec.PID, IPs: s.rec.IPs, Overhead: s.rec.Overhead.M, Resources: s.rec.Resources.M,
 		Namespaces: map[specs.LinuxNamespaceType]string{
 			specs.NetworkNamespace: ns.Net, specs.IPCNamespace: ns.IPC, specs.UTSNamespace: ns.UTS, specs.PIDNamespace: ns.PID,
+			specs.UserNamespace: ns.User,
 		},
 	}
 }

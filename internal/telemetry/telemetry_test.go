@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -68,6 +69,9 @@ func TestMetricsAreScraped(t *testing.T) {
 	defer running("OK")
 	m.Panicked("Status")
 	endSession := m.Session("exec")
+	plugins := m.Plugins()
+	plugins.PluginTook("10-a", "CreateContainer", time.Second)
+	plugins.PluginAnswered("10-a", "CreateContainer", false)
 	m.Gauge("pods", "Pods known.", map[string]string{"state": "ready"}, func() float64 { return 7 })
 
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -86,6 +90,8 @@ func TestMetricsAreScraped(t *testing.T) {
 		`berth_rpc_panics_total{method="Status"} 1`,
 		`berth_stream_sessions{kind="exec"} 1`,
 		`berth_pods{state="ready"} 7`,
+		`berth_nri_plugin_seconds_sum{event="CreateContainer",plugin="10-a"} 1`,
+		`berth_nri_plugin_events_total{event="CreateContainer",ok="false",plugin="10-a"} 1`,
 		`berth_build_info{version="1.2.3"} 1`,
 	} {
 		if !strings.Contains(body, want) {

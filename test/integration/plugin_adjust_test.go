@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/test/harness"
@@ -182,23 +183,45 @@ func TestPluginLimits(t *testing.T) {
 	}
 }
 
-// TestPluginEvicts: a container that a plugin evicts is stopped. The library for plugins has no call for that, the
-// protocol has.
+// TestPluginEvicts: a container that a plugin evicts is stopped, with its answer to an event or by itself. The library for
+// plugins has no call for that, the protocol has.
 func TestPluginEvicts(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	n.Ready()
 	pod := n.RunPod()
-	first := pod.Start([]string{"sleep", "1000"})
-	p := connect(t, n, "10", &plugin{}, stub.WithTTRPCOptions(nil, []ttrpc.ServerOpt{ttrpc.WithUnaryServerInterceptor(
+	obedient := []string{"sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait"}
+	first, second := pod.Start(obedient), pod.Start(obedient)
+	for _, c := range []*harness.Container{first, second} { // or the trap is not set yet
+		c.Output("sh", "-c", "until pidof sleep; do :; done")
+	}
+	answers := ttrpc.WithUnaryServerInterceptor(
 		func(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
 			answer, err := method(ctx, unmarshal)
 			if created, ok := answer.(*api.CreateContainerResponse); ok {
 				created.Evict = []*api.ContainerEviction{{ContainerId: first.ID, Reason: "there is another one"}}
 			}
 			return answer, err
-		})}))
-	second := pod.Start([]string{"sleep", "1000"})
-	equal(t, "exit code of the one that was evicted", first.Exited().GetExitCode(), 137)
-	equal(t, "state of the other", second.Status().GetState(), runtimeapi.ContainerState_CONTAINER_RUNNING)
+		})
+	requests := ttrpc.WithUnaryClientInterceptor(
+		func(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) (err error) {
+			if req.GetMethod() == "UpdateContainers" {
+				req.Payload, err = proto.Marshal(&api.UpdateContainersRequest{
+					Evict: []*api.ContainerEviction{{ContainerId: second.ID, Reason: "it is in the way"}, {ContainerId: "nobody"}},
+				})
+				if err != nil {
+					return err
+				}
+			}
+			return invoke(ctx, req, resp)
+		})
+	p := connect(t, n, "10", &plugin{}, stub.WithTTRPCOptions([]ttrpc.ClientOpts{requests}, []ttrpc.ServerOpt{answers}))
+	third := pod.Start([]string{"sleep", "1000"})
+	equal(t, "exit code of the one that an answer evicts", first.Exited().GetExitCode(), 3)
+	if _, err := p.stub.UpdateContainers(nil); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "exit code of the one that a request evicts", second.Exited().GetExitCode(), 3)
+	equal(t, "state of the third", third.Status().GetState(), runtimeapi.ContainerState_CONTAINER_RUNNING)
 	p.eventually(n, first.ID, "Known Stop")
+	p.eventually(n, second.ID, "Known Stop")
 }
