@@ -34,11 +34,7 @@ func (h *Host) LimitHugepages(path, size string, bytes uint64) error {
 	if !ok {
 		return nil // without the controller none of a size can be asked for
 	}
-	file := "hugetlb." + size + ".limit_in_bytes"
-	if h.Mode == V2 {
-		file = "hugetlb." + size + ".max"
-	}
-	if err := writeString(filepath.Join(LimitDir(dir), file), strconv.FormatUint(bytes, 10)); err != nil {
+	if err := writeString(filepath.Join(LimitDir(dir), h.hugepageFile(size)), strconv.FormatUint(bytes, 10)); err != nil {
 		return fmt.Errorf("limit huge pages of %s in cgroup %s: %w", size, path, err)
 	}
 	return nil

@@ -94,8 +94,16 @@ func (c *container) applyRunning(ctx context.Context, before, r limits) (undoFun
 	if err != nil {
 		return nil, err
 	}
+	var sizes []string
+	for _, l := range r.cri.GetHugepageLimits() {
+		sizes = append(sizes, l.GetPageSize())
+	}
+	kept, err := c.engine.opts.Cgroups.Keep(c.rec.CgroupPath, sizes...)
+	if err != nil {
+		return nil, err
+	}
 	undo := func(ctx context.Context) error {
-		return errors.Join(c.enforce(ctx, before.revert(r)), c.setOOMScore(score))
+		return errors.Join(c.enforce(ctx, before.revert(r)), kept.Restore(), c.setOOMScore(score))
 	}
 	err = c.enforce(ctx, r)
 	if err == nil && r.cri.GetOomScoreAdj() != 0 {

@@ -104,7 +104,8 @@ func MergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi
 
 // RevertResources returns limits that put back old after a part of update may
 // have been applied. What old leaves open and update sets gets the value of a
-// new cgroup; the CPUs and memory nodes of one depend on its parent and stay.
+// new cgroup; what that is for CPUs, memory nodes and huge pages depends on its
+// parent, and the caller has to put it back.
 func RevertResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
 	open := &runtimeapi.LinuxContainerResources{}
 	if update.GetCpuQuota() != 0 {

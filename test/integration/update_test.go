@@ -36,10 +36,18 @@ func TestUpdate(t *testing.T) {
 	eachHandler(t, func(t *testing.T, n *harness.Node) {
 		p := n.RunPod()
 		c := p.Start([]string{"sleep", "1000"}, func(c *runtimeapi.ContainerConfig) {
-			c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 10000}
+			c.Linux.Resources = &runtimeapi.LinuxContainerResources{
+				CpuPeriod: 100000, CpuQuota: 10000, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}},
+			}
 		})
 		wantQuota(t, "of a new container", c, "10000")
-		shares := cgroupFile(t, c, "cpu.shares", "cpu.weight")
+		untouched := [][2]string{
+			{"cpu.shares", "cpu.weight"}, {"cpuset.cpus", "cpuset.cpus"}, {"hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"},
+		}
+		var were []string
+		for _, file := range untouched {
+			were = append(were, cgroupFile(t, c, file[0], file[1]))
+		}
 		for range 2 {
 			if err := update(n, c, &runtimeapi.LinuxContainerResources{CpuQuota: -1}); err != nil {
 				t.Fatalf("lift the quota: %v", err)
@@ -61,7 +69,9 @@ func TestUpdate(t *testing.T) {
 			t.Errorf("an update that the kernel refuses: %v", err)
 		}
 		wantQuota(t, "after updates that failed", c, "20000")
-		equal(t, "shares after updates that failed", cgroupFile(t, c, "cpu.shares", "cpu.weight"), shares)
+		for i, file := range untouched {
+			equal(t, file[0]+" after updates that failed", cgroupFile(t, c, file[0], file[1]), were[i])
+		}
 		equal(t, "score after updates that failed", oomScore(t, c), "0")
 		r := c.Status().GetResources().GetLinux()
 		equal(t, "quota in the status after updates that failed", r.GetCpuQuota(), 20000)
@@ -74,18 +84,23 @@ func TestUpdate(t *testing.T) {
 // words which are no limit (v2).
 func refusedByTheKernel(t *testing.T, p *harness.Pod) *runtimeapi.LinuxContainerResources {
 	t.Helper()
+	refused := &runtimeapi.LinuxContainerResources{
+		CpuShares: 100, CpusetCpus: "0", OomScoreAdj: 500, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
+	}
 	host, err := cgroup.Detect()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if host.Mode == cgroup.V2 {
-		return &runtimeapi.LinuxContainerResources{CpuShares: 100, OomScoreAdj: 500, Unified: map[string]string{"cpu.max": "nonsense"}}
+		refused.Unified = map[string]string{"cpu.max": "nonsense"}
+		return refused
 	}
 	dir, _ := host.Dir("cpu", p.Config.GetLinux().GetCgroupParent())
 	if err := os.WriteFile(filepath.Join(dir, "cpu.cfs_quota_us"), []byte("50000"), 0); err != nil {
 		t.Fatal(err)
 	}
-	return &runtimeapi.LinuxContainerResources{CpuShares: 100, OomScoreAdj: 500, CpuQuota: 60000}
+	refused.CpuQuota = 60000
+	return refused
 }
 
 func oomScore(t *testing.T, c *harness.Container) string {
