@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 )
 
 // emulator is QEMU for the only platform that Debian's cloud kernel and we have in common so far.
@@ -47,12 +49,12 @@ func (m machine) run(ctx context.Context, heard func(Event)) (err error) {
 	defer func() { err = errors.Join(err, said.Close()) }()
 	cmd := exec.CommandContext(ctx, emulator, m.args(socket)...)
 	cmd.Stdout, cmd.Stderr = said, said
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the machine: %w", errors.Join(err, l.Close()))
-	}
+	// A test that is ended by its time-out has no time to end the machine.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	ended := make(chan error, 1)
 	go func() {
-		ended <- cmd.Wait()
+		runtime.LockOSThread() // whose end is the death that the signal is about
+		ended <- cmd.Run()
 		cancel()
 	}()
 	listening := listen(l, heard)
