@@ -103,6 +103,37 @@ func TestImageVolume(t *testing.T) {
 	})
 }
 
+// TestImageVolumeInUserNamespace: in a pod with a user namespace the files of an image belong to those of the pod that
+// they belong to in the image, whether it has one layer or several or is an artifact.
+func TestImageVolumeInUserNamespace(t *testing.T) {
+	eachHandler(t, func(t *testing.T, n *harness.Node) {
+		one, err := imagefactory.Build(imagefactory.Spec{Layers: []imagefactory.Layer{
+			{Files: []imagefactory.File{{Path: "file", Content: []byte("one"), UID: 7, GID: 7}}},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		bundle, err := imagefactory.BuildBundle(imagefactory.Bundle{
+			Type: "application/vnd.example.model.v1", Blobs: []imagefactory.Blob{{MediaType: "text/plain", Content: []byte("a"), Title: "file"}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for repository, a := range map[string]*imagefactory.Artifact{"one": one, "several": data(t), "artifact": bundle} {
+			if _, err := pull(n, n.Push(repository, a)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ref := func(repository string) string { return n.Registry.Host + "/" + repository + ":1" }
+		p := n.RunPod(userNamespace)
+		c := p.Start([]string{"sleep", "1000"}, likePod(p), imageMount("/one", ref("one"), ""),
+			imageMount("/several", ref("several"), "dir"), imageMount("/artifact", ref("artifact"), ""))
+		equal(t, "owners", c.Output("stat", "-c", "%n %u", "/one/file", "/several/more", "/artifact/file"),
+			"/one/file 7\n/several/more 0\n/artifact/file 0")
+		equal(t, "files", c.Output("cat", "/one/file", "/several/more", "/artifact/file"), "oneabovea")
+	})
+}
+
 func remove(t *testing.T, n *harness.Node, ref string) {
 	t.Helper()
 	if _, err := n.Images.RemoveImage(n.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
