@@ -100,7 +100,7 @@ func runPass(t *testing.T, s suite, im images, p pass) {
 	}
 	t.Logf("critest %s: %d passed, %d failed, %d skipped, %d not asked for, in %v", s.version,
 		len(r.with(passed)), len(r.with(failed)), len(r.with(skipped)), len(r.with(left)), r.took.Round(time.Second))
-	judge(t, r, *focus == "")
+	judge(t, r)
 }
 
 // mirror makes the node ask a registry here in place of those that critest names. The server is replaced as well as given
@@ -120,27 +120,20 @@ func mirror(certsDir, host string) error {
 }
 
 // judge reports failures, and skips with their reasons.
-func judge(t *testing.T, r *report, whole bool) {
+func judge(t *testing.T, r *report) {
 	if problem := r.problem(); problem != "" {
 		t.Errorf("critest: %s", problem)
 	}
 	for _, s := range r.with(failed) {
 		t.Errorf("FAILED: %s\n%s\n%s", s.name, s.message, s.output)
 	}
-	used := map[string]bool{}
 	for _, s := range r.with(skipped) {
 		e, err := excused(s)
-		used[e.message] = true
 		if err != nil {
 			t.Errorf("SKIPPED: %s: %v", s.name, err)
 			continue
 		}
 		t.Logf("skipped: %s: %s", s.name, e.why)
-	}
-	for _, e := range needless(used) {
-		if whole {
-			t.Errorf("no spec needs the excuse %q any more: remove it", e.message)
-		}
 	}
 }
 

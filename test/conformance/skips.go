@@ -12,8 +12,7 @@ type excuse struct {
 	message string
 	// why says it in our words.
 	why string
-	// holds tells whether it is true on this machine. Nil: it is no matter of the machine, but not built yet, and the
-	// excuse must go as soon as nothing needs it any more.
+	// holds tells whether it is true on this machine.
 	holds func() (bool, error)
 }
 
@@ -23,7 +22,6 @@ var excuses = []excuse{
 		why:     "the kernel has no AppArmor",
 		holds:   func() (bool, error) { return kernelLacks("/sys/module/apparmor/parameters/enabled") },
 	},
-	{message: "no runtime handler found which supports user namespaces", why: "user namespaces are not built yet"},
 }
 
 // kernelLacks looks at a switch of the kernel: a file that says Y if it is on.
@@ -44,9 +42,6 @@ func excused(s spec) (excuse, error) {
 		if !strings.HasPrefix(s.message, e.message) {
 			continue
 		}
-		if e.holds == nil {
-			return e, nil
-		}
 		holds, err := e.holds()
 		if err != nil {
 			return e, err
@@ -57,15 +52,4 @@ func excused(s spec) (excuse, error) {
 		return e, nil
 	}
 	return excuse{}, fmt.Errorf("nothing excuses %q", s.message)
-}
-
-// needless returns the excuses for what is not built yet which no skip of a whole pass has used.
-func needless(used map[string]bool) []excuse {
-	var none []excuse
-	for _, e := range excuses {
-		if e.holds == nil && !used[e.message] {
-			none = append(none, e)
-		}
-	}
-	return none
 }
