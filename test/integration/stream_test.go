@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
@@ -295,4 +296,37 @@ func TestBadStreams(t *testing.T) {
 	wantError(t, err, codes.FailedPrecondition)
 	_, err = n.Runtime.PortForward(n.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: p.ID, Port: []int32{80}})
 	wantError(t, err, codes.FailedPrecondition)
+}
+
+// TestStreamsDrain: a daemon that is told to end tells the sessions why they do, over each protocol, and ends; the container
+// goes on, and the next daemon has sessions with it.
+func TestStreamsDrain(t *testing.T) {
+	n := harness.Start(t, harness.Options{})
+	c := n.RunPod().Start([]string{"sh", "-c", "while read line; do echo $line; done"}, func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
+	var said [2]buffer
+	var sessions sync.WaitGroup
+	for i, protocol := range []string{"spdy", "websocket"} {
+		address := execURL(t, n, &runtimeapi.ExecRequest{ContainerId: c.ID, Stdout: true, Cmd: []string{"sh", "-c", "echo begun; sleep 1000"}})
+		sessions.Go(func() {
+			err := sessionOver(t, protocol, address, remotecommand.StreamOptions{Stdout: &said[i]})
+			if err := mentions(err, "the daemon is shutting down"); err != nil {
+				t.Errorf("over %s the session ends otherwise: %v", protocol, err)
+			}
+		})
+	}
+	for i := range said {
+		said[i].contains(n, "begun")
+	}
+	if err := n.Restart(n.Context(), unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	sessions.Wait()
+	equal(t, "state of the container", c.Status().GetState(), runtimeapi.ContainerState_CONTAINER_RUNNING)
+	equal(t, "a command after the restart", c.Output("echo", "hello"), "hello")
+	n.Eventually("the commands of the sessions are gone", func() error {
+		if ps := c.Output("ps", "-o", "args"); strings.Contains(ps, "sleep 1000") {
+			return errors.New(ps)
+		}
+		return nil
+	})
 }
