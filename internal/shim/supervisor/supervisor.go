@@ -120,8 +120,19 @@ func Run(ctx context.Context, cfg Config) error {
 		ooms:       newOOMLedger(cfg.Cgroups.OOMKills),
 		containers: map[string]*container{}, hosts: map[string]*host{}, deposits: map[string]wire.Files{}, exitsNew: make(chan struct{}),
 	}
-	if err := s.prepare(ctx); err != nil {
-		return err
+	// What a predecessor left half done is undone meanwhile, with OCI runtimes that are forked here.
+	prepared := make(chan error, 1)
+	go func() { prepared <- s.prepare(ctx) }()
+	for waiting := true; waiting; {
+		select {
+		case fork := <-s.children.forks:
+			fork()
+		case err := <-prepared:
+			if err != nil {
+				return err
+			}
+			waiting = false
+		}
 	}
 	s.wg.Go(func() { s.children.reap(ctx) })
 	s.wg.Go(func() { s.serveFDs(ctx) })
