@@ -24,8 +24,10 @@ func TestPluginAdjusts(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "file"), []byte("from the plugin"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		p := connect(t, n, "10", &plugin{adjust: func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
-			return adjustment(dir), nil
+		p := connect(t, n, "10", &plugin{adjust: func(c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+			a := adjustment(dir)
+			a.SetLinuxCgroupsPath(strings.Replace(c.GetLinux().GetCgroupsPath(), c.GetId(), "plugin-"+c.GetId(), 1))
+			return a, nil
 		}})
 		// Its changes are part of what the next one sees.
 		after := connect(t, n, "20", &plugin{})
@@ -51,6 +53,9 @@ func TestPluginAdjusts(t *testing.T) {
 		equal(t, "command", c.Output("sh", "-c", "tr '\\0' ' ' < /proc/1/cmdline"), "sleep 2000 ")
 		equal(t, "quota", strings.TrimSuffix(cgroupFile(t, c, "cpu.cfs_quota_us", "cpu.max"), " 100000"), "25000")
 		equal(t, "processes", cgroupFile(t, c, "pids.max", "pids.max"), "33")
+		if got := readFile(t, "/proc/"+containerPID(t, c)+"/cgroup"); !strings.Contains(got, "plugin-"+c.ID) {
+			t.Errorf("cgroups are %q, want the plugin's", got)
+		}
 		equal(t, "quota in the status", c.Status().GetResources().GetLinux().GetCpuQuota(), 25000)
 		equal(t, "shares in the status", c.Status().GetResources().GetLinux().GetCpuShares(), 512)
 		equal(t, "file of the hook", readFile(t, filepath.Join(dir, "hook")), "hook\n")
