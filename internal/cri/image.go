@@ -104,7 +104,11 @@ func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatu
 	if !req.GetVerbose() {
 		return resp, nil
 	}
-	resp.Info, err = verbose(map[string]any{"info": map[string]any{"imageSpec": map[string]any{"config": img.Config}}})
+	info := map[string]any{"imageSpec": map[string]any{"config": img.Config}}
+	if img.ArtifactType != "" {
+		info = map[string]any{"artifactType": img.ArtifactType}
+	}
+	resp.Info, err = verbose(map[string]any{"info": info})
 	return resp, err
 }
 

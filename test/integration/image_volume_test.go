@@ -207,6 +207,10 @@ func TestArtifact(t *testing.T) {
 	if image.GetSize() == 0 || len(image.GetRepoTags()) != 1 || len(image.GetRepoDigests()) != 1 {
 		t.Errorf("status is %v, want a size, a tag and a digest", image)
 	}
+	verbose, err := n.Images.ImageStatus(n.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}, Verbose: true})
+	if err != nil || !strings.Contains(verbose.GetInfo()["info"], "application/vnd.example.model.v1") {
+		t.Errorf("verbose status is %v, %v, want the artifact's type in it", verbose.GetInfo(), err)
+	}
 	list, err := n.Images.ListImages(n.Context(), &runtimeapi.ListImagesRequest{})
 	if err != nil || len(list.GetImages()) != 2 {
 		t.Errorf("listed are %v, %v, want the image and the artifact", list.GetImages(), err)
