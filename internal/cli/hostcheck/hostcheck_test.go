@@ -38,7 +38,7 @@ func TestRun(t *testing.T) {
 	c := host(t)
 	facts := Run(t.Context(), c)
 	for _, want := range []struct{ area, name string }{
-		{"kernel", "overlay"}, {"kernel", "pidfd"}, {"kernel", "namespaces"}, {"kernel", "seccomp"},
+		{"kernel", "overlay"}, {"kernel", "user namespaces"}, {"kernel", "pidfd"}, {"kernel", "namespaces"}, {"kernel", "seccomp"},
 		{"rights", "CAP_SYS_ADMIN"}, {"network", "links"}, {"network", "nftables"}, {"network", "pod network"}, {"runtime", "default"},
 	} {
 		if f := find(t, facts, want.area, want.name); f.Level == Fail {

@@ -26,6 +26,7 @@ func (f *facts) kernel(c *config.Config, root bool) {
 	f.namespaces()
 	f.pidfd()
 	f.overlay(c, root)
+	f.userNamespaces(c, root)
 	f.seccomp()
 }
 

@@ -58,6 +58,8 @@ func (f *facts) handler(ctx context.Context, name string, h config.Handler, syst
 	}
 	if features.UserNamespaces {
 		found += ", user namespaces"
+	} else {
+		found += ", no user namespaces: " + features.UserNamespacesProblem
 	}
 	f.ok(areaRuntime, name, found)
 	return true
