@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc/metadata"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/pod"
@@ -17,6 +18,10 @@ import (
 func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest, to runtimeapi.RuntimeService_GetContainerEventsServer) error {
 	next, cancel := s.Engine.Subscribe()
 	defer cancel()
+	// A client that waits for the header misses nothing from then on.
+	if err := to.SendHeader(metadata.MD{}); err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancel(to.Context())
 	defer stop()
 	go func() {

@@ -15,36 +15,17 @@ import (
 	"github.com/berth-runtime/berth/test/harness"
 )
 
-// subscribe begins to listen to events. The subscription is in force when it returns.
+// subscribe begins to listen to events. The subscription is in force when it returns: the daemon says so by the header.
 func subscribe(t *testing.T, n *harness.Node) runtimeapi.RuntimeService_GetContainerEventsClient {
 	t.Helper()
 	stream, err := n.Runtime.GetContainerEvents(n.Context(), &runtimeapi.GetEventsRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	// There is no answer to the call itself, so something has to happen that is told.
-	p := n.RunPod()
-	told := make(chan error, 1)
-	go func() {
-		for {
-			event, err := stream.Recv()
-			if err != nil || event.GetContainerId() == p.ID && event.GetContainerEventType() == runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT {
-				told <- err
-				return
-			}
-		}
-	}()
-	p.Remove()
-	select {
-	case err = <-told:
-	case <-n.Context().Done():
-		err = n.Context().Err()
+	if _, err := stream.Header(); err != nil {
+		t.Fatal(err)
 	}
-	if err == nil {
-		return stream
-	}
-	t.Fatalf("wait for the first events: %v", err)
-	return nil
+	return stream
 }
 
 // eventName is an event as the tests write it down.
