@@ -146,6 +146,11 @@ func (s *Store) mountRootfs(key string, record *rootfs, target string, readonly 
 		}
 	}
 	if len(record.Layers) == 0 {
+		if label := s.uses.label(key); label != "" { // a bind mount has no label of its own
+			if err := unix.Lsetxattr(s.rootfsPath(key, upperDir), labelAttr, []byte(label), 0); err != nil {
+				return err
+			}
+		}
 		plain := mount.Mount{Type: "bind", Source: s.rootfsPath(key, upperDir), Options: []string{"bind", access}}
 		return plain.Mount(target)
 	}
@@ -156,9 +161,16 @@ func (s *Store) mountRootfs(key string, record *rootfs, target string, readonly 
 		return err
 	}
 	more := []string{"index=off", "workdir=" + s.rootfsPath(key, workDir), "upperdir=" + s.rootfsPath(key, upperDir)}
+	label := s.uses.label(key)
 	mountIt := func(more []string) error {
 		if m != nil {
+			if label != "" {
+				more = append(more, "context="+label)
+			}
 			return m.overlay(target, record.Layers, flags, more)
+		}
+		if label != "" {
+			more = append(more, fmt.Sprintf("context=%q", label)) // it contains commas
 		}
 		overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: append(
 			[]string{access, "lowerdir=" + strings.Join(record.Layers, ":")}, more...)}
@@ -169,6 +181,15 @@ func (s *Store) mountRootfs(key string, record *rootfs, target string, readonly 
 		return mountIt(more) // Linux before 5.10
 	}
 	return err
+}
+
+// LabelRootfs notes the SELinux label that all files have where the root
+// filesystem is mounted next. It must have been prepared.
+func (s *Store) LabelRootfs(key, label string) error {
+	if err := s.uses.setLabel(key, label); err != nil {
+		return fmt.Errorf("label root filesystem %s: %w", key, err)
+	}
+	return nil
 }
 
 // UnmountRootfs unmounts whatever is mounted at target. Nothing being there is

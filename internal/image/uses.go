@@ -25,6 +25,8 @@ type use struct {
 	// stale says that it is from before the machine went down: it can only be
 	// removed, and keeps no layer.
 	stale bool
+	// label is the SELinux label of all its files, empty for none.
+	label string
 }
 
 func (u *uses) init() {
@@ -104,6 +106,26 @@ func (u *uses) find(key string) (*rootfs, error) {
 		return nil, fmt.Errorf("there is none that is whole: %w", errdefs.ErrNotFound)
 	}
 	return existing.record, nil
+}
+
+func (u *uses) label(key string) string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if existing := u.rootfs[key]; existing != nil {
+		return existing.label
+	}
+	return ""
+}
+
+func (u *uses) setLabel(key, label string) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	existing := u.rootfs[key]
+	if existing == nil || !existing.complete || existing.stale {
+		return fmt.Errorf("there is none that is whole: %w", errdefs.ErrNotFound)
+	}
+	existing.label = label
+	return nil
 }
 
 // held says whether a container uses the layers of a chain.

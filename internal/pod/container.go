@@ -146,6 +146,7 @@ func (e *Engine) reserveContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, f
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if old, ok := e.names[name].(*container); ok {
+		e.releaseLabels(c.rec.Labels)
 		return old, false, nil
 	}
 	if v := s.view.Load(); v == nil || v.State != runtimeapi.PodSandboxState_SANDBOX_READY {
@@ -182,6 +183,9 @@ func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, from 
 	}
 	if _, rec.CgroupPath, err = cgroup.ContainerPath(e.opts.CgroupDriver, s.rec.CgroupParent, rec.ID); err != nil {
 		return nil, fmt.Errorf("linux.cgroup_parent: %w", err)
+	}
+	if rec.Labels, err = s.containerLabels(cfg); err != nil {
+		return nil, err
 	}
 	rec.From = from
 	c := e.adoptContainer(s, rec, machine.State{Uses: containerUses(&rec)})

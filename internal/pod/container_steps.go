@@ -69,6 +69,11 @@ func (c *container) do(ctx context.Context, step int) error {
 		if err := os.MkdirAll(e.rootfsDir(id), 0o711); err != nil {
 			return err
 		}
+		if label := c.rec.Labels.Mount; label != "" {
+			if err := e.opts.Images.LabelRootfs(id, label); err != nil {
+				return err
+			}
+		}
 		return e.opts.Images.MountRootfs(ctx, id, e.rootfsDir(id), false, c.sandbox.mapping())
 	case stepCheckpoint:
 		return c.unpack(ctx)
@@ -151,7 +156,7 @@ func (c *container) writeBundle(cfg *runtimeapi.ContainerConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := c.matches(out.Spec); err != nil {
+	if err := errors.Join(c.matches(out.Spec), c.relabelMounts(cfg)); err != nil {
 		return err
 	}
 	if c.rec.LogPath != "" { // kubelet makes it, others rely on us
@@ -198,6 +203,7 @@ func (c *container) buildSpec(cfg *runtimeapi.ContainerConfig) (*spec.Output, er
 		Config: cfg, Pod: s.rec.Config.M, ContainerID: c.rec.ID, SandboxID: s.rec.ID,
 		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), ImageVolumes: volumes, Namespaces: paths, Shm: e.shmDir(s.rec.ID),
 		ResolvConf: filepath.Join(files, "resolv.conf"), Hostname: filepath.Join(files, "hostname"), Hosts: filepath.Join(files, "hosts"),
+		ProcessLabel: c.rec.Labels.Process, MountLabel: c.rec.Labels.Mount,
 		CgroupsPath: cgroups, Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion,
 		InjectCDI: e.opts.InjectCDI, Mapped: c.mappedPaths(),
 	})
@@ -245,7 +251,7 @@ func (c *container) startProcess(ctx context.Context) error {
 		ID: c.rec.ID, SandboxID: c.rec.SandboxID, Bundle: c.engine.bundleDir(c.rec.ID), Handler: h.Handler,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
 		LogPath: c.rec.LogPath, CgroupPath: c.rec.CgroupPath, Deadline: c.engine.opts.RuntimeDeadline,
-		Restore: from,
+		Restore: from, Label: c.rec.Labels.Mount,
 	})
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -36,6 +36,8 @@ type Images interface {
 	// PrepareRootfs makes a writable layer; again for the same key is no error.
 	PrepareRootfs(ctx context.Context, key, imageID string) error
 	MountRootfs(ctx context.Context, key, target string, readonly bool, m *image.Mapping) error
+	// LabelRootfs notes with which SELinux label the layer is mounted next.
+	LabelRootfs(key, label string) error
 	// UnmountRootfs and RemoveRootfs succeed if there is nothing to do.
 	UnmountRootfs(ctx context.Context, target string) error
 	RemoveRootfs(ctx context.Context, key string) error

@@ -202,6 +202,7 @@ func (c *container) forget() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.containers.remove(c)
+	e.releaseLabels(c.rec.Labels)
 	delete(c.sandbox.containers, c.rec.ID)
 	delete(e.names, containerName(c.rec.SandboxID, c.rec.Config.M.GetMetadata()))
 	return err

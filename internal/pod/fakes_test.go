@@ -111,6 +111,8 @@ func (f fakeImages) MountRootfs(_ context.Context, _, target string, _ bool, _ *
 	return os.MkdirAll(target, 0o700)
 }
 
+func (f fakeImages) LabelRootfs(string, string) error { return nil }
+
 func (f fakeImages) UnmountRootfs(_ context.Context, target string) error {
 	if err := unix.Unmount(target, 0); !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return err

@@ -11,6 +11,7 @@ import (
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/internal/network"
 	"github.com/berth-runtime/berth/internal/pod/machine"
+	"github.com/berth-runtime/berth/internal/selinux"
 )
 
 // message is a protobuf message inside a JSON record. Fields that this version
@@ -48,6 +49,8 @@ type sandboxRecord struct {
 	IPs []string `json:"ips,omitempty"`
 	// Namespaces are the pinned ones.
 	Namespaces namespace.Paths `json:"namespaces"`
+	// Labels are those of SELinux.
+	Labels selinux.Labels `json:"labels,omitzero"`
 	// CgroupParent holds the cgroups of the containers.
 	CgroupParent string `json:"cgroupParent"`
 	// OwnsParent tells that the parent was not there before: we remove it.
@@ -81,6 +84,8 @@ type containerRecord struct {
 	// Limits are those that only plugins can want, beside Resources.
 	Limits message[*api.LinuxResources] `json:"limits,omitzero"`
 	PID    int                          `json:"pid,omitempty"`
+	// Labels are those of SELinux.
+	Labels selinux.Labels `json:"labels,omitzero"`
 	// From is the archive of the checkpoint that the container goes on from.
 	From       string      `json:"from,omitempty"`
 	CgroupPath string      `json:"cgroupPath"`

@@ -17,6 +17,7 @@ import (
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/internal/pod/machine"
+	"github.com/berth-runtime/berth/internal/selinux"
 	"github.com/berth-runtime/berth/internal/shim"
 )
 
@@ -90,6 +91,9 @@ func (e *Engine) recoverSandbox(id string) []*object {
 	s := e.adoptSandbox(rec, state)
 	s.skipTold()
 	s.state = sandboxKind.Adapt(s.state, stepNRIPod)
+	if err := selinux.Reserve(rec.Labels); err != nil {
+		s.log.Error("reserve the SELinux level of the pod", "error", err)
+	}
 	s.claimed, s.stopping = true, err != nil
 	s.known = rec.Listed || s.state.Marks[stepNRIPod] != machine.Absent
 	e.mu.Lock()
@@ -155,6 +159,9 @@ func (e *Engine) recoverContainer(s *sandbox, id string) (*container, bool) {
 		rec, state = e.damagedContainer(s, id, err)
 	}
 	c := e.adoptContainer(s, rec, state)
+	if err := selinux.Reserve(rec.Labels); err != nil {
+		c.log.Error("reserve SELinux level", "error", err)
+	}
 	c.state = containerKind.Adapt(c.state, stepNRI)
 	c.claimed, c.known = true, c.state.Marks[stepNRI] != machine.Absent
 	if state.Marks[stepVolumes] != machine.Absent {

@@ -145,6 +145,7 @@ func (e *Engine) reserveSandbox(cfg *runtimeapi.PodSandboxConfig, handler string
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if old, ok := e.names[name].(*sandbox); ok {
+		e.releaseLabels(s.rec.Labels)
 		return old, false, nil
 	}
 	e.names[name] = s
@@ -167,6 +168,10 @@ func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (*
 			return nil, fmt.Errorf("choose network for pod %s/%s: %w", cfg.Metadata.Namespace, cfg.Metadata.Name, err)
 		}
 		rec.Network = &plan
+	}
+	var err error
+	if rec.Labels, err = e.podLabels(cfg); err != nil {
+		return nil, err
 	}
 	return e.adoptSandbox(rec, machine.State{Uses: uses}), nil
 }

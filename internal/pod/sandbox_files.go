@@ -101,6 +101,7 @@ func (s *sandbox) forget() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sandboxes.remove(s)
+	e.releaseLabels(s.rec.Labels)
 	delete(e.names, sandboxName(s.rec.Config.M.GetMetadata()))
 	return err
 }

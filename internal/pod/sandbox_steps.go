@@ -86,13 +86,16 @@ func (s *sandbox) deadline(step int) time.Duration {
 func (s *sandbox) do(ctx context.Context, step int) error {
 	switch step {
 	case stepFiles:
-		return s.engine.writeFiles(&s.rec)
+		if err := s.engine.writeFiles(&s.rec); err != nil {
+			return err
+		}
+		return labelFiles(s.engine.store.filesDir(s.rec.ID), s.rec.Labels.Mount)
 	case stepCgroup:
 		return s.makeCgroup(ctx)
 	case stepNamespaces:
 		return s.makeNamespaces(ctx)
 	case stepShm:
-		return mountShm(s.engine.shmDir(s.rec.ID), rootOf(s.rec.Config.M))
+		return mountShm(s.engine.shmDir(s.rec.ID), rootOf(s.rec.Config.M), s.rec.Labels.Mount)
 	case stepInfra:
 		return s.startInfra(ctx)
 	case stepNetwork:
@@ -281,7 +284,7 @@ func (e *Engine) netns(id string) string { return filepath.Join(e.namespaceDir(i
 func (e *Engine) shmDir(id string) string { return filepath.Join(e.opts.State, "pods", id, "shm") }
 
 // mountShm mounts the memory that the containers of a pod share.
-func mountShm(dir string, root owner) error {
+func mountShm(dir string, root owner, label string) error {
 	if isShm(dir) {
 		return nil
 	}
@@ -289,6 +292,9 @@ func mountShm(dir string, root owner) error {
 		return err
 	}
 	opts := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmBytes, root.uid, root.gid)
+	if label != "" {
+		opts += fmt.Sprintf(",context=%q", label) // it contains commas
+	}
 	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
 	}

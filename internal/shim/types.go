@@ -39,6 +39,9 @@ type StartRequest struct {
 	CgroupPath string
 	// Deadline bounds the OCI runtime; 0 means DefaultDeadline.
 	Deadline time.Duration
+	// Label is the SELinux label of files that the container may use; its stdio
+	// get it. Empty without SELinux.
+	Label string
 	// Restore is set for a container whose processes go on from a checkpoint.
 	Restore *Restore
 }

@@ -95,9 +95,10 @@ func firstProcess(in Input) (process *specs.Process, warnings []string, err erro
 	if process.ApparmorProfile, err = appArmorProfile(sc, in.Host); err != nil {
 		return nil, nil, err
 	}
-	if process.SelinuxLabel, err = selinuxLabel(sc, in.Host); err != nil {
+	if err = checkSELinux(sc, in.Host); err != nil {
 		return nil, nil, err
 	}
+	process.SelinuxLabel = in.ProcessLabel
 	score, warning := oomScoreAdj(in)
 	process.OOMScoreAdj = score
 	return process, []string{warning}, nil
@@ -106,7 +107,7 @@ func firstProcess(in Input) (process *specs.Process, warnings []string, err erro
 // linuxSection makes the linux section but for seccomp and the propagation of
 // the root, which depend on other sections.
 func linuxSection(in Input) (*specs.Linux, error) {
-	linux := &specs.Linux{CgroupsPath: in.CgroupsPath}
+	linux := &specs.Linux{CgroupsPath: in.CgroupsPath, MountLabel: in.MountLabel}
 	var err error
 	if linux.Namespaces, err = namespaces(in); err != nil {
 		return nil, err

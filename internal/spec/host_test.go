@@ -133,12 +133,25 @@ func TestLabels(t *testing.T) {
 			t.Errorf("%s: got %q, %v, want %q", name, got, err, test.want)
 		}
 	}
-	label, err := selinuxLabel(&runtimeapi.LinuxContainerSecurityContext{
-		SelinuxOptions: &runtimeapi.SELinuxOption{Type: "spc_t"},
-	}, Host{SELinux: true})
-	if want := "system_u:system_r:spc_t:s0"; err != nil || label != want {
-		t.Errorf("label: got %q, %v, want %q", label, err, want)
+	for what, test := range map[string]struct {
+		sc      *runtimeapi.LinuxContainerSecurityContext
+		host    Host
+		refused bool
+	}{
+		"confined here":      {selinux(&runtimeapi.SELinuxOption{Level: "s0:c1,c2"}, false), Host{SELinux: true}, false},
+		"confined elsewhere": {selinux(&runtimeapi.SELinuxOption{Level: "s0:c1,c2"}, false), Host{}, true},
+		"not confined":       {selinux(&runtimeapi.SELinuxOption{Type: "spc_t"}, false), Host{}, false},
+		"privileged":         {selinux(&runtimeapi.SELinuxOption{Level: "s0"}, true), Host{}, false},
+		"nothing":            {selinux(&runtimeapi.SELinuxOption{}, false), Host{}, false},
+	} {
+		if err := checkSELinux(test.sc, test.host); (err != nil) != test.refused {
+			t.Errorf("%s: got %v, want refused %v", what, err, test.refused)
+		}
 	}
+}
+
+func selinux(options *runtimeapi.SELinuxOption, privileged bool) *runtimeapi.LinuxContainerSecurityContext {
+	return &runtimeapi.LinuxContainerSecurityContext{SelinuxOptions: options, Privileged: privileged}
 }
 
 // TestUnifiedReplacesTyped goes through every limit that has both forms.

@@ -94,31 +94,21 @@ func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (s
 	return name, nil
 }
 
-// selinuxLabel returns the SELinux label of the process, empty for none. What
-// asks for no confinement can be given everywhere; a confining label needs
-// SELinux and labelled files.
-func selinuxLabel(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (string, error) {
+// checkSELinux refuses a label on a host that has none. What asks for no
+// confinement can be given everywhere.
+func checkSELinux(sc *runtimeapi.LinuxContainerSecurityContext, host Host) error {
 	const field = "linux.security_context.selinux_options"
 	options := sc.GetSelinuxOptions()
 	if options.GetUser() == "" && options.GetRole() == "" && options.GetType() == "" && options.GetLevel() == "" {
-		return "", nil
+		return nil
 	}
 	for _, part := range []string{options.GetUser(), options.GetRole(), options.GetType(), options.GetLevel()} {
 		if err := checkLine(field, part); err != nil {
-			return "", err
+			return err
 		}
 	}
-	unconfined := sc.GetPrivileged() || options.GetType() == unconfinedDomain
-	switch {
-	case !host.SELinux && unconfined:
-		return "", nil
-	case !host.SELinux:
-		return "", unavailable(field, options.String(), "SELinux is not enabled on this host")
-	case !unconfined:
-		return "", unavailable(field, options.String(),
-			"labels that confine are not supported, only the type "+unconfinedDomain)
+	if host.SELinux || sc.GetPrivileged() || options.GetType() == unconfinedDomain {
+		return nil
 	}
-	label := choose(options.GetUser(), "system_u") + ":" + choose(options.GetRole(), "system_r") + ":" +
-		choose(options.GetType(), unconfinedDomain) + ":" + choose(options.GetLevel(), "s0")
-	return label, nil
+	return unavailable(field, options.String(), "SELinux is not enabled on this host")
 }

@@ -57,6 +57,10 @@ type Input struct {
 	// mounts something there. An empty one is left out.
 	ResolvConf, Hostname, Hosts string
 
+	// ProcessLabel and MountLabel are the SELinux labels of the process and of
+	// its files; empty without SELinux.
+	ProcessLabel, MountLabel string
+
 	// CgroupsPath is as cgroup.ContainerPath gives it for OCI.
 	CgroupsPath string
 	Host        Host

@@ -13,7 +13,7 @@ var order = [][]string{
 	{"internal/cri", "internal/cli"},
 	{"internal/pod", "internal/stream"},
 	{"internal/cdi", "internal/checkpoint", "internal/image", "internal/network", "internal/nri", "internal/spec", "internal/shim", "internal/stats"},
-	{"internal/apparmor", "internal/ociruntime", "internal/cgroup", "internal/namespace"},
+	{"internal/apparmor", "internal/selinux", "internal/ociruntime", "internal/cgroup", "internal/namespace"},
 	{"internal/config", "internal/telemetry", "internal/notify", "internal/version", "api"},
 }
 

@@ -18,9 +18,6 @@ import (
 )
 
 const (
-	// fifoMode lets every user of the container open its own /dev/stdout again; the
-	// directory above keeps everybody else out.
-	fifoMode = 0o666
 	// maxTerminalDrain bounds what is read from a terminal after its container ended.
 	maxTerminalDrain = 1 << 20
 	// linePatience is how long the beginning of a line waits for its end.
@@ -95,8 +92,8 @@ func (o *stdio) makeFIFOs(dir string, rec *record) (theirs, error) {
 	}
 	for _, name := range names {
 		path := filepath.Join(dir, name)
-		if err := errors.Join(unix.Mkfifo(path, fifoMode), unix.Chmod(path, fifoMode)); err != nil {
-			return t, fmt.Errorf("make FIFO %s: %w", name, err)
+		if err := makeFIFO(path, rec.Label); err != nil {
+			return t, err
 		}
 	}
 	var err error
@@ -155,20 +152,6 @@ func (o *stdio) openFIFOs(dir string, rec *record) error {
 		}
 	}
 	return err
-}
-
-func openFIFO(dir, name string, mode int) (*os.File, error) {
-	path := filepath.Join(dir, name)
-	for {
-		fd, err := unix.Open(path, mode|unix.O_CLOEXEC, 0)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("open FIFO %s: %w", name, err)
-		}
-		return os.NewFile(uintptr(fd), path), nil
-	}
 }
 
 // setConsole takes the master side of the container's terminal.

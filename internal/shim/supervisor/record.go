@@ -51,6 +51,8 @@ type record struct {
 	Infra     bool               `json:"infra,omitempty"`
 	// Restore is set for a container that goes on from a checkpoint.
 	Restore *restoreFrom `json:"restore,omitempty"`
+	// Label is the SELinux label of the FIFOs.
+	Label string `json:"label,omitempty"`
 
 	State       string `json:"state"`
 	PID         int    `json:"pid,omitempty"`

@@ -420,7 +420,9 @@ type StartRequest struct {
 	CgroupPath   string                 `protobuf:"bytes,9,opt,name=cgroup_path,json=cgroupPath,proto3" json:"cgroup_path,omitempty"`
 	DeadlineNano int64                  `protobuf:"varint,10,opt,name=deadline_nano,json=deadlineNano,proto3" json:"deadline_nano,omitempty"`
 	// Restore is set for a container that goes on from a checkpoint.
-	Restore       *Restore `protobuf:"bytes,16,opt,name=restore,proto3" json:"restore,omitempty"`
+	Restore *Restore `protobuf:"bytes,16,opt,name=restore,proto3" json:"restore,omitempty"`
+	// Label is the SELinux label of what the container may use of the supervisor's.
+	Label         string `protobuf:"bytes,17,opt,name=label,proto3" json:"label,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -530,6 +532,13 @@ func (x *StartRequest) GetRestore() *Restore {
 		return x.Restore
 	}
 	return nil
+}
+
+func (x *StartRequest) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
 }
 
 type Restore struct {
@@ -1750,7 +1759,7 @@ const file_shim_proto_rawDesc = "" +
 	"\aoptions\x18\x06 \x03(\v2#.berth.shim.v1.Handler.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x81\x03\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1766,7 +1775,8 @@ const file_shim_proto_rawDesc = "" +
 	"cgroupPath\x12#\n" +
 	"\rdeadline_nano\x18\n" +
 	" \x01(\x03R\fdeadlineNano\x120\n" +
-	"\arestore\x18\x10 \x01(\v2\x16.berth.shim.v1.RestoreR\arestore\"n\n" +
+	"\arestore\x18\x10 \x01(\v2\x16.berth.shim.v1.RestoreR\arestore\x12\x14\n" +
+	"\x05label\x18\x11 \x01(\tR\x05label\"n\n" +
 	"\aRestore\x12\x16\n" +
 	"\x06images\x18\x01 \x01(\tR\x06images\x12\x1f\n" +
 	"\vlsm_profile\x18\x02 \x01(\tR\n" +
