@@ -65,7 +65,7 @@ func TestMetricsAreComplete(t *testing.T) {
 		} {
 			equal(t, "label "+key, labels[key], want)
 		}
-		if !strings.HasSuffix(labels["id"], c.ID) {
+		if !strings.Contains(labels["id"], c.ID) {
 			t.Errorf("label id is %q, want the path of the cgroup", labels["id"])
 		}
 		equal(t, "pods in the stream", strings.Join(streamedMetrics(t, n), " "), pod.ID)
