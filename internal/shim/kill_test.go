@@ -157,6 +157,9 @@ func TestExitWhileNoDaemon(t *testing.T) {
 // is repeated by the client and succeeds, or was through; there is one container.
 func TestKilledDuringStart(t *testing.T) {
 	runtimes(t, func(t *testing.T, h *host, handler ociruntime.Handler) {
+		for _, id := range []string{"other1", "other2"} { // they are taken over while the start is undone
+			h.start(h.bundle(handler, id, "exec sleep 1000"))
+		}
 		for round := range 16 {
 			id := "c" + itoa(round)
 			req := h.bundle(handler, id, "echo up; exec sleep 1000")
@@ -180,6 +183,11 @@ func TestKilledDuringStart(t *testing.T) {
 			h.must(h.client.Delete(h.ctx(), id))
 			h.nothingLeft(id)
 			reapAdopted()
+		}
+		for _, id := range []string{"other1", "other2"} {
+			h.must(h.client.KillAll(h.ctx(), id))
+			h.exit(id)
+			h.must(h.client.Delete(h.ctx(), id))
 		}
 	})
 }

@@ -3,12 +3,15 @@ package staticelf
 import (
 	"bytes"
 	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -78,7 +81,7 @@ func TestPauseNeedsAWord(t *testing.T) {
 
 func TestBothMachinesAreWellFormed(t *testing.T) {
 	for arch, machine := range map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} {
-		for name, programs := range map[string]map[string]program{"exit": exit, "pause": pause} {
+		for name, programs := range map[string]map[string]program{"exit": exit, "pause": pause, "enter": enter(7, 9)} {
 			text, err := build(programs, arch)
 			if err != nil {
 				t.Fatal(err)
@@ -92,4 +95,86 @@ func TestBothMachinesAreWellFormed(t *testing.T) {
 	if _, err := build(exit, "vax"); err == nil {
 		t.Error("a program for an unknown machine")
 	}
+}
+
+// TestEnterLeavesASibling: in a user namespace it leaves a child of ours behind, the first process of a PID namespace that
+// the user namespace owns, as the user that was asked for, without capabilities.
+func TestEnterLeavesASibling(t *testing.T) {
+	program, err := Enter(7, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(path, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	user := userNamespace(t)
+	answer, say, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Close()
+	cmd := exec.Command(path)
+	cmd.ExtraFiles = []*os.File{user, say}
+	stdin, word, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	defer word.Close()
+	cmd.Stdin = stdin
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("enter: %v", err)
+	}
+	if err := say.Close(); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := io.ReadAll(answer) // until the sibling has closed its end
+	if err != nil || len(raw) != 4 {
+		t.Fatalf("got %v, %v, want 4 bytes", raw, err)
+	}
+	pid := int(binary.NativeEndian.Uint32(raw))
+	defer func() {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Error(err)
+		}
+		if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
+			t.Errorf("it is no child of ours: %v", err)
+		}
+	}()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		fmt.Sprintf("Uid:\t%[1]d\t%[1]d", 11<<16+7), fmt.Sprintf("Gid:\t%[1]d\t%[1]d", 11<<16+9),
+		"CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", fmt.Sprintf("NSpid:\t%d\t1", pid),
+	} {
+		if !strings.Contains(string(status), want) {
+			t.Errorf("status has no %q:\n%s", want, status)
+		}
+	}
+}
+
+// userNamespace is one that a process was born in which is gone by now.
+func userNamespace(t *testing.T) *os.File {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	ids := []syscall.SysProcIDMap{{HostID: 11 << 16, Size: 1 << 16}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	user, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { user.Close() })
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	return user
 }
