@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/config"
-	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/test/census"
 )
 
@@ -161,25 +160,6 @@ func lockElsewhere(t *testing.T, dir string) (*exec.Cmd, string) {
 		t.Fatal(err)
 	}
 	return cmd, strings.TrimSpace(said)
-}
-
-func TestDefaultHandlerIsTheFirstThatWorks(t *testing.T) {
-	works, broken := pod.HandlerInfo{}, pod.HandlerInfo{Problem: "broken"}
-	for name, c := range map[string]struct {
-		configured string
-		probed     map[string]pod.HandlerInfo
-		want       string
-	}{
-		"configured":      {"runc", map[string]pod.HandlerInfo{"crun": works, "runc": broken}, "runc"},
-		"crun_first":      {"", map[string]pod.HandlerInfo{"crun": works, "runc": works}, "crun"},
-		"runc_instead":    {"", map[string]pod.HandlerInfo{"crun": broken, "runc": works}, "runc"},
-		"any_other":       {"", map[string]pod.HandlerInfo{"crun": broken, "runc": broken, "youki": works}, "youki"},
-		"none_that_works": {"", map[string]pod.HandlerInfo{"crun": broken, "runc": broken}, "crun"},
-	} {
-		if got := defaultHandler(c.configured, c.probed); got != c.want {
-			t.Errorf("%s: %q, want %q", name, got, c.want)
-		}
-	}
 }
 
 func TestInstancesDiffer(t *testing.T) {

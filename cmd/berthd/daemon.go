@@ -26,6 +26,7 @@ import (
 	"github.com/berth-runtime/berth/internal/network"
 	"github.com/berth-runtime/berth/internal/notify"
 	"github.com/berth-runtime/berth/internal/nri"
+	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/internal/spec"
@@ -57,7 +58,7 @@ type daemon struct {
 	images   *image.Store
 	network  *network.Manager
 	shim     *shim.Client
-	handlers map[string]pod.HandlerInfo
+	handlers *handlers.Set
 	plugins  *nri.Manager
 	engine   *pod.Engine
 	sessions *stream.Server
@@ -117,6 +118,7 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.openHandlers(host)
 	opening, openCtx := errgroup.WithContext(ctx)
 	opening.Go(func() (err error) {
 		d.images, err = d.openImages(ctx)
@@ -131,7 +133,7 @@ func (d *daemon) open(ctx context.Context) error {
 		return err
 	})
 	opening.Go(func() error {
-		d.handlers = probeHandlers(openCtx, d.cfg, host, d.log)
+		d.handlers.Await(openCtx)
 		return nil
 	})
 	err = opening.Wait()
@@ -209,8 +211,8 @@ func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup
 		Images: d.images, Network: d.network, Shim: d.shim, Plugins: d.plugins,
 		Cgroups: cgroups, CgroupDriver: d.cgroupDriver(), Host: host,
 		InjectCDI: injectCDI,
-		Handlers:  d.handlers, DefaultHandler: defaultHandler(d.cfg.Runtime.DefaultHandler, d.handlers),
-		Log: d.log.With("part", "pod"),
+		Handlers:  d.handlers,
+		Log:       d.log.With("part", "pod"),
 	})
 	if err != nil {
 		return err

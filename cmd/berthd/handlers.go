@@ -3,18 +3,15 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
-	"sync"
 
 	"github.com/berth-runtime/berth/internal/apparmor"
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/ociruntime"
-	"github.com/berth-runtime/berth/internal/pod"
+	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/spec"
 )
 
@@ -31,38 +28,21 @@ func (d *daemon) loadProfile(ctx context.Context) {
 	}
 }
 
-// preferred are the handlers that become the default if they work, in order.
-var preferred = []string{"crun", "runc"}
-
-// probeHandlers tries every configured OCI runtime on this host, all at once.
-// One that does not work is kept with its problem: pods that ask for it and
-// people who look at the status get to know it.
-func probeHandlers(ctx context.Context, cfg *config.Config, host spec.Host, log *slog.Logger) map[string]pod.HandlerInfo {
-	var mu sync.Mutex
-	var probing sync.WaitGroup
-	probed := make(map[string]pod.HandlerInfo, len(cfg.Runtime.Handlers))
-	for name, settings := range cfg.Runtime.Handlers {
-		probing.Go(func() {
-			info := pod.HandlerInfo{Handler: handlerOf(cfg, name, settings)}
-			var err error
-			if info.Features, err = ociruntime.Probe(ctx, info.Handler); ctx.Err() != nil {
-				return // the daemon does not start, for another reason
-			}
-			if err != nil {
-				info.Problem = err.Error()
-				log.Warn("a runtime handler does not work on this host", "handler", name, "problem", err)
-			} else {
-				log.Info("runtime handler", "handler", name, "version", info.Features.Version, "spec", info.Features.OCIVersion)
-			}
-			// What a runtime can do, the kernel has to be able to do as well.
-			info.Features.RecursiveReadOnly = info.Features.RecursiveReadOnly && host.RecursiveReadOnly
-			mu.Lock()
-			defer mu.Unlock()
-			probed[name] = info
-		})
+// openHandlers begins to try every configured runtime on this host. One that
+// does not work is kept with its problem: pods that ask for it and people who
+// look at the status get to know it.
+func (d *daemon) openHandlers(host spec.Host) {
+	var configured []handlers.Info
+	for name, settings := range d.cfg.Runtime.Handlers {
+		configured = append(configured, handlers.Info{Handler: handlerOf(d.cfg, name, settings), Annotations: settings.Annotations})
 	}
-	probing.Wait()
-	return probed
+	d.handlers = handlers.Open(configured, handlers.Options{Default: d.cfg.Runtime.DefaultHandler, Log: d.log})
+	d.onClose("end the trials of runtime handlers", func(context.Context) error {
+		d.handlers.Close()
+		return nil
+	})
+	// What a runtime can do, the kernel has to be able to do as well.
+	d.handlers.Restrict(func(f *ociruntime.Features) { f.RecursiveReadOnly = f.RecursiveReadOnly && host.RecursiveReadOnly })
 }
 
 // checkUserNamespaces finds out whether pods can have user namespaces where the
@@ -77,10 +57,7 @@ func (d *daemon) checkUserNamespaces(host *spec.Host) {
 	}
 	host.NoUserNamespaces = problem.Error()
 	d.log.Warn("pods cannot have user namespaces on this host", "problem", problem)
-	for name, info := range d.handlers {
-		info.Features.UserNamespaces, info.Features.UserNamespacesProblem = false, problem.Error()
-		d.handlers[name] = info
-	}
+	d.handlers.Restrict(func(f *ociruntime.Features) { f.UserNamespaces, f.UserNamespacesProblem = false, problem.Error() })
 }
 
 // openToAll is nil if every user can get to a directory. Root of a user
@@ -109,19 +86,4 @@ func handlerOf(cfg *config.Config, name string, settings config.Handler) ocirunt
 		Name: name, Type: settings.Type, Path: settings.Path, Root: root,
 		SystemdCgroup: cgroup.ChooseDriver(cfg.Runtime.CgroupDriver) == cgroup.Systemd, Options: maps.Clone(settings.Options),
 	}
-}
-
-// defaultHandler is the configured one, or else the first of preferred that
-// works, or else any that does. With none the first of preferred stands for
-// the problem to show.
-func defaultHandler(configured string, probed map[string]pod.HandlerInfo) string {
-	if configured != "" {
-		return configured
-	}
-	for _, name := range append(slices.Clone(preferred), slices.Sorted(maps.Keys(probed))...) {
-		if info, ok := probed[name]; ok && info.Problem == "" {
-			return name
-		}
-	}
-	return preferred[0]
 }

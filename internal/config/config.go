@@ -93,12 +93,18 @@ const (
 // crun or runc.
 const HandlerOCI = "oci"
 
+// HandlerShimV2 is the type of a handler whose program is a containerd shim, such as
+// containerd-shim-runc-v2 or Kata's.
+const HandlerShimV2 = "shim-v2"
+
 // Handler is one OCI runtime as a RuntimeClass or `berth run --runtime` names it.
 type Handler struct {
 	Type    string            `json:"type"    toml:"type"`
 	Path    string            `json:"path"    toml:"path"`
 	Root    string            `json:"root"    toml:"root"`
 	Options map[string]string `json:"options" toml:"options"`
+	// Annotations are patterns of those that pods may pass to the runtime.
+	Annotations []string `json:"annotations" toml:"annotations"`
 }
 
 // CDI is where devices of the Container Device Interface are described.
@@ -170,8 +176,8 @@ func Default() *Config {
 // builtinHandlers are the handlers that exist without being configured.
 func builtinHandlers() map[string]Handler {
 	return map[string]Handler{
-		"crun": {Type: HandlerOCI, Path: "crun", Options: map[string]string{}},
-		"runc": {Type: HandlerOCI, Path: "runc", Options: map[string]string{}},
+		"crun": {Type: HandlerOCI, Path: "crun", Options: map[string]string{}, Annotations: []string{}},
+		"runc": {Type: HandlerOCI, Path: "runc", Options: map[string]string{}, Annotations: []string{}},
 	}
 }
 
@@ -180,7 +186,7 @@ func newHandler(name string) Handler {
 	if h, ok := builtinHandlers()[name]; ok {
 		return h
 	}
-	return Handler{Type: HandlerOCI, Options: map[string]string{}}
+	return Handler{Type: HandlerOCI, Options: map[string]string{}, Annotations: []string{}}
 }
 
 // Clone returns a copy that shares nothing with c.
@@ -195,6 +201,7 @@ func (c *Config) Clone() *Config {
 	out.Runtime.Handlers = make(map[string]Handler, len(c.Runtime.Handlers))
 	for name, h := range c.Runtime.Handlers {
 		h.Options = maps.Clone(h.Options)
+		h.Annotations = append([]string{}, h.Annotations...)
 		out.Runtime.Handlers[name] = h
 	}
 	return &out

@@ -48,6 +48,7 @@ network.builtin_subnet = "192.168.4.0/22"
 [runtime]
 default_handler = "kata"
 handlers.crun.path = "/opt/crun"
+handlers.crun.annotations = ["run.oci.*"]
 [runtime.handlers.kata]
 path = "/opt/kata-runtime"
 options = { debug = true }
@@ -61,9 +62,9 @@ port = 10010
 	want.Root = "/srv/berth"
 	want.Network.BuiltinSubnet = []string{"192.168.4.0/22"}
 	want.Runtime.DefaultHandler = "kata"
-	want.Runtime.Handlers["crun"] = Handler{Type: HandlerOCI, Path: "/opt/crun", Options: map[string]string{}}
+	want.Runtime.Handlers["crun"] = Handler{Type: HandlerOCI, Path: "/opt/crun", Options: map[string]string{}, Annotations: []string{"run.oci.*"}}
 	want.Runtime.Handlers["kata"] = Handler{
-		Type: HandlerOCI, Path: "/opt/kata-runtime", Options: map[string]string{"debug": "true"},
+		Type: HandlerOCI, Path: "/opt/kata-runtime", Options: map[string]string{"debug": "true"}, Annotations: []string{},
 	}
 	want.Stream.Port = 10010
 	if !reflect.DeepEqual(got, want) {
@@ -111,7 +112,7 @@ func TestParseRefuses(t *testing.T) {
 		{"subnet_mapped", "network.builtin_subnet = \"::ffff:10.0.0.0/112\"", `is IPv4 written as IPv6`},
 		{"subnet_loop", "network.builtin_subnet = \"127.0.0.0/8\"", `cannot be used for pods`},
 		{"handler_default", "[runtime]\ndefault_handler = \"kata\"", `f.toml:2: runtime.default_handler: "kata" is no handler; use one of crun, runc, add the table [runtime.handlers.kata]`},
-		{"handler_type", "[runtime.handlers.x]\ntype = \"vm\"\npath = \"x\"", `f.toml:2: runtime.handlers.x.type: "vm" is not known; the only possible value is oci`},
+		{"handler_type", "[runtime.handlers.x]\ntype = \"vm\"\npath = \"x\"", `f.toml:2: runtime.handlers.x.type: "vm" is not known; use oci or shim-v2`},
 		{"handler_path", "\n[runtime.handlers.x]", `f.toml:2: runtime.handlers.x.path: is empty; want the path`},
 		{"handler_rel", "runtime.handlers.x.path = \"./x\"", `f.toml:1: runtime.handlers.x.path: "./x" is relative`},
 		{"handler_name", "[runtime.handlers.\"a/b\"]\npath = \"x\"", `f.toml:1: runtime.handlers."a/b": is no name for a handler`},
@@ -122,6 +123,8 @@ func TestParseRefuses(t *testing.T) {
 		{"option_own", "runtime.handlers.crun.options = { root = \"/x\" }", `"root" is set by berth itself; leave it out`},
 		{"option_cgroups", "runtime.handlers.crun.options = { systemd_cgroup = true }", `"systemd_cgroup" is said once for all handlers; leave it out, and see runtime.cgroup_driver`},
 		{"cgroup_driver", "runtime.cgroup_driver = \"v2\"", `runtime.cgroup_driver: "v2"`},
+		{"option_of_shim", "[runtime.handlers.x]\ntype = \"shim-v2\"\npath = \"io.containerd.runc.v2\"\noptions = { binary = \"crun\" }", `f.toml:4: runtime.handlers.x.options: "binary" is no option of a shim; possible are binary_name, config_path`},
+		{"annotations", "runtime.handlers.crun.annotations = [\"[\"]", `f.toml:1: runtime.handlers.crun.annotations: element 1: "[" is no pattern; want a name with *`},
 		{"option_type", "runtime.handlers.crun.options = { debug = 1.5 }", `f.toml:1: runtime.handlers.crun.options: is a table; want a table of strings`},
 		{"address", "stream.address = \"localhost\"", `f.toml:1: stream.address: "localhost" is no IP address`},
 		{"port", "stream.port = 65536", `65536 is out of range; want 0 to 65535`},

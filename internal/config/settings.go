@@ -126,17 +126,24 @@ func runtimeSection(c *Config) section {
 func handlerSection(name string, h *Handler) section {
 	return section{name: handlersTable + "." + quoteKey(name), settings: []setting{
 		{key: "type", value: &h.Type, example: `"oci"`,
-			doc:   `How the runtime is driven. "oci" is a program with the command line of runc.`,
-			check: func() string { return checkOneOf(h.Type, HandlerOCI) }},
+			doc: "How the runtime is driven. \"oci\" is a program with the command line of runc: crun, runc, runsc. \"shim-v2\" is a\n" +
+				"containerd shim, which stays as a process for each pod: containerd-shim-runc-v2, Kata's, gVisor's.",
+			check: func() string { return checkOneOf(h.Type, HandlerOCI, HandlerShimV2) }},
 		{key: "path", value: &h.Path, example: `"/usr/bin/crun"`,
-			doc:   "The program: an absolute path, or a name that is looked up in PATH.",
+			doc: "The program: an absolute path, or a name that is looked up in PATH. A shim may also be named as containerd\n" +
+				"names it: io.containerd.runc.v2 is containerd-shim-runc-v2.",
 			check: func() string { return checkProgram(h.Path) }},
 		{key: "root", value: &h.Root, example: `"/run/crun"`,
 			doc:   "Directory in which the runtime keeps its own state. Empty means runtime/NAME under state.",
 			check: func() string { return checkOptionalDir(h.Root) }},
 		{key: "options", value: &h.Options, example: `{ debug = "true" }`,
-			doc:   `Global flags of the runtime: debug = "true" is given as --debug=true.`,
-			check: func() string { return checkOptions(h.Options) }},
+			doc: "Global flags of an OCI runtime: debug = \"true\" is given as --debug=true. A shim takes others: binary_name (the\n" +
+				"OCI runtime of io.containerd.runc.v2), shim_cgroup, or config_path and type_url (Kata's, gVisor's).",
+			check: func() string { return checkOptions(h.Type, h.Options) }},
+		{key: "annotations", value: &h.Annotations, example: `["io.katacontainers.*"]`,
+			doc: "Patterns of the annotations of pods and containers that are passed on to the runtime; * stands for anything\n" +
+				"but a slash. Some runtimes do as annotations say, so none is passed unless it is listed here.",
+			check: func() string { return checkEach(h.Annotations, checkPattern) }},
 	}}
 }
 

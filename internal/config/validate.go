@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -208,21 +209,30 @@ func checkDefaultHandler(r *Runtime) string {
 		r.DefaultHandler, strings.Join(sortedKeys(r.Handlers), ", "), handlersTable, quoteKey(r.DefaultHandler))
 }
 
-func checkProgram(path string) string {
+func checkProgram(program string) string {
 	switch {
-	case path == "":
+	case program == "":
 		return "is empty; want the path of the OCI runtime, such as /usr/bin/crun"
-	case strings.ContainsRune(path, 0):
-		return fmt.Sprintf("%q contains a zero byte; no path can", path)
-	case strings.Contains(path, "/") && !filepath.IsAbs(path):
-		return fmt.Sprintf("%q is relative; want an absolute path or a bare name that is in PATH", path)
+	case strings.ContainsRune(program, 0):
+		return fmt.Sprintf("%q contains a zero byte; no path can", program)
+	case strings.Contains(program, "/") && !filepath.IsAbs(program):
+		return fmt.Sprintf("%q is relative; want an absolute path or a bare name that is in PATH", program)
 	}
 	return ""
 }
 
-func checkOptions(options map[string]string) string {
+// shimOptions are the options of a handler that is a containerd shim.
+var shimOptions = []string{"binary_name", "config_path", "shim_cgroup", "type_url"}
+
+func checkOptions(kind string, options map[string]string) string {
 	for _, name := range sortedKeys(options) {
 		switch {
+		case kind == HandlerShimV2 && !slices.Contains(shimOptions, name):
+			return fmt.Sprintf("%q is no option of a shim; possible are %s", name, strings.Join(shimOptions, ", "))
+		case kind == HandlerShimV2:
+			if strings.ContainsRune(options[name], 0) {
+				return fmt.Sprintf("%s contains a zero byte; no option can", name)
+			}
 		case name == "systemd_cgroup" || name == "systemd-cgroup":
 			return fmt.Sprintf("%q is said once for all handlers; leave it out, and see runtime.cgroup_driver", name)
 		case slices.Contains(ownFlags, name):
@@ -232,6 +242,14 @@ func checkOptions(options map[string]string) string {
 		case strings.ContainsRune(options[name], 0):
 			return fmt.Sprintf("%s contains a zero byte; no flag can", name)
 		}
+	}
+	return ""
+}
+
+// checkPattern refuses what can match no annotation.
+func checkPattern(pattern string) string {
+	if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
+		return fmt.Sprintf("%q is no pattern; want a name with *, ? or [a-z] in it, such as io.katacontainers.*", pattern)
 	}
 	return ""
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/test/census"
 )
@@ -190,7 +191,7 @@ func TestStatusTellsWhatIsReadyAndWhy(t *testing.T) {
 	}
 
 	e.engine.network = errors.New("no conflist in /etc/cni/net.d")
-	e.engine.handlers = map[string]pod.HandlerInfo{"crun": {Problem: "needs hugetlb as v1"}}
+	e.engine.handlers = map[string]handlers.Info{"crun": {Problem: "needs hugetlb as v1"}}
 	resp, err = e.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
 	if err != nil {
 		t.Fatal(err)

@@ -27,6 +27,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/image"
+	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/internal/stream"
 )
@@ -82,7 +83,7 @@ type Engine interface {
 
 	// Handlers are the runtime handlers by name; DefaultHandler is the name
 	// of the one that "" stands for.
-	Handlers() map[string]pod.HandlerInfo
+	Handlers() map[string]handlers.Info
 	DefaultHandler() string
 	// NetworkReady is nil, or says why pods get no network.
 	NetworkReady() error

@@ -20,6 +20,7 @@ import (
 	berthv1 "github.com/berth-runtime/berth/api/berth/v1"
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/internal/stream"
 	"github.com/berth-runtime/berth/internal/telemetry"
@@ -39,7 +40,7 @@ type fakeEngine struct {
 	containers []*pod.Container
 	// do performs every call that changes something; nil is success.
 	do       func(ctx context.Context, call string) error
-	handlers map[string]pod.HandlerInfo
+	handlers map[string]handlers.Info
 	network  error
 	events   chan pod.Event
 	filter   pod.Filter // of the last list call
@@ -168,7 +169,7 @@ func (e *fakeEngine) Subscribe() (next func(context.Context) (pod.Event, error),
 	}, func() {}
 }
 
-func (e *fakeEngine) Handlers() map[string]pod.HandlerInfo { return e.handlers }
+func (e *fakeEngine) Handlers() map[string]handlers.Info { return e.handlers }
 
 func (e *fakeEngine) DefaultHandler() string { return "crun" }
 
@@ -254,7 +255,7 @@ func start(t *testing.T) *edge {
 	t.Helper()
 	e := &edge{
 		engine: &fakeEngine{
-			handlers: map[string]pod.HandlerInfo{
+			handlers: map[string]handlers.Info{
 				"crun": {Features: ociruntime.Features{RecursiveReadOnly: true}},
 				"runc": {Problem: "no such program"},
 			},

@@ -10,7 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/nri"
-	"github.com/berth-runtime/berth/internal/pod"
+	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 )
 
 const (
@@ -34,18 +34,18 @@ func (s *runtimeService) Version(context.Context, *runtimeapi.VersionRequest) (*
 
 // Status answers from memory whether pods can run now and what they may ask for.
 func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
-	handlers := s.Engine.Handlers()
+	found := s.Engine.Handlers()
 	fallback := s.Engine.DefaultHandler()
 	resp := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
-			runtimeReady(fallback, handlers), s.networkReady(),
+			runtimeReady(fallback, found), s.networkReady(),
 		}},
 		// Kubelet looks up the default handler by the empty name.
-		RuntimeHandlers: []*runtimeapi.RuntimeHandler{handlerFeatures("", handlers[fallback])},
+		RuntimeHandlers: []*runtimeapi.RuntimeHandler{handlerFeatures("", found[fallback])},
 		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
-	for _, name := range slices.Sorted(maps.Keys(handlers)) {
-		features := handlerFeatures(name, handlers[name])
+	for _, name := range slices.Sorted(maps.Keys(found)) {
+		features := handlerFeatures(name, found[name])
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, features)
 		// It takes no more than a user namespace at all.
 		resp.Features.UserNamespacesHostNetwork = resp.Features.UserNamespacesHostNetwork || features.GetFeatures().GetUserNamespaces()
@@ -57,7 +57,7 @@ func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest
 	if s.Plugins != nil {
 		plugins = s.Plugins()
 	}
-	info, err := verbose(map[string]any{"config": s.Config, "handlers": handlers, "defaultHandler": fallback, "nri": plugins})
+	info, err := verbose(map[string]any{"config": s.Config, "handlers": found, "defaultHandler": fallback, "nri": plugins})
 	if err != nil {
 		return nil, err
 	}
@@ -65,9 +65,9 @@ func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest
 	return resp, nil
 }
 
-func runtimeReady(fallback string, handlers map[string]pod.HandlerInfo) *runtimeapi.RuntimeCondition {
+func runtimeReady(fallback string, found map[string]handlers.Info) *runtimeapi.RuntimeCondition {
 	condition := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
-	info, ok := handlers[fallback]
+	info, ok := found[fallback]
 	switch {
 	case !ok:
 		condition.Status, condition.Reason = false, "NoDefaultHandler"
@@ -89,7 +89,7 @@ func (s *runtimeService) networkReady() *runtimeapi.RuntimeCondition {
 
 // handlerFeatures says what pods of a handler may ask for; one that does not
 // work offers nothing.
-func handlerFeatures(name string, info pod.HandlerInfo) *runtimeapi.RuntimeHandler {
+func handlerFeatures(name string, info handlers.Info) *runtimeapi.RuntimeHandler {
 	usable := info.Problem == ""
 	return &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
 		RecursiveReadOnlyMounts: usable && info.Features.RecursiveReadOnly,

@@ -16,8 +16,6 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-
-	"github.com/berth-runtime/berth/internal/ociruntime/staticelf"
 )
 
 const (
@@ -176,7 +174,11 @@ func kernelAtLeast(major, minor int) bool {
 func (r *Runtime) tryRun(ctx context.Context, scratch, ociVersion string, user bool) error {
 	bundle := filepath.Join(scratch, "bundle")
 	id := "berth-probe-" + strings.ToLower(rand.Text())
-	if err := writeProbeBundle(bundle, r.probeSpec(id, ociVersion, user)); err != nil {
+	if err := WriteTrial(bundle, r.probeSpec(id, ociVersion, user)); err != nil {
+		return fmt.Errorf("write bundle: %w", err)
+	}
+	// Root of a user namespace has to find its way.
+	if err := os.Chmod(scratch, 0o711); err != nil { //nolint:gosec // nobody can read what is in there
 		return fmt.Errorf("write bundle: %w", err)
 	}
 	err := r.do(ctx, "run", scratch, bundle, []string{"run", "--bundle", bundle, id}, Stdio{})
@@ -190,32 +192,6 @@ func (r *Runtime) tryRun(ctx context.Context, scratch, ociVersion string, user b
 		return errors.Join(err, undoErr)
 	}
 	return err
-}
-
-func writeProbeBundle(bundle string, spec *specs.Spec) error {
-	program, err := staticelf.Exit()
-	if err != nil {
-		return err
-	}
-	rootfs := filepath.Join(bundle, "rootfs")
-	for _, dir := range []string{"proc", "dev", "sys"} {
-		if err := os.MkdirAll(filepath.Join(rootfs, dir), 0o755); err != nil {
-			return err
-		}
-	}
-	//nolint:gosec // it is a program
-	if err := os.WriteFile(filepath.Join(rootfs, "exit"), program, 0o755); err != nil {
-		return err
-	}
-	// Root of a user namespace has to find its way.
-	if err := os.Chmod(filepath.Dir(bundle), 0o711); err != nil { //nolint:gosec // nobody can read what is in there
-		return err
-	}
-	config, err := json.Marshal(spec)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(bundle, "config.json"), config, 0o600)
 }
 
 func (r *Runtime) probeSpec(id, ociVersion string, user bool) *specs.Spec {

@@ -91,7 +91,7 @@ type dump struct {
 // what finish has renamed.
 func (d *dump) make(ctx context.Context, finish func(context.Context) error) (err error) {
 	for _, p := range d.parts {
-		h, err := d.engine.handler(p.c.sandbox.rec.Handler)
+		h, err := d.engine.opts.Handlers.Get(ctx, p.c.sandbox.rec.Handler)
 		if err != nil {
 			return err
 		}
@@ -209,7 +209,7 @@ func (c *container) written() checkpoint.Container {
 	}
 	handler := c.sandbox.rec.Handler
 	if handler == "" {
-		handler = c.engine.opts.DefaultHandler
+		handler = c.engine.opts.Handlers.Default()
 	}
 	return checkpoint.Container{
 		ID: c.rec.ID, Name: c.rec.Config.M.GetMetadata().GetName(), Image: asked, ImageName: name, ImageID: c.rec.ImageID,

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/checkpoint"
+	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/shim"
 )
 
@@ -120,9 +121,7 @@ func TestCheckpointLocation(t *testing.T) {
 	if err := n.engine.CheckpointContainer(t.Context(), strings.Repeat("0", 64), location, 0); !errdefs.IsNotFound(err) {
 		t.Errorf("unknown container: got %v, want not found", err)
 	}
-	info := n.opts.Handlers["runc"]
-	info.Features.Checkpoint = false
-	n.opts.Handlers["runc"] = info
+	n.opts.Handlers.(fakeHandlers)["runc"] = handlers.Info{}
 	if err := n.engine.CheckpointContainer(t.Context(), n.ids["app"], location, 0); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "runtime_handler") {
 		t.Errorf("handler without CRIU: got %v, want a failed precondition that names it", err)
 	}

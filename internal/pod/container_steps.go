@@ -12,7 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
-	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/internal/spec"
@@ -82,7 +82,7 @@ func (c *container) do(ctx context.Context, step int) error {
 	case stepIDMap:
 		return c.mapMounts()
 	case stepBundle:
-		return c.writeBundle(c.rec.Config.M)
+		return c.writeBundle(ctx, c.rec.Config.M)
 	case stepNRI:
 		return c.askPlugins(ctx)
 	case stepProcess:
@@ -151,8 +151,8 @@ func (c *container) probe(_ context.Context, step int) error {
 
 // writeBundle turns the request into an OCI bundle. The request is refused
 // here if it cannot be given.
-func (c *container) writeBundle(cfg *runtimeapi.ContainerConfig) error {
-	out, err := c.buildSpec(cfg)
+func (c *container) writeBundle(ctx context.Context, cfg *runtimeapi.ContainerConfig) error {
+	out, err := c.buildSpec(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func (c *container) writeBundle(cfg *runtimeapi.ContainerConfig) error {
 	return nil
 }
 
-func (c *container) buildSpec(cfg *runtimeapi.ContainerConfig) (*spec.Output, error) {
+func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConfig) (*spec.Output, error) {
 	e, s := c.engine, c.sandbox
 	img, err := e.opts.Images.Resolve(c.rec.ImageID)
 	if err != nil {
@@ -186,7 +186,7 @@ func (c *container) buildSpec(cfg *runtimeapi.ContainerConfig) (*spec.Output, er
 	if err != nil {
 		return nil, err
 	}
-	h, err := e.handler(s.rec.Handler)
+	h, err := e.opts.Handlers.Get(ctx, s.rec.Handler)
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +204,7 @@ func (c *container) buildSpec(cfg *runtimeapi.ContainerConfig) (*spec.Output, er
 		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), ImageVolumes: volumes, Namespaces: paths, Shm: e.shmDir(s.rec.ID),
 		ResolvConf: filepath.Join(files, "resolv.conf"), Hostname: filepath.Join(files, "hostname"), Hosts: filepath.Join(files, "hosts"),
 		ProcessLabel: c.rec.Labels.Process, MountLabel: c.rec.Labels.Mount,
-		CgroupsPath: cgroups, Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion,
+		CgroupsPath: cgroups, Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion, AllowedAnnotations: h.Annotations,
 		InjectCDI: e.opts.InjectCDI, Mapped: c.mappedPaths(),
 	})
 }
@@ -238,7 +238,7 @@ func (c *container) namespaces() (spec.Paths, error) {
 // startProcess has the supervisor run the container. A failure is an exit too:
 // the container will not be started again.
 func (c *container) startProcess(ctx context.Context) error {
-	h, err := c.engine.handler(c.sandbox.rec.Handler)
+	h, err := c.engine.opts.Handlers.Get(ctx, c.sandbox.rec.Handler)
 	if err != nil {
 		return err
 	}
@@ -304,17 +304,11 @@ func (c *container) kill(ctx context.Context) error {
 }
 
 // hostFor is what containers of a handler can have on this host.
-func (e *Engine) hostFor(h runtimeOf) spec.Host {
+func (e *Engine) hostFor(h handlers.Info) spec.Host {
 	host := e.opts.Host
 	host.RecursiveReadOnly = host.RecursiveReadOnly && h.Features.RecursiveReadOnly
 	if host.NoUserNamespaces == "" && !h.Features.UserNamespaces {
 		host.NoUserNamespaces = fmt.Sprintf("the runtime handler %q cannot run containers in a user namespace", h.Handler.Name)
 	}
 	return host
-}
-
-// runtimeOf is the handler with what was learned of it.
-type runtimeOf struct {
-	Handler  ociruntime.Handler
-	Features ociruntime.Features
 }

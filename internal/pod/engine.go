@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -22,7 +21,7 @@ import (
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/internal/network"
 	"github.com/berth-runtime/berth/internal/nri"
-	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod/metric"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/internal/spec"
@@ -110,12 +109,13 @@ type Plugins interface {
 	RemoveContainer(ctx context.Context, container nri.Subject, unknown func())
 }
 
-// HandlerInfo is a runtime handler with what probing it showed.
-type HandlerInfo struct {
-	Handler  ociruntime.Handler
-	Features ociruntime.Features
-	// Problem says why the handler cannot be used; "" if it can.
-	Problem string
+// Handlers is the part of the runtime handlers that the engine uses.
+type Handlers interface {
+	// Get returns a handler that works, and waits while it is being tried; "" is the default.
+	Get(ctx context.Context, name string) (handlers.Info, error)
+	// All and Default wait for nothing.
+	All() map[string]handlers.Info
+	Default() string
 }
 
 // Options are the parts that the engine is made of.
@@ -140,9 +140,7 @@ type Options struct {
 	// there are none.
 	InjectCDI func(s *specs.Spec, names []string) error
 
-	// Handlers are the runtime handlers by name.
-	Handlers       map[string]HandlerInfo
-	DefaultHandler string
+	Handlers Handlers
 
 	// NetworkDeadline bounds attaching and detaching one pod, RuntimeDeadline
 	// one call of the OCI runtime; zero means two minutes.
@@ -314,18 +312,14 @@ func (e *Engine) Containers(f Filter) []*Container {
 }
 
 // Handlers returns the runtime handlers by name.
-func (e *Engine) Handlers() map[string]HandlerInfo { return maps.Clone(e.opts.Handlers) }
+func (e *Engine) Handlers() map[string]handlers.Info { return e.opts.Handlers.All() }
 
 // DefaultHandler is the name of the handler that "" stands for.
-func (e *Engine) DefaultHandler() string { return e.opts.DefaultHandler }
+func (e *Engine) DefaultHandler() string { return e.opts.Handlers.Default() }
 
 // NetworkReady is nil, or says why pods cannot get a network now.
 func (e *Engine) NetworkReady() error { return e.opts.Network.Ready() }
 
 func notFound(what, id string) error {
 	return fmt.Errorf("%s %q: %w", what, id, errdefs.ErrNotFound)
-}
-
-func handlerNames(handlers map[string]HandlerInfo) string {
-	return strings.Join(slices.Sorted(maps.Keys(handlers)), ", ")
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/pod/machine"
@@ -220,19 +219,4 @@ func (e *Engine) findSandbox(id string) (*sandbox, error) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	return e.sandboxes.find("sandbox", id)
-}
-
-// handler returns the runtime for a handler name; "" is the default.
-func (e *Engine) handler(name string) (runtimeOf, error) {
-	if name == "" {
-		name = e.opts.DefaultHandler
-	}
-	h, ok := e.opts.Handlers[name]
-	if !ok {
-		return runtimeOf{}, fmt.Errorf("runtime_handler %q is not configured, there are %s: %w", name, handlerNames(e.opts.Handlers), errdefs.ErrInvalidArgument)
-	}
-	if h.Problem != "" {
-		return runtimeOf{}, fmt.Errorf("runtime_handler %q cannot be used: %s: %w", name, h.Problem, errdefs.ErrFailedPrecondition)
-	}
-	return runtimeOf{Handler: h.Handler, Features: h.Features}, nil
 }

@@ -23,6 +23,8 @@ import (
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/internal/network"
+	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/shim"
 )
 
@@ -300,3 +302,28 @@ func (f *fakeShim) Exec(context.Context, shim.ExecRequest) (*shim.Exec, error) {
 func (f *fakeShim) Attach(context.Context, string, bool) (*shim.Attachment, error) {
 	return nil, errdefs.ErrNotImplemented
 }
+
+// fakeHandlers are by name; runc is the default.
+type fakeHandlers map[string]handlers.Info
+
+func newFakeHandlers() fakeHandlers {
+	return fakeHandlers{
+		"runc": {Features: ociruntime.Features{Checkpoint: true, UserNamespaces: true}},
+		"crun": {Handler: ociruntime.Handler{Name: "crun"}},
+	}
+}
+
+func (f fakeHandlers) Get(_ context.Context, name string) (handlers.Info, error) {
+	if name == "" {
+		name = f.Default()
+	}
+	info, ok := f[name]
+	if !ok {
+		return info, fmt.Errorf("runtime_handler %q is not configured: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return info, nil
+}
+
+func (f fakeHandlers) All() map[string]handlers.Info { return f }
+
+func (fakeHandlers) Default() string { return "runc" }

@@ -16,7 +16,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
-	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/spec"
 )
 
@@ -63,9 +62,9 @@ func newNode(t *testing.T) *node {
 	n.opts = Options{
 		Root: n.root, State: n.state, Instance: "test-" + filepath.Base(dir),
 		Images: fakeImages{n.images, n.volumes, &n.imported}, Network: fakeNetwork{n.network}, Shim: n.shim, Plugins: n.plugins, Cgroups: cgroups, Host: host,
-		Handlers: map[string]HandlerInfo{"runc": {Features: ociruntime.Features{Checkpoint: true, UserNamespaces: true}}, "crun": {Handler: ociruntime.Handler{Name: "crun"}}}, DefaultHandler: "runc",
-		Log:   slog.New(slog.NewTextHandler(testWriter{t}, nil)),
-		fault: func(effect string) error { return n.faults.check(effect) },
+		Handlers: newFakeHandlers(),
+		Log:      slog.New(slog.NewTextHandler(testWriter{t}, nil)),
+		fault:    func(effect string) error { return n.faults.check(effect) },
 	}
 	n.open()
 	t.Cleanup(func() {

@@ -37,7 +37,7 @@ type Restore struct {
 // container created, and that the checkpoint is needed no more; the IDs of the
 // containers are by name. After an error nothing is left.
 func (e *Engine) RestoreSandbox(ctx context.Context, r Restore) (id string, containers map[string]string, err error) {
-	archives, err := e.checkRestore(r)
+	archives, err := e.checkRestore(ctx, r)
 	if err != nil {
 		return "", nil, fmt.Errorf("restore pod: %w", err)
 	}
@@ -55,14 +55,14 @@ func (e *Engine) RestoreSandbox(ctx context.Context, r Restore) (id string, cont
 }
 
 // checkRestore refuses what can be refused before anything is made.
-func (e *Engine) checkRestore(r Restore) (map[string]*checkpoint.Archive, error) {
+func (e *Engine) checkRestore(ctx context.Context, r Restore) (map[string]*checkpoint.Archive, error) {
 	if err := refuseOptions(r.Options); err != nil {
 		return nil, err
 	}
 	if err := checkDirectory("checkpoint_path", r.Path); err != nil {
 		return nil, err
 	}
-	h, err := e.handler(r.Handler)
+	h, err := e.opts.Handlers.Get(ctx, r.Handler)
 	if err != nil {
 		return nil, err
 	}

@@ -72,7 +72,7 @@ func (e *Engine) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfi
 	if err := spec.ValidateSandbox(cfg); err != nil {
 		return "", fmt.Errorf("run sandbox: %w", err)
 	}
-	h, err := e.handler(handler)
+	h, err := e.opts.Handlers.Get(ctx, handler)
 	if err == nil {
 		err = spec.CheckSandbox(cfg, e.hostFor(h))
 	}

@@ -45,6 +45,11 @@ func TestShimServesPod(t *testing.T) {
 		t.Fatalf("shims of two pods: %v", got)
 	}
 	h.must(h.client.Delete(h.ctx(), "p1a"))
+	left, err := os.ReadDir(filepath.Join(h.state, "containers/p1a"))
+	h.must(err)
+	if len(left) != 2 { // config.json and rootfs
+		t.Errorf("the shim left %v in the bundle", left)
+	}
 	h.killShim() // what is shared is found again
 	h.must(h.client.Delete(h.ctx(), "p2a"))
 	if got := h.shimsOf(); len(got) != 2 {

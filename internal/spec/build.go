@@ -1,6 +1,8 @@
 package spec
 
 import (
+	"maps"
+	"path"
 	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -10,9 +12,9 @@ import (
 const defaultOCIVersion = "1.0.2"
 
 // The annotations by which hooks and sandboxing OCI runtimes recognise a
-// container of Kubernetes. Annotations of the request are not passed on: some
-// OCI runtimes change their behaviour by annotation, which is not for a pod's
-// author to decide.
+// container of Kubernetes. Annotations of the request are passed on only where
+// the administrator has allowed it: some OCI runtimes change their behaviour by
+// annotation, which is not for a pod's author to decide.
 const (
 	annotationContainerName = "io.kubernetes.cri.container-name"
 	annotationImageName     = "io.kubernetes.cri.image-name"
@@ -127,15 +129,31 @@ func linuxSection(in Input) (*specs.Linux, error) {
 }
 
 func annotations(in Input) map[string]string {
+	result := map[string]string{}
+	// Those of the container have precedence, and ours over both.
+	for _, given := range []map[string]string{in.Pod.GetAnnotations(), in.Config.GetAnnotations()} {
+		for key, value := range given {
+			if slices.ContainsFunc(in.AllowedAnnotations, func(pattern string) bool { return matches(pattern, key) }) {
+				result[key] = value
+			}
+		}
+	}
 	image := in.Config.GetImage()
-	return map[string]string{
+	maps.Copy(result, map[string]string{
 		annotationContainerName: in.Config.GetMetadata().GetName(),
 		annotationImageName:     choose(image.GetUserSpecifiedImage(), image.GetImage()),
 		annotationSandboxID:     in.SandboxID,
 		annotationSandboxName:   in.Pod.GetMetadata().GetName(),
 		annotationNamespace:     in.Pod.GetMetadata().GetNamespace(),
 		annotationSandboxUID:    in.Pod.GetMetadata().GetUid(),
-	}
+	})
+	return result
+}
+
+// matches is like a shell's: * stands for anything but a slash.
+func matches(pattern, key string) bool {
+	matched, err := path.Match(pattern, key)
+	return err == nil && matched
 }
 
 // nonEmpty removes empty strings.

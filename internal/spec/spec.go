@@ -70,6 +70,9 @@ type Input struct {
 	// OCIVersion is the version of the spec that the OCI runtime understands;
 	// empty means 1.0.2, which all of them do.
 	OCIVersion string
+	// AllowedAnnotations are patterns of those annotations of the pod and of the
+	// container that are passed on to the OCI runtime.
+	AllowedAnnotations []string
 }
 
 // Output is a spec with what else the request and the image decide.

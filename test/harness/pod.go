@@ -49,14 +49,20 @@ func (n *Node) PodConfig(change ...func(*runtimeapi.PodSandboxConfig)) *runtimea
 	return c
 }
 
-// RunPod runs a pod.
+// RunPod runs a pod with the default handler.
 func (n *Node) RunPod(change ...func(*runtimeapi.PodSandboxConfig)) *Pod {
+	n.t.Helper()
+	return n.RunPodWith("", change...)
+}
+
+// RunPodWith runs a pod with a handler.
+func (n *Node) RunPodWith(handler string, change ...func(*runtimeapi.PodSandboxConfig)) *Pod {
 	n.t.Helper()
 	config := n.PodConfig(change...)
 	if err := os.MkdirAll(config.GetLogDirectory(), 0o755); err != nil {
 		n.t.Fatal(err)
 	}
-	answer, err := n.Runtime.RunPodSandbox(n.Context(), &runtimeapi.RunPodSandboxRequest{Config: config})
+	answer, err := n.Runtime.RunPodSandbox(n.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
 		n.t.Fatalf("run pod: %v", err)
 	}

@@ -12,12 +12,11 @@ import (
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
+	"github.com/berth-runtime/berth/internal/ociruntime/shimv2"
 )
 
 const areaRuntime = "runtime"
-
-// preferred are the handlers that are tried, in this order, when none is configured as default.
-var preferred = []string{"crun", "runc"}
 
 // runtimes runs a throw-away container with each handler.
 func (f *facts) runtimes(ctx context.Context, c *config.Config, root bool) {
@@ -34,17 +33,21 @@ func (f *facts) runtimes(ctx context.Context, c *config.Config, root bool) {
 }
 
 func (f *facts) handler(ctx context.Context, name string, h config.Handler, systemd bool) bool {
-	if _, err := exec.LookPath(h.Path); err != nil {
+	program := h.Path
+	if h.Type == config.HandlerShimV2 {
+		program = shimv2.ProgramName(program)
+	}
+	if _, err := exec.LookPath(program); err != nil {
 		// One of the two that exist without being configured need not be there.
 		remedy := "install it (Debian: apt install " + h.Path + "), or correct runtime.handlers." + name + ".path"
-		if slices.Contains(preferred, name) {
-			f.info(areaRuntime, name, fmt.Sprintf("%s is not installed", h.Path))
+		if slices.Contains(handlers.Preferred, name) {
+			f.info(areaRuntime, name, program+" is not installed")
 		} else {
-			f.warn(areaRuntime, name, fmt.Sprintf("%s is not installed", h.Path), remedy)
+			f.warn(areaRuntime, name, program+" is not installed", remedy)
 		}
 		return false
 	}
-	features, err := ociruntime.Probe(ctx, ociruntime.Handler{
+	features, err := handlers.Probe(ctx, ociruntime.Handler{
 		Name: name, Type: h.Type, Path: h.Path, Root: h.Root, SystemdCgroup: systemd, Options: h.Options,
 	})
 	if err != nil {
@@ -88,7 +91,7 @@ func (f *facts) defaultHandler(configured string, works map[string]bool) {
 		f.fail(areaRuntime, "default", configured+", as configured, does not work", "see above, or leave runtime.default_handler empty")
 		return
 	}
-	for _, name := range append(slices.Clone(preferred), slices.Sorted(maps.Keys(works))...) {
+	for _, name := range append(slices.Clone(handlers.Preferred), slices.Sorted(maps.Keys(works))...) {
 		if works[name] {
 			f.ok(areaRuntime, "default", name)
 			return

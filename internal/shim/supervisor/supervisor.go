@@ -41,6 +41,7 @@ import (
 
 	"github.com/containerd/ttrpc"
 
+	"github.com/berth-runtime/berth/internal/ociruntime/shimv2"
 	"github.com/berth-runtime/berth/internal/shim/journal"
 	"github.com/berth-runtime/berth/internal/shim/wire"
 )
@@ -191,7 +192,7 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 		return fmt.Errorf("make server: %w", err)
 	}
 	wire.RegisterShimService(s.rpc, &service{s: s})
-	s.rpc.Register(eventService, map[string]ttrpc.Method{"Forward": dropEvent})
+	shimv2.DropEvents(s.rpc)
 	return nil
 }
 

@@ -18,13 +18,6 @@ import (
 	"github.com/berth-runtime/berth/internal/shim/proc"
 )
 
-// eventService is where shims send their events. They are dropped.
-const eventService = "containerd.services.events.ttrpc.v1.Events"
-
-func dropEvent(_ context.Context, unmarshal func(any) error) (any, error) {
-	return &task.Empty{}, unmarshal(&task.Empty{})
-}
-
 // shimDied is why an exit is unknown when the process that was to tell it is gone.
 const shimDied = "the shim-v2 process of the pod died, and its containers were ended with it"
 
@@ -317,7 +310,7 @@ func (t *shimTask) delete(ctx context.Context, rec record) error {
 		return err
 	}
 	defer h.release()
-	if err := t.forget(ctx, rec); err != nil {
+	if err := errors.Join(t.forget(ctx, rec), shimv2.Tidy(rec.Bundle)); err != nil {
 		return err
 	}
 	if h.leave(t.c.id) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -32,6 +33,10 @@ func (c *container) killTree(ctx context.Context, root *process) error {
 		all, err := c.processes(cgroup)
 		if err != nil {
 			return fmt.Errorf("list processes of container %s: %w", c.id, err)
+		}
+		// What stands for a process in a sandbox (runsc exec) is outside of its cgroup.
+		if stat, err := proc.Read(root.pid); err == nil && !slices.ContainsFunc(all, func(s proc.Stat) bool { return s.PID == root.pid }) {
+			all = append(all, stat)
 		}
 		alive := t.members(all)
 		if len(alive) == 0 {
