@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/moby/sys/mountinfo"
@@ -66,12 +67,7 @@ func isMapped(m *runtimeapi.Mount) bool { return len(m.GetUidMappings()) > 0 && 
 
 // usesIDMap tells whether a container has such mounts.
 func usesIDMap(cfg *runtimeapi.ContainerConfig) bool {
-	for _, m := range cfg.GetMounts() {
-		if isMapped(m) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(cfg.GetMounts(), isMapped)
 }
 
 func (e *Engine) mappedDir(id string) string { return filepath.Join(e.bundleDir(id), "mounts") }

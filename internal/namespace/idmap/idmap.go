@@ -119,7 +119,7 @@ func fsName(tree *os.File) string {
 	if err := unix.Fstatfs(int(tree.Fd()), &st); err != nil {
 		return "the file system"
 	}
-	if name, ok := fsNames[int64(st.Type)]; ok {
+	if name, ok := fsNames[st.Type]; ok {
 		return "the file system (" + name + ")"
 	}
 	return fmt.Sprintf("the file system (type %#x)", st.Type)
