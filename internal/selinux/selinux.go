@@ -6,6 +6,7 @@ package selinux
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	selinuxlib "github.com/opencontainers/selinux/go-selinux"
@@ -38,8 +39,21 @@ func (o Options) list() []string {
 	return list
 }
 
-// Enabled tells whether the kernel enforces or at least checks labels.
-func Enabled() bool { return selinuxlib.GetEnabled() }
+// Enabled tells whether the kernel checks labels, and its policy knows those of
+// containers. With a policy that does not, as that of Debian 12, containers run
+// with the labels that their files happen to have.
+var Enabled = sync.OnceValue(func() bool {
+	if !selinuxlib.GetEnabled() {
+		return false
+	}
+	process, mount, err := label.InitLabels(nil)
+	if err != nil || process == "" {
+		return false
+	}
+	l := Labels{Process: process, Mount: mount}
+	defer Release(l)
+	return l.check() == nil
+})
 
 // ForPod chooses the labels of a pod: with a level that no other pod has, unless
 // the request names one. It is reserved until Release.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/apparmor"
 	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/selinux"
 )
 
 // appArmorDefault is the profile of containers that name none, if it is loaded.
@@ -72,7 +73,7 @@ func ReadHost() (Host, error) {
 		Controllers: cgroups.Controllers(),
 		SwapLimit:   cgroups.SwapLimit(),
 		Seccomp:     seccompSupported(),
-		SELinux:     exists("/sys/fs/selinux/enforce"),
+		SELinux:     selinux.Enabled(),
 	}
 	host.RecursiveReadOnly = mountSetattrSupported()
 	if host.Name, err = os.Hostname(); err != nil {

@@ -138,11 +138,11 @@ func TestLabels(t *testing.T) {
 		host    Host
 		refused bool
 	}{
-		"confined here":      {selinux(&runtimeapi.SELinuxOption{Level: "s0:c1,c2"}, false), Host{SELinux: true}, false},
-		"confined elsewhere": {selinux(&runtimeapi.SELinuxOption{Level: "s0:c1,c2"}, false), Host{}, true},
-		"not confined":       {selinux(&runtimeapi.SELinuxOption{Type: "spc_t"}, false), Host{}, false},
-		"privileged":         {selinux(&runtimeapi.SELinuxOption{Level: "s0"}, true), Host{}, false},
-		"nothing":            {selinux(&runtimeapi.SELinuxOption{}, false), Host{}, false},
+		"confined here":      {withSELinux(&runtimeapi.SELinuxOption{Level: "s0:c1,c2"}, false), Host{SELinux: true}, false},
+		"confined elsewhere": {withSELinux(&runtimeapi.SELinuxOption{Level: "s0:c1,c2"}, false), Host{}, true},
+		"not confined":       {withSELinux(&runtimeapi.SELinuxOption{Type: "spc_t"}, false), Host{}, false},
+		"privileged":         {withSELinux(&runtimeapi.SELinuxOption{Level: "s0"}, true), Host{}, false},
+		"nothing":            {withSELinux(&runtimeapi.SELinuxOption{}, false), Host{}, false},
 	} {
 		if err := checkSELinux(test.sc, test.host); (err != nil) != test.refused {
 			t.Errorf("%s: got %v, want refused %v", what, err, test.refused)
@@ -150,7 +150,7 @@ func TestLabels(t *testing.T) {
 	}
 }
 
-func selinux(options *runtimeapi.SELinuxOption, privileged bool) *runtimeapi.LinuxContainerSecurityContext {
+func withSELinux(options *runtimeapi.SELinuxOption, privileged bool) *runtimeapi.LinuxContainerSecurityContext {
 	return &runtimeapi.LinuxContainerSecurityContext{SelinuxOptions: options, Privileged: privileged}
 }
 

@@ -110,5 +110,5 @@ func checkSELinux(sc *runtimeapi.LinuxContainerSecurityContext, host Host) error
 	if host.SELinux || sc.GetPrivileged() || options.GetType() == unconfinedDomain {
 		return nil
 	}
-	return unavailable(field, options.String(), "SELinux is not enabled on this host")
+	return unavailable(field, options.String(), "SELinux is not enabled on this host, or its policy has no labels for containers")
 }
