@@ -125,10 +125,11 @@ func (s *Supervisor) tryFollow(p *process) bool {
 	p.group = stat.Group
 	pidfd, err := proc.Open(p.pid, p.started)
 	if err != nil {
-		if !ours {
-			s.children.disown(p.pid, w)
+		if ours {
+			return true // a child is told of by the reaper, also without a pidfd
 		}
-		return ours // a child is told of by the reaper, also without a pidfd
+		s.children.disown(p.pid, w)
+		return !p.running() // it became a child just now, and the reaper has told
 	}
 	p.mu.Lock()
 	p.pidfd = pidfd
