@@ -12,11 +12,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/test/harness"
 )
 
 var (
-	passes = flag.String("passes", "", "passes of critest to run: OCI runtimes, each with what it adds, e.g. runc,crun:2:cni. "+
+	passes = flag.String("passes", "", "passes of critest to run: runc, crun or shim-v2, each with what it adds, e.g. runc,crun:2:cni. "+
 		"A number is how many specs run at a time; cni takes CNI plugins for the network; websocket streams over it, not SPDY")
 	focus    = flag.String("focus", "", "run only the specs whose names match")
 	prepared = flag.String("prepared", "", "directory in which Prepare has put critest and its images")
@@ -74,7 +75,11 @@ func parsePass(words string) (pass, error) {
 
 // runPass starts a node, runs the suite against it and judges the report.
 func runPass(t *testing.T, s suite, im images, p pass) {
-	opts := harness.Options{Handler: p.handler}
+	opts := harness.Options{Handler: p.handler, Configure: func(c *config.Config) {
+		if p.handler == config.HandlerShimV2 {
+			c.Runtime.Handlers[p.handler] = config.Handler{Type: config.HandlerShimV2, Path: "io.containerd.runc.v2"}
+		}
+	}}
 	if p.cni {
 		opts.Conflist = harness.PortmapList("1.0.0")
 	}

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -34,6 +35,7 @@ func allHandlers(c *config.Config) {
 func TestHandlers(t *testing.T) {
 	n := harness.Start(t, harness.Options{Handler: "runc", Configure: allHandlers})
 	n.Pull()
+	tried(t, n)
 	for _, handler := range []string{"runc", "crun", "runsc", "shim", "shim-crun"} {
 		t.Run(handler, func(t *testing.T) {
 			p := n.RunPodWith(handler)
@@ -49,6 +51,7 @@ func TestHandlers(t *testing.T) {
 				return nil
 			})
 			n.KillDaemon()
+			tried(t, n)
 			execs(t, n, web)
 			n.KillShim()
 			execs(t, n, web)
@@ -68,6 +71,18 @@ func TestHandlers(t *testing.T) {
 			p.Remove()
 		})
 	}
+}
+
+// tried waits until the daemon has tried all its handlers: what it tries one with is its own to remove.
+func tried(t *testing.T, n *harness.Node) {
+	t.Helper()
+	n.Eventually("all handlers were tried", func() error {
+		status, err := n.Runtime.Status(n.Context(), &runtimeapi.StatusRequest{Verbose: true})
+		if err == nil && strings.Contains(status.GetInfo()["handlers"], "still being tried") {
+			err = errors.New("some are still being tried")
+		}
+		return err
+	})
 }
 
 // execs runs commands in a container: their codes and output come back, and one that takes too long is ended.
