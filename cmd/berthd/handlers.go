@@ -12,10 +12,12 @@ import (
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
+	"github.com/berth-runtime/berth/internal/selinux"
 	"github.com/berth-runtime/berth/internal/spec"
 )
 
-// loadProfile loads the default AppArmor profile where the kernel has AppArmor.
+// loadProfile loads the default AppArmor profile where the kernel has AppArmor, and
+// says if SELinux cannot label containers.
 // Without it containers whose request asks for the default are not confined by it,
 // which is worth a warning and no reason not to run them.
 func (d *daemon) loadProfile(ctx context.Context) {
@@ -25,6 +27,9 @@ func (d *daemon) loadProfile(ctx context.Context) {
 	}
 	if err != nil {
 		d.log.Warn("there is no default AppArmor profile for containers", "error", err)
+	}
+	if selinux.Unlabelled() {
+		d.log.Warn("the SELinux policy of this host has no labels for containers: they run without")
 	}
 }
 

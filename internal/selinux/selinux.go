@@ -55,6 +55,9 @@ var Enabled = sync.OnceValue(func() bool {
 	return l.check() == nil
 })
 
+// Unlabelled tells whether the kernel checks labels, but containers have none.
+func Unlabelled() bool { return selinuxlib.GetEnabled() && !Enabled() }
+
 // ForPod chooses the labels of a pod: with a level that no other pod has, unless
 // the request names one. It is reserved until Release.
 func ForPod(o Options) (Labels, error) {
