@@ -183,15 +183,15 @@ func (r *Runtime) tryRun(ctx context.Context, scratch, ociVersion string, user b
 	}
 	err := r.do(ctx, "run", scratch, bundle, []string{"run", "--bundle", bundle, id}, Stdio{})
 	if err == nil {
-		return nil // in the foreground, run deletes the container when it ends
+		return removeCgroup(id) // the rest was deleted when it ended, as run was in the foreground
 	}
 	// The caller's deadline may be what ended the run; the clean-up has its own.
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	if undoErr := r.Delete(undo, scratch, id); undoErr != nil && !errdefs.IsNotFound(undoErr) {
-		return errors.Join(err, undoErr)
+		return errors.Join(err, undoErr, removeCgroup(id))
 	}
-	return err
+	return errors.Join(err, removeCgroup(id))
 }
 
 func (r *Runtime) probeSpec(id, ociVersion string, user bool) *specs.Spec {
