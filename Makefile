@@ -30,7 +30,7 @@ demo: build ## pull an image, run a pod, exec, logs, remove, each step timed (ne
 # One package at a time: the leak census then answers for the whole machine. Tests shuffle; a failure prints the seed.
 test: ## run all tests, with the race detector and the machine-wide leak census, and critest once (needs root and, for critest, Debian; 30 min)
 	@tools/prepare test
-	BERTH_CENSUS=global $(GO) test -p 1 -count=1 -race -shuffle=on -timeout 20m ./...
+	BERTH_CENSUS=global $(GO) test -p 1 -count=1 -race -shuffle=on -timeout 30m ./...
 ifneq ($(CONFORMANCE),)
 	@tools/prepare conformance
 	@mkdir -p bin
