@@ -60,9 +60,16 @@ func processesSay(t *testing.T, c *harness.Container, says map[string]uint64) {
 	for _, name := range []string{"processes", "file_descriptors", "sockets"} {
 		says[name] = 0
 	}
-	for line := range strings.Lines(controlFile(t, c, "pids", "cgroup.procs", "cgroup.procs")) {
-		pid := strings.TrimSpace(line)
-		links, err := filepath.Glob("/proc/" + pid + "/fd/*")
+	cgroups, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range cgroups {
+		// With systemd, crun puts the processes into a cgroup beneath that of the container.
+		if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), c.ID) {
+			continue
+		}
+		links, err := filepath.Glob(filepath.Dir(file) + "/fd/*")
 		if err != nil {
 			t.Fatal(err)
 		}
