@@ -69,6 +69,9 @@ func (h *Host) Has(controller string) bool {
 	return ok
 }
 
+// OnlyUnified tells whether there is no hierarchy of version 1.
+func (h *Host) OnlyUnified() bool { return h.Mode == V2 }
+
 // Controllers returns the names of the controllers that Has reports, in order.
 func (h *Host) Controllers() []string {
 	return slices.Sorted(maps.Keys(h.controllers))

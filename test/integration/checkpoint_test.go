@@ -124,6 +124,7 @@ func restored(t *testing.T, n *harness.Node, old *harness.Pod, path string, firs
 			t.Fatal(err)
 		}
 		counts(n, c, first)
+		cgroupFile(t, c, "pids.current", "pids.current") // it is in its own cgroup, not in that of the one written down
 		if line := c.LogLines()[0]; strings.HasSuffix(line, " 0") {
 			t.Errorf("it begins from the beginning: %s", line)
 		}

@@ -197,6 +197,10 @@ func (c *container) launch(ctx context.Context, runtime *ociruntime.Runtime, rec
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		options = append(options, fmt.Sprintf("inherit-fd fd[%d]:%s\n", stdioFD[keys[key]], key))
 	}
+	if c.s.cfg.Cgroups.OnlyUnified() && rec.Cgroup != "" {
+		// runc says this of v1 only: else they go on in the cgroup that they were in.
+		options = append(options, "cgroup-root "+rec.Cgroup+"\n")
+	}
 	config, err := c.writeCriuConf(restoreOptions, options)
 	if err != nil {
 		return err

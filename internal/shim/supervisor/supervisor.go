@@ -62,6 +62,8 @@ type Cgroups interface {
 	KillAll(ctx context.Context, path string) error
 	// OOMKills counts the processes below path that the kernel killed for lack of memory.
 	OOMKills(path string) (uint64, error)
+	// OnlyUnified tells whether there is no hierarchy of version 1.
+	OnlyUnified() bool
 }
 
 // Config is what a supervisor needs.
