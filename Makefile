@@ -11,6 +11,9 @@ BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w'
 CRITEST  := $(GO) test -count=1 -v -timeout 3h -artifacts -outputdir bin ./test/conformance -args -passes
 # The passes of critest that `make test` ends with. `make test CONFORMANCE=` leaves them out.
 CONFORMANCE ?= runc
+# The virtual machines that `make test` boots after that, by their security module. `make test MACHINES=` leaves them out.
+MACHINES ?= apparmor
+VM       := $(GO) test -count=1 -v -timeout 1h ./test/vm -args -boots
 
 .DEFAULT_GOAL := help
 .PHONY: build demo test test-vm conformance lint install help generate bench fuzz clean
@@ -28,7 +31,7 @@ demo: build ## pull an image, run a pod, exec, logs, remove, each step timed (ne
 	@$(GO) run ./test/demo -bin bin
 
 # One package at a time: the leak census then answers for the whole machine. Tests shuffle; a failure prints the seed.
-test: ## run all tests, with the race detector and the machine-wide leak census, and critest once (needs root and, for critest, Debian; 30 min)
+test: ## run all tests, with the race detector and the machine-wide leak census, critest once, and a virtual machine (needs root and, for the last two, Debian; 30 min, first time 40)
 	@tools/prepare test
 	BERTH_CENSUS=global $(GO) test -p 1 -count=1 -race -shuffle=on -timeout 30m ./...
 ifneq ($(CONFORMANCE),)
@@ -36,10 +39,14 @@ ifneq ($(CONFORMANCE),)
 	@mkdir -p bin
 	$(CRITEST) $(CONFORMANCE)
 endif
-
-test-vm: ## run tests in virtual machines with systemd, cgroup v2, AppArmor and SELinux, under emulation (needs root and Debian; 12 min)
+ifneq ($(MACHINES),)
 	@tools/prepare test-vm
-	$(GO) test -count=1 -v -timeout 1h ./test/vm -args -boots apparmor,selinux
+	$(VM) $(MACHINES)
+endif
+
+test-vm: ## run tests in virtual machines with systemd, cgroup v2, AppArmor and SELinux, under emulation (needs root and Debian; 9 min, first time 12)
+	@tools/prepare test-vm
+	$(VM) apparmor,selinux
 
 conformance: ## run critest with runc and crun, built-in network and CNI, SPDY and WebSocket (needs root and Debian; 4 min, first time 8)
 	@tools/prepare conformance
