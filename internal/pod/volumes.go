@@ -105,9 +105,6 @@ func containerUses(rec *containerRecord) machine.Set {
 	if rec.From == "" {
 		uses &^= machine.Steps(stepCheckpoint)
 	}
-	if rec.From == "" {
-		uses &^= machine.Steps(stepCheckpoint)
-	}
 	return uses
 }
 
