@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // legacyFreezePause is the time between two looks at a v1 freezer, which does
@@ -66,24 +64,7 @@ func (h *Host) awaitFrozen(ctx context.Context, dir string) error {
 	if h.Mode != V2 {
 		return awaitFrozenLegacy(ctx, filepath.Join(dir, "freezer.state"))
 	}
-	file, err := os.Open(filepath.Join(dir, "cgroup.events"))
-	if err != nil {
-		return err
-	}
-	defer file.Close() //nolint:errcheck // opened for reading only
-	for {
-		buffer := make([]byte, 256)
-		n, err := file.ReadAt(buffer, 0)
-		if n == 0 && err != nil {
-			return err
-		}
-		if strings.Contains(string(buffer[:n]), "frozen 1") {
-			return nil
-		}
-		if err := wait(ctx, int(file.Fd()), unix.POLLPRI); err != nil {
-			return err
-		}
-	}
+	return awaitEvent(ctx, dir, "frozen 1")
 }
 
 // awaitFrozenLegacy repeats the order: a process that forks or traces meanwhile

@@ -54,10 +54,15 @@ func (h *Host) killUnified(ctx context.Context, path string) error {
 
 // waitEmpty returns when no process is left below a v2 cgroup directory.
 func waitEmpty(ctx context.Context, dir string) error {
-	file, err := os.Open(filepath.Join(dir, "cgroup.events"))
-	if gone(err) {
-		return nil
+	if err := awaitEvent(ctx, dir, "populated 0"); !gone(err) {
+		return err
 	}
+	return nil
+}
+
+// awaitEvent returns when a line is in cgroup.events of a v2 cgroup directory.
+func awaitEvent(ctx context.Context, dir, line string) error {
+	file, err := os.Open(filepath.Join(dir, "cgroup.events"))
 	if err != nil {
 		return err
 	}
@@ -65,13 +70,10 @@ func waitEmpty(ctx context.Context, dir string) error {
 	for {
 		buffer := make([]byte, 256)
 		n, err := file.ReadAt(buffer, 0)
-		if gone(err) {
-			return nil
-		}
 		if n == 0 && err != nil {
 			return err
 		}
-		if strings.Contains(string(buffer[:n]), "populated 0") {
+		if strings.Contains(string(buffer[:n]), line) {
 			return nil
 		}
 		if err := wait(ctx, int(file.Fd()), unix.POLLPRI); err != nil {
