@@ -16,7 +16,7 @@ func kernelSays(t *testing.T, c *harness.Container) map[string]uint64 {
 	t.Helper()
 	says := map[string]uint64{
 		"start_time_seconds":                  uint64(c.Status().GetStartedAt() / 1e9),
-		"cpu_cfs_periods_total":               keyed(t, c, "cpu", "cpu.stat", "cpu.stat", "nr_periods"),
+		"cpu_cfs_periods_total":               keyedIn(t, limitFile(t, c, "cpu", "cpu.stat", "cpu.stat"), "nr_periods"),
 		"memory_usage_bytes":                  number(t, c, "memory", "memory.usage_in_bytes", "memory.current"),
 		"memory_max_usage_bytes":              number(t, c, "memory", "memory.max_usage_in_bytes", "memory.peak"),
 		"memory_failcnt":                      keyedOrNumber(t, c, "memory.failcnt", "memory.events", "max"),
@@ -89,8 +89,20 @@ func processesSay(t *testing.T, c *harness.Container, says map[string]uint64) {
 	says["ulimits_soft max_open_files"] = parse(t, strings.Fields(after)[0])
 }
 
-// controlFile reads a file of the cgroup of a container. With the cgroup of v1 beside v2, v1 is looked at.
+// controlFile reads a file of the cgroup of a container.
 func controlFile(t *testing.T, c *harness.Container, controller, v1, v2 string) string {
+	t.Helper()
+	return chosenFile(t, c, func(path string) string { return cgroupOf(c, path) }, controller, v1, v2)
+}
+
+// limitFile reads a file of the cgroup that has the limits of a container: the one that its processes are in.
+func limitFile(t *testing.T, c *harness.Container, controller, v1, v2 string) string {
+	t.Helper()
+	return chosenFile(t, c, func(path string) string { return path }, controller, v1, v2)
+}
+
+// chosenFile reads a file of the cgroup that is chosen by the path of the processes' one. With v1 beside v2, v1 is looked at.
+func chosenFile(t *testing.T, c *harness.Container, choose func(path string) string, controller, v1, v2 string) string {
 	t.Helper()
 	lines, err := os.ReadFile("/proc/" + containerPID(t, c) + "/cgroup")
 	if err != nil {
@@ -98,7 +110,7 @@ func controlFile(t *testing.T, c *harness.Container, controller, v1, v2 string) 
 	}
 	for line := range strings.Lines(string(lines)) {
 		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		f[2] = cgroupOf(c, f[2])
+		f[2] = choose(f[2])
 		file := filepath.Join("/sys/fs/cgroup", controller, f[2], v1)
 		if f[1] == "" {
 			file = filepath.Join("/sys/fs/cgroup", f[2], v2)
@@ -114,7 +126,7 @@ func controlFile(t *testing.T, c *harness.Container, controller, v1, v2 string) 
 }
 
 // cgroupOf returns the cgroup of the container that is part of a path: with systemd, crun puts processes into another one
-// beneath it.
+// beneath it, which has the limits.
 func cgroupOf(c *harness.Container, path string) string {
 	for dir := path; strings.Contains(dir, c.ID); dir = filepath.Dir(dir) {
 		path = dir
@@ -130,7 +142,11 @@ func number(t *testing.T, c *harness.Container, controller, v1, v2 string) uint6
 // keyed reads the first of the keys that is in a file.
 func keyed(t *testing.T, c *harness.Container, controller, v1, v2 string, keys ...string) uint64 {
 	t.Helper()
-	text := controlFile(t, c, controller, v1, v2)
+	return keyedIn(t, controlFile(t, c, controller, v1, v2), keys...)
+}
+
+func keyedIn(t *testing.T, text string, keys ...string) uint64 {
+	t.Helper()
 	for _, key := range keys {
 		for line := range strings.Lines(text) {
 			if f := strings.Fields(line); len(f) == 2 && f[0] == key {

@@ -200,63 +200,64 @@ func labelled(descriptors map[string]*runtimeapi.MetricDescriptor, metrics []*ru
 // TestMetricsSayWhatTheKernelSays compares the values of every kind with the files of the kernel. Both are read again
 // until the kernel has said the same before and after.
 func TestMetricsSayWhatTheKernelSays(t *testing.T) {
-	n := harness.Start(t, harness.Options{})
-	pod := n.RunPod()
-	c := pod.Start([]string{"sh", "-c", "nc -l -p 8080 & exec sleep 1000"}, limited)
-	c.Output("sh", "-c", "dd if=/dev/zero of=/file bs=64k count=16 conv=fsync")
-	hungry := pod.Start([]string{"sleep", "1000"}, func(c *runtimeapi.ContainerConfig) {
-		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20, MemorySwapLimitInBytes: 32 << 20}
-	})
-	if answer := hungry.Exec("sh", "-c", "head -c 48m /dev/zero | tail"); answer.GetExitCode() == 0 {
-		t.Error("more memory than the limit was given")
-	}
-	descriptors := describe(t, n)
-	n.Eventually("the metrics say what the kernel says", func() error {
-		before := kernelSays(t, c)
-		m := metricsOf(t, n, pod.ID)
-		after := kernelSays(t, c)
-		got := map[string]uint64{}
-		for name := range after {
-			base, extra, _ := strings.Cut(name, " ")
-			metrics := containerMetrics(t, m, c.ID)
-			if strings.HasPrefix(base, "network") {
-				metrics = m.GetMetrics()
-			}
-			for _, s := range labelled(descriptors, metrics, "container_"+base) {
-				if extra == "" || slices.Contains(slices.Collect(maps.Values(s.labels)), extra) {
-					got[name] = s.value
+	eachHandler(t, func(t *testing.T, n *harness.Node) {
+		pod := n.RunPod()
+		c := pod.Start([]string{"sh", "-c", "nc -l -p 8080 & exec sleep 1000"}, limited)
+		c.Output("sh", "-c", "dd if=/dev/zero of=/file bs=64k count=16 conv=fsync")
+		hungry := pod.Start([]string{"sleep", "1000"}, func(c *runtimeapi.ContainerConfig) {
+			c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20, MemorySwapLimitInBytes: 32 << 20}
+		})
+		if answer := hungry.Exec("sh", "-c", "head -c 48m /dev/zero | tail"); answer.GetExitCode() == 0 {
+			t.Error("more memory than the limit was given")
+		}
+		descriptors := describe(t, n)
+		n.Eventually("the metrics say what the kernel says", func() error {
+			before := kernelSays(t, c)
+			m := metricsOf(t, n, pod.ID)
+			after := kernelSays(t, c)
+			got := map[string]uint64{}
+			for name := range after {
+				base, extra, _ := strings.Cut(name, " ")
+				metrics := containerMetrics(t, m, c.ID)
+				if strings.HasPrefix(base, "network") {
+					metrics = m.GetMetrics()
+				}
+				for _, s := range labelled(descriptors, metrics, "container_"+base) {
+					if extra == "" || slices.Contains(slices.Collect(maps.Values(s.labels)), extra) {
+						got[name] = s.value
+					}
 				}
 			}
-		}
-		for name, want := range after {
-			if before[name] == want && got[name] != want {
-				return fmt.Errorf("container_%s is %d, want %d", name, got[name], want)
+			for name, want := range after {
+				if before[name] == want && got[name] != want {
+					return fmt.Errorf("container_%s is %d, want %d", name, got[name], want)
+				}
+				if before[name] != want {
+					return fmt.Errorf("the kernel says %d, then %d for %s", before[name], want, name)
+				}
 			}
-			if before[name] != want {
-				return fmt.Errorf("the kernel says %d, then %d for %s", before[name], want, name)
+			return nil
+		})
+		m := metricsOf(t, n, pod.ID)
+		own, other := containerMetrics(t, m, c.ID), containerMetrics(t, m, hungry.ID)
+		kills := keyed(t, hungry, "memory", "memory.oom_control", "memory.events", "oom_kill")
+		equal(t, "OOM kills", labelled(descriptors, other, "container_oom_events_total")[0].value, kills)
+		for _, tc := range []struct {
+			of    []*runtimeapi.Metric
+			name  string
+			least uint64
+		}{
+			{own, "container_fs_usage_bytes", 1 << 20},
+			{own, "container_sockets", 1},
+			{own, "container_processes", 2},
+			{other, "container_oom_events_total", 1},
+			{other, "container_memory_max_usage_bytes", 30 << 20},
+		} {
+			if got := labelled(descriptors, tc.of, tc.name)[0].value; got < tc.least {
+				t.Errorf("%s is %d, want at least %d", tc.name, got, tc.least)
 			}
 		}
-		return nil
 	})
-	m := metricsOf(t, n, pod.ID)
-	own, other := containerMetrics(t, m, c.ID), containerMetrics(t, m, hungry.ID)
-	kills := keyed(t, hungry, "memory", "memory.oom_control", "memory.events", "oom_kill")
-	equal(t, "OOM kills", labelled(descriptors, other, "container_oom_events_total")[0].value, kills)
-	for _, tc := range []struct {
-		of    []*runtimeapi.Metric
-		name  string
-		least uint64
-	}{
-		{own, "container_fs_usage_bytes", 1 << 20},
-		{own, "container_sockets", 1},
-		{own, "container_processes", 2},
-		{other, "container_oom_events_total", 1},
-		{other, "container_memory_max_usage_bytes", 30 << 20},
-	} {
-		if got := labelled(descriptors, tc.of, tc.name)[0].value; got < tc.least {
-			t.Errorf("%s is %d, want at least %d", tc.name, got, tc.least)
-		}
-	}
 }
 
 func containerMetrics(t *testing.T, m *runtimeapi.PodSandboxMetrics, id string) []*runtimeapi.Metric {

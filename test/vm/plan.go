@@ -38,7 +38,7 @@ func serviceStep(deadline time.Duration) Step {
 const (
 	limits   = "TestResources|TestOOM|TestUpdateEverything" // set, counted, changed
 	ends     = "TestStopSignal|TestRestart|TestKillBoth"    // with and without a pidfd that knows how
-	figures  = "TestContainerStats|TestPodStats"
+	figures  = "TestContainerStats|TestPodStats|TestMetricsSayWhatTheKernelSays"
 	commands = "TestExecSync|TestMounts"
 )
 
