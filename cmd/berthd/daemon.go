@@ -118,7 +118,7 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.openHandlers(host)
+	d.openHandlers(ctx, host)
 	opening, openCtx := errgroup.WithContext(ctx)
 	opening.Go(func() (err error) {
 		d.images, err = d.openImages(ctx)

@@ -12,6 +12,7 @@ import (
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
+	"github.com/berth-runtime/berth/internal/ociruntime/trial"
 	"github.com/berth-runtime/berth/internal/selinux"
 	"github.com/berth-runtime/berth/internal/spec"
 )
@@ -35,13 +36,18 @@ func (d *daemon) loadProfile(ctx context.Context) {
 
 // openHandlers begins to try every configured runtime on this host. One that
 // does not work is kept with its problem: pods that ask for it and people who
-// look at the status get to know it.
-func (d *daemon) openHandlers(host spec.Host) {
+// look at the status get to know it. Trials of a daemon that was killed are undone
+// before.
+func (d *daemon) openHandlers(ctx context.Context, host spec.Host) {
+	trials := filepath.Join(d.cfg.State, "trials")
+	if err := trial.Sweep(ctx, trials); err != nil {
+		d.log.Warn("something is left of a trial of runtime handlers, which the next start tries to remove", "error", err)
+	}
 	var configured []handlers.Info
 	for name, settings := range d.cfg.Runtime.Handlers {
 		configured = append(configured, handlers.Info{Handler: handlerOf(d.cfg, name, settings), Annotations: settings.Annotations})
 	}
-	d.handlers = handlers.Open(configured, handlers.Options{Default: d.cfg.Runtime.DefaultHandler, Log: d.log})
+	d.handlers = handlers.Open(configured, handlers.Options{Default: d.cfg.Runtime.DefaultHandler, Trials: trials, Log: d.log})
 	d.onClose("end the trials of runtime handlers", func(context.Context) error {
 		d.handlers.Close()
 		return nil

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sort"
 	"strconv"
 	"strings"
@@ -67,7 +68,10 @@ func (Local) Run(ctx context.Context, cmd *Command) (int, error) {
 	if cmd.Stderr != nil {
 		c.Stderr = cmd.Stderr
 	}
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// The command ends with this process, also if it was not even executed yet. The kernel takes the thread for its parent.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	// What it has started goes with it.
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	err := c.Run()

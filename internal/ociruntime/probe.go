@@ -2,28 +2,22 @@ package ociruntime
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/ociruntime/trial"
 )
 
-const (
-	// probeTimeout bounds a probe whose context has no deadline.
-	probeTimeout = 30 * time.Second
-	// cleanupTimeout bounds the removal of a probe's container.
-	cleanupTimeout = 10 * time.Second
-)
+// probeTimeout bounds a probe whose context has no deadline.
+const probeTimeout = 30 * time.Second
 
 // remedies pair a part of a runtime's complaint with what the administrator can do.
 var remedies = []struct{ complaint, remedy string }{
@@ -35,39 +29,59 @@ var remedies = []struct{ complaint, remedy string }{
 	{"no space left on device", "make room, or raise the limit on cgroups or namespaces"},
 }
 
-// Probe finds out what a runtime supports, and runs a throw-away container with
-// it. The error says why it does not work on this host and, where known, what
-// would help. Nothing of the container is left in either case.
-func Probe(ctx context.Context, h Handler) (Features, error) {
+// Probe finds out what a runtime supports, and runs throw-away containers with it, as trials in a directory. The error
+// says why it does not work on this host and, where known, what would help. Nothing of the containers is left in either
+// case.
+func Probe(ctx context.Context, h Handler, trials string) (Features, error) {
 	if _, bounded := ctx.Deadline(); !bounded {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, probeTimeout)
 		defer cancel()
 	}
-	scratch, err := os.MkdirTemp("", "berth-probe-")
+	var features Features
+	err := try(ctx, h, trials, func(r *Runtime, t *trial.Trial) (err error) {
+		if features, err = r.features(ctx, t.Dir); err != nil {
+			return err
+		}
+		return r.tryRun(ctx, t, t.Spec(features.OCIVersion, h.SystemdCgroup))
+	})
 	if err != nil {
-		return Features{}, fmt.Errorf("probe runtime handler %q: %w", h.Name, err)
-	}
-	defer func() { _ = os.RemoveAll(scratch) }()
-	// The root is the probe's own, so that it meets no container of anybody's.
-	h.Root = filepath.Join(scratch, "root")
-	r, err := New(h, Local{})
-	if err != nil {
-		return Features{}, err
-	}
-	features, err := r.features(ctx, scratch)
-	if err != nil {
-		return Features{}, fmt.Errorf("probe runtime handler %q: %w", h.Name, err)
-	}
-	if err := r.tryRun(ctx, scratch, features.OCIVersion, false); err != nil {
 		return features, fmt.Errorf("probe runtime handler %q: %w%s", h.Name, err, remedy(err))
 	}
-	if err := r.tryRun(ctx, scratch, features.OCIVersion, true); err != nil {
+	err = try(ctx, h, trials, func(r *Runtime, t *trial.Trial) error {
+		return r.tryRun(ctx, t, withUserNamespace(t.Spec(features.OCIVersion, h.SystemdCgroup)))
+	})
+	if err != nil {
 		features.UserNamespacesProblem = err.Error()
 	} else {
 		features.UserNamespaces = true
 	}
 	return features, nil
+}
+
+// try begins a trial of a handler and ends it.
+func try(ctx context.Context, h Handler, trials string, run func(*Runtime, *trial.Trial) error) (err error) {
+	t, err := trial.New(trials)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.Close(ctx)) }()
+	h.Root = t.Root()
+	r, err := New(h, Local{})
+	if err != nil {
+		return err
+	}
+	return run(r, t)
+}
+
+// Inspect asks a runtime what it supports, without running a container. What is needed for that is in scratch and in the
+// handler's root.
+func Inspect(ctx context.Context, h Handler, scratch string) (Features, error) {
+	r, err := New(h, Local{})
+	if err != nil {
+		return Features{}, err
+	}
+	return r.features(ctx, scratch)
 }
 
 func remedy(err error) string {
@@ -170,58 +184,17 @@ func kernelAtLeast(major, minor int) bool {
 	return versionAtLeast(unix.ByteSliceToString(u.Release[:]), major, minor)
 }
 
-// tryRun runs a container whose only program is built in and exits with 0, in a user namespace of its own if asked to.
-func (r *Runtime) tryRun(ctx context.Context, scratch, ociVersion string, user bool) error {
-	bundle := filepath.Join(scratch, "bundle")
-	id := "berth-probe-" + strings.ToLower(rand.Text())
-	if err := WriteTrial(bundle, r.probeSpec(id, ociVersion, user)); err != nil {
-		return fmt.Errorf("write bundle: %w", err)
+// tryRun runs the container of a trial, which must end with 0.
+func (r *Runtime) tryRun(ctx context.Context, t *trial.Trial, spec *specs.Spec) error {
+	if err := t.Write(spec); err != nil {
+		return err
 	}
-	// Root of a user namespace has to find its way.
-	if err := os.Chmod(scratch, 0o711); err != nil { //nolint:gosec // nobody can read what is in there
-		return fmt.Errorf("write bundle: %w", err)
-	}
-	err := r.do(ctx, "run", scratch, bundle, []string{"run", "--bundle", bundle, id}, Stdio{})
-	if err == nil {
-		return removeCgroup(id) // the rest was deleted when it ended, as run was in the foreground
-	}
-	// The caller's deadline may be what ended the run; the clean-up has its own.
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-	defer cancel()
-	if undoErr := r.Delete(undo, scratch, id); undoErr != nil && !errdefs.IsNotFound(undoErr) {
-		return errors.Join(err, undoErr, removeCgroup(id))
-	}
-	return errors.Join(err, removeCgroup(id))
+	return r.do(ctx, "run", t.Dir, t.Bundle(), []string{"run", "--bundle", t.Bundle(), t.ID}, Stdio{})
 }
 
-func (r *Runtime) probeSpec(id, ociVersion string, user bool) *specs.Spec {
-	if ociVersion == "" {
-		ociVersion = "1.0.0"
-	}
-	cgroup := "/" + id
-	if r.handler.SystemdCgroup {
-		cgroup = "system.slice:berth:" + id
-	}
-	var namespaces []specs.LinuxNamespace
-	for _, kind := range []specs.LinuxNamespaceType{
-		specs.PIDNamespace, specs.MountNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.NetworkNamespace,
-	} {
-		namespaces = append(namespaces, specs.LinuxNamespace{Type: kind})
-	}
-	linux := &specs.Linux{CgroupsPath: cgroup, Namespaces: namespaces}
-	if user {
-		linux.Namespaces = append(namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
-		linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 1 << 16, Size: 1 << 16}}
-		linux.GIDMappings = linux.UIDMappings
-	}
-	return &specs.Spec{
-		Version: ociVersion,
-		Process: &specs.Process{Args: []string{"/exit"}, Cwd: "/", NoNewPrivileges: true},
-		Root:    &specs.Root{Path: "rootfs"},
-		Mounts: []specs.Mount{
-			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=64k"}},
-		},
-		Linux: linux,
-	}
+func withUserNamespace(s *specs.Spec) *specs.Spec {
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 1 << 16, Size: 1 << 16}}
+	s.Linux.GIDMappings = s.Linux.UIDMappings
+	return s
 }

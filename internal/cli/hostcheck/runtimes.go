@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -24,15 +25,30 @@ func (f *facts) runtimes(ctx context.Context, c *config.Config, root bool) {
 		f.needsRoot(areaRuntime, "handlers")
 		return
 	}
+	trials, err := trialsDir()
+	if err != nil {
+		f.warn(areaRuntime, "handlers", "not tried: "+err.Error(), "make room where $TMPDIR points to")
+		return
+	}
+	defer func() { _ = os.Remove(trials) }() // it is empty, unless a problem below says what is left
 	systemd := cgroup.ChooseDriver(c.Runtime.CgroupDriver) == cgroup.Systemd
 	works := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(c.Runtime.Handlers)) {
-		works[name] = f.handler(ctx, name, c.Runtime.Handlers[name], systemd)
+		works[name] = f.handler(ctx, name, c.Runtime.Handlers[name], systemd, trials)
 	}
 	f.defaultHandler(c.Runtime.DefaultHandler, works)
 }
 
-func (f *facts) handler(ctx context.Context, name string, h config.Handler, systemd bool) bool {
+// trialsDir makes a directory that is open to root of a user namespace.
+func trialsDir() (string, error) {
+	dir, err := os.MkdirTemp("", "berth-check-")
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, 0o711) //nolint:gosec // nobody can list it
+}
+
+func (f *facts) handler(ctx context.Context, name string, h config.Handler, systemd bool, trials string) bool {
 	program := h.Path
 	if h.Type == config.HandlerShimV2 {
 		program = shimv2.ProgramName(program)
@@ -49,7 +65,7 @@ func (f *facts) handler(ctx context.Context, name string, h config.Handler, syst
 	}
 	features, err := handlers.Probe(ctx, ociruntime.Handler{
 		Name: name, Type: h.Type, Path: h.Path, Root: h.Root, SystemdCgroup: systemd, Options: h.Options,
-	})
+	}, trials)
 	if err != nil {
 		reason, remedy := splitRemedy(err)
 		f.warn(areaRuntime, name, reason, remedy)

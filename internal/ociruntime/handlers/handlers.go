@@ -43,12 +43,12 @@ type Info struct {
 	Problem string
 }
 
-// Probe tries a handler of either type with a throw-away container.
-func Probe(ctx context.Context, h ociruntime.Handler) (ociruntime.Features, error) {
+// Probe tries a handler of either type with a throw-away container, which has a directory beneath trials.
+func Probe(ctx context.Context, h ociruntime.Handler, trials string) (ociruntime.Features, error) {
 	if h.Type == ociruntime.TypeShimV2 {
-		return shimv2.Probe(ctx, h)
+		return shimv2.Probe(ctx, h, trials)
 	}
-	return ociruntime.Probe(ctx, h)
+	return ociruntime.Probe(ctx, h, trials)
 }
 
 // Options say how a set works.
@@ -56,8 +56,10 @@ type Options struct {
 	// Default is the configured default handler; empty means the first of Preferred that works, else any.
 	Default string
 	Log     *slog.Logger
+	// Trials is the directory for what trying handlers needs.
+	Trials string
 	// Probe is the function above, unless a test has its own.
-	Probe func(context.Context, ociruntime.Handler) (ociruntime.Features, error)
+	Probe func(ctx context.Context, h ociruntime.Handler, trials string) (ociruntime.Features, error)
 }
 
 // Set is the handlers of a node. Its methods may be called by many goroutines.
@@ -127,7 +129,7 @@ func (s *Set) probe(e *entry) {
 	e.probing = make(chan struct{})
 	handler := e.info.Handler
 	s.wg.Go(func() {
-		features, err := s.opts.Probe(s.ctx, handler)
+		features, err := s.opts.Probe(s.ctx, handler, s.opts.Trials)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		defer close(e.probing)

@@ -32,7 +32,8 @@ func open(t *testing.T, configured string, m moods) *Set {
 	}
 	s := Open(list, Options{
 		Default: configured, Log: slog.New(slog.DiscardHandler),
-		Probe: func(ctx context.Context, h ociruntime.Handler) (ociruntime.Features, error) {
+		Trials: t.TempDir(),
+		Probe: func(ctx context.Context, h ociruntime.Handler, _ string) (ociruntime.Features, error) {
 			return ociruntime.Features{Version: h.Name, RecursiveReadOnly: true}, m[h.Name](ctx)
 		},
 	})

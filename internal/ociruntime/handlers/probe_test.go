@@ -1,32 +1,56 @@
 package handlers
 
 import (
-	"path/filepath"
+	"context"
+	"log/slog"
+	"os"
 	"testing"
+	"time"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/test/census"
 )
+
+// installed are handlers of each kind.
+var installed = []ociruntime.Handler{
+	{Name: "runc", Type: ociruntime.TypeOCI, Path: "runc"},
+	{Name: "runsc", Type: ociruntime.TypeOCI, Path: "runsc", Options: map[string]string{"platform": "ptrace", "network": "host"}},
+	{Name: "shim", Type: ociruntime.TypeShimV2, Path: "io.containerd.runc.v2"},
+	{Name: "shim-crun", Type: ociruntime.TypeShimV2, Path: "io.containerd.runc.v2", Options: map[string]string{"binary_name": "crun"}},
+}
 
 // TestProbeLeavesNothing tries a handler of each kind.
 func TestProbeLeavesNothing(t *testing.T) {
-	for _, h := range []ociruntime.Handler{
-		{Name: "runc", Type: ociruntime.TypeOCI, Path: "runc"},
-		{Name: "runsc", Type: ociruntime.TypeOCI, Path: "runsc", Options: map[string]string{"platform": "ptrace", "network": "host"}},
-		{Name: "shim", Type: ociruntime.TypeShimV2, Path: "io.containerd.runc.v2"},
-		{Name: "shim-crun", Type: ociruntime.TypeShimV2, Path: "io.containerd.runc.v2", Options: map[string]string{"binary_name": "crun"}},
-	} {
+	for _, h := range installed {
 		t.Run(h.Name, func(t *testing.T) {
-			before, err := filepath.Glob("/sys/fs/cgroup/*/berth-probe-*")
-			if err != nil {
+			census.Check(t)
+			dir := census.Dir(t)
+			if _, err := Probe(t.Context(), h, dir); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := Probe(t.Context(), h); err != nil {
-				t.Fatal(err)
-			}
-			after, err := filepath.Glob("/sys/fs/cgroup/*/berth-probe-*")
-			if err != nil || len(after) > len(before) {
-				t.Errorf("left behind: %v, %v", after, err)
+			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v, %v", left, err)
 			}
 		})
+	}
+}
+
+// TestCloseEndsTrials: at whatever instant handlers are no longer needed, nothing of their trials is left.
+func TestCloseEndsTrials(t *testing.T) {
+	census.Check(t)
+	for round := range 12 {
+		dir := census.Dir(t)
+		var configured []Info
+		for _, h := range installed {
+			configured = append(configured, Info{Handler: h})
+		}
+		s := Open(configured, Options{Trials: dir, Log: slog.New(slog.DiscardHandler)})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(round*round)*5*time.Millisecond) // the point of the test: many instants
+		s.Await(ctx)
+		cancel()
+		s.Close()
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("left behind: %v, %v", left, err)
+		}
 	}
 }

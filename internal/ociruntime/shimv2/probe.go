@@ -2,7 +2,7 @@ package shimv2
 
 import (
 	"context"
-	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -10,28 +10,27 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/ociruntime/shimv2/task"
+	"github.com/berth-runtime/berth/internal/ociruntime/trial"
 )
 
 const (
 	// probeTimeout bounds a probe whose context has no deadline.
 	probeTimeout = 30 * time.Second
-	// cleanupTimeout bounds the removal of what a probe started.
-	cleanupTimeout = 10 * time.Second
+	// sockets is where containerd's own shims listen.
+	sockets = "/run/containerd/s"
 )
 
-// Probe runs a throw-away container with a shim. The error says why that does not work on this host. Nothing of the
-// container or the shim is left in either case.
-func Probe(ctx context.Context, h ociruntime.Handler) (features ociruntime.Features, err error) {
+// Probe runs a throw-away container with a shim, as a trial in a directory. The error says why that does not work on
+// this host. Nothing of the container or the shim is left in either case.
+func Probe(ctx context.Context, h ociruntime.Handler, trials string) (features ociruntime.Features, err error) {
 	if _, bounded := ctx.Deadline(); !bounded {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, probeTimeout)
@@ -42,31 +41,28 @@ func Probe(ctx context.Context, h ociruntime.Handler) (features ociruntime.Featu
 			err = fmt.Errorf("probe runtime handler %q: %w", h.Name, err)
 		}
 	}()
-	scratch, err := os.MkdirTemp("", "berth-probe-")
+	t, err := trial.New(trials)
 	if err != nil {
 		return features, err
 	}
-	defer func() { _ = os.RemoveAll(scratch) }()
-	h.Root = filepath.Join(scratch, "root")
+	defer func() { err = errors.Join(err, t.Close(ctx)) }()
+	h.Root = t.Root()
 	self, err := os.Executable()
 	if err != nil {
 		return features, err
 	}
-	p, err := New(h, ociruntime.Local{}, filepath.Join(scratch, "events"), self)
+	p, err := New(h, ociruntime.Local{}, filepath.Join(t.Dir, "events"), self)
 	if err != nil {
 		return features, err
 	}
-	if features, err = p.features(ctx); err != nil {
+	if features, err = p.features(ctx, t.Dir); err != nil {
 		return features, err
 	}
-	// A shim expects a bundle to be named like its container.
-	id := "berth-probe-" + strings.ToLower(rand.Text())
-	t := &trial{p: p, scratch: scratch, bundle: filepath.Join(scratch, id), id: id}
-	return features, t.run(ctx)
+	return features, p.tryRun(ctx, t)
 }
 
 // features are those of the OCI runtime behind the shim, where that is told.
-func (p *Program) features(ctx context.Context) (ociruntime.Features, error) {
+func (p *Program) features(ctx context.Context, scratch string) (ociruntime.Features, error) {
 	if !p.drivesRunc() {
 		return ociruntime.Features{Version: filepath.Base(p.path)}, nil
 	}
@@ -76,118 +72,69 @@ func (p *Program) features(ctx context.Context) (ociruntime.Features, error) {
 	}
 	h := p.handler
 	h.Type, h.Path, h.Options = ociruntime.TypeOCI, binary, nil
-	features, err := ociruntime.Inspect(ctx, h)
+	features, err := ociruntime.Inspect(ctx, h, scratch)
 	features.Version = strings.TrimSpace(filepath.Base(p.path) + " with " + filepath.Base(binary) + " " + features.Version)
 	return features, err
 }
 
-// trial is one container of a probe.
-type trial struct {
-	p                   *Program
-	scratch, bundle, id string
-	endpoint            Endpoint
-	pid                 int
-}
-
-func (t *trial) run(ctx context.Context) (err error) {
-	if err := ociruntime.WriteTrial(t.bundle, t.spec()); err != nil {
-		return fmt.Errorf("write bundle: %w", err)
+// tryRun runs the container of a trial, which must end with 0.
+func (p *Program) tryRun(ctx context.Context, t *trial.Trial) error {
+	if err := t.Write(t.Spec("", p.handler.SystemdCgroup)); err != nil {
+		return err
 	}
-	log, err := drainLog(t.bundle)
+	log, err := drainLog(t.Bundle())
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	events, err := serveEvents(ctx, filepath.Join(t.scratch, "events"))
+	events, err := serveEvents(ctx, p.events)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = events.Close() }()
-	defer func() { err = errors.Join(err, t.end(ctx)) }()
-	if t.endpoint, err = t.p.Start(ctx, t.scratch, t.bundle, t.id); err != nil {
+	// Who is killed before the answer of Start cannot note the address that is in it.
+	if err := t.Leaves(p.expectedSocket(t.ID)); err != nil {
 		return err
 	}
-	conn, err := Dial(ctx, t.endpoint)
+	endpoint, err := p.Start(ctx, t.Dir, t.Bundle(), t.ID)
+	if err != nil {
+		return err
+	}
+	if err := t.Leaves(endpoint.Socket()); err != nil {
+		return err
+	}
+	conn, err := Dial(ctx, endpoint)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	err = t.runTask(ctx, conn)
-	return errors.Join(err, conn.Shutdown(ctx, t.id))
+	err = p.runTask(ctx, conn, t)
+	return errors.Join(err, conn.Shutdown(ctx, t.ID))
 }
 
-func (t *trial) spec() *specs.Spec {
-	cgroup := "/" + t.id
-	if t.p.handler.SystemdCgroup {
-		cgroup = "system.slice:berth:" + t.id
-	}
-	s := &specs.Spec{
-		Version: "1.0.0",
-		Process: &specs.Process{Args: []string{"/exit"}, Cwd: "/", NoNewPrivileges: true},
-		Root:    &specs.Root{Path: "rootfs"},
-		Mounts:  []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}}},
-		Linux:   &specs.Linux{CgroupsPath: cgroup},
-	}
-	for _, kind := range []specs.LinuxNamespaceType{
-		specs.PIDNamespace, specs.MountNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.NetworkNamespace,
-	} {
-		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: kind})
-	}
-	return s
+// expectedSocket is where containerd's own shims will serve: the name is a hash of the address of the events, the
+// namespace and the ID.
+func (p *Program) expectedSocket(id string) string {
+	return filepath.Join(sockets, fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(p.events, Namespace, id)))))
 }
 
-func (t *trial) runTask(ctx context.Context, conn *Conn) error {
-	options, err := t.p.Options()
+// runTask has the shim run the container.
+func (p *Program) runTask(ctx context.Context, conn *Conn, t *trial.Trial) error {
+	options, err := p.Options()
 	if err != nil {
 		return err
 	}
-	if _, err := conn.Create(ctx, &task.CreateRequest{Id: t.id, Bundle: t.bundle, Options: options}); err != nil {
+	if _, err := conn.Create(ctx, &task.CreateRequest{Id: t.ID, Bundle: t.Bundle(), Options: options}); err != nil {
 		return err
 	}
-	if t.pid, err = conn.PID(ctx, t.id); err != nil {
+	if _, err := conn.Start(ctx, t.ID, ""); err != nil {
 		return err
 	}
-	if _, err := conn.Start(ctx, t.id, ""); err != nil {
-		return err
-	}
-	code, _, err := conn.Wait(ctx, t.id, "")
+	code, _, err := conn.Wait(ctx, t.ID, "")
 	if err == nil && code != 0 {
 		err = fmt.Errorf("a container ended with code %d, want 0: %w", code, errdefs.ErrFailedPrecondition)
 	}
-	return errors.Join(err, conn.Delete(ctx, t.id, ""))
-}
-
-// end waits for the shim's end, and enforces it.
-func (t *trial) end(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-	defer cancel()
-	var errs []error
-	if t.pid > 1 && !t.ended(cleanupTimeout/4) {
-		errs = append(errs, t.p.Delete(ctx, t.scratch, t.bundle, t.id))
-		if err := unix.Kill(t.pid, syscall.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("kill shim: %w", err))
-		}
-	}
-	if t.endpoint.Address != "" {
-		errs = append(errs, RemoveSocket(t.endpoint))
-	}
-	return errors.Join(errs...)
-}
-
-// ended waits until the shim has gone.
-func (t *trial) ended(patience time.Duration) bool {
-	fd, err := unix.PidfdOpen(t.pid, 0)
-	if err != nil {
-		return true // there is no such process any more
-	}
-	defer func() { _ = unix.Close(fd) }()
-	for end := time.Now().Add(patience); ; {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(time.Until(end).Milliseconds()))
-		if errors.Is(err, unix.EINTR) && time.Now().Before(end) {
-			continue
-		}
-		return n > 0
-	}
+	return errors.Join(err, conn.Delete(ctx, t.ID, ""))
 }
 
 // drainLog makes the log of a bundle and reads it until it is closed.

@@ -1,0 +1,180 @@
+// Package trial is the throw-away containers that runtime handlers are tried with. A trial has a directory, and the name
+// of that is in all that the trial leaves on the host: command lines, cgroup, mounts. So who finds the directory can undo
+// the trial, wherever it was cut off.
+package trial
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/ociruntime/staticelf"
+)
+
+const (
+	// prefix begins the name of every trial.
+	prefix = "berth-probe-"
+	// nameLength is how much randomness tells trials apart: 65 bits. More would make the paths of sockets long.
+	nameLength = 13
+	// dirMode lets root of a user namespace find its way.
+	dirMode = 0o711
+	// rootfsSize bounds what is in the container's root file system.
+	rootfsSize = "64k"
+)
+
+// Trial is one throw-away container.
+type Trial struct {
+	// ID is that of the container, the name of its cgroup and that of Dir.
+	ID string
+	// Dir is where everything of the trial is. Its path must be in the command line of every process that the trial
+	// starts outside of the container.
+	Dir string
+}
+
+// New begins a trial in a directory of parent, which is made if it is missing. Nothing is on the host before. The caller
+// ends it with Close; if the program dies before, Sweep does.
+func New(parent string) (*Trial, error) {
+	if err := os.MkdirAll(parent, dirMode); err != nil {
+		return nil, fmt.Errorf("make directory for trials: %w", err)
+	}
+	t, err := of(parent, prefix+strings.ToLower(rand.Text()[:nameLength]))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(t.Dir, dirMode); err != nil {
+		return nil, fmt.Errorf("make directory of trial: %w", err)
+	}
+	return t, nil
+}
+
+// of is the trial with a name. Its directory is as the kernel calls it in its table of mounts.
+func of(parent, name string) (*Trial, error) {
+	parent, err := filepath.EvalSymlinks(parent)
+	if err != nil {
+		return nil, fmt.Errorf("find directory of trials: %w", err)
+	}
+	return &Trial{ID: name, Dir: filepath.Join(parent, name)}, nil
+}
+
+// Bundle is the directory of the OCI bundle, with the name of the container, as shims expect it.
+func (t *Trial) Bundle() string { return filepath.Join(t.Dir, t.ID) }
+
+// Root is where the OCI runtime keeps its state: it is the trial's own, so that it meets no container of anybody's.
+func (t *Trial) Root() string { return filepath.Join(t.Dir, "root") }
+
+// Spec is a container whose only program exits with 0.
+func (t *Trial) Spec(ociVersion string, systemd bool) *specs.Spec {
+	if ociVersion == "" {
+		ociVersion = "1.0.0"
+	}
+	s := &specs.Spec{
+		Version: ociVersion,
+		Process: &specs.Process{Args: []string{"/exit"}, Cwd: "/", NoNewPrivileges: true},
+		Root:    &specs.Root{Path: "rootfs"},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=64k"}},
+		},
+		Linux: &specs.Linux{CgroupsPath: "/" + t.ID},
+	}
+	if systemd {
+		s.Linux.CgroupsPath = systemdSlice + ":" + systemdPrefix + ":" + t.ID
+	}
+	for _, kind := range []specs.LinuxNamespaceType{
+		specs.PIDNamespace, specs.MountNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.NetworkNamespace,
+	} {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: kind})
+	}
+	return s
+}
+
+// Write makes the bundle. Its root file system is mounted, as those of pods are: where the directory is, programs may be
+// forbidden to run.
+func (t *Trial) Write(spec *specs.Spec) error {
+	if err := t.write(spec); err != nil {
+		return fmt.Errorf("write bundle: %w", err)
+	}
+	return nil
+}
+
+func (t *Trial) write(spec *specs.Spec) error {
+	program, err := staticelf.Exit()
+	if err != nil {
+		return err
+	}
+	rootfs := filepath.Join(t.Bundle(), "rootfs")
+	if err := os.MkdirAll(rootfs, dirMode); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", rootfs, "tmpfs", 0, "mode=755,size="+rootfsSize); err != nil {
+		return fmt.Errorf("mount root file system: %w", err)
+	}
+	for _, dir := range []string{"proc", "dev", "sys"} {
+		if err := os.Mkdir(filepath.Join(rootfs, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	//nolint:gosec // it is a program
+	if err := os.WriteFile(filepath.Join(rootfs, "exit"), program, 0o755); err != nil {
+		return err
+	}
+	config, err := json.Marshal(spec)
+	if err != nil {
+		return fmt.Errorf("encode spec: %w", err)
+	}
+	return os.WriteFile(filepath.Join(t.Bundle(), "config.json"), config, 0o600)
+}
+
+// Leaves notes a file elsewhere that the trial is about to leave behind. It is removed at the end.
+func (t *Trial) Leaves(path string) error {
+	f, err := os.OpenFile(t.leavings(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("note what the trial leaves: %w", err)
+	}
+	if _, err := f.WriteString(path + "\n"); err != nil {
+		return errors.Join(fmt.Errorf("note what the trial leaves: %w", err), f.Close())
+	}
+	return f.Close()
+}
+
+// leavings is the file with the paths that Leaves was told.
+func (t *Trial) leavings() string { return filepath.Join(t.Dir, "leavings") }
+
+// Close ends the trial: none of its processes, cgroups, mounts and files is left. That has a deadline of its own, not
+// the one of ctx, which may be what ended the trial.
+func (t *Trial) Close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	return t.undo(ctx)
+}
+
+// Sweep ends the trials in parent that died with their program.
+func Sweep(ctx context.Context, parent string) error {
+	entries, err := os.ReadDir(parent)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for trials: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), prefix) {
+			continue
+		}
+		t, err := of(parent, e.Name())
+		if err == nil {
+			err = t.Close(ctx)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
