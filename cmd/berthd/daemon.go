@@ -26,6 +26,7 @@ import (
 	"github.com/berth-runtime/berth/internal/network"
 	"github.com/berth-runtime/berth/internal/notify"
 	"github.com/berth-runtime/berth/internal/nri"
+	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/internal/shim"
@@ -268,6 +269,7 @@ func (d *daemon) openEdge(ctx context.Context) (err error) {
 	d.edge = cri.New(cri.Options{
 		Engine: d.engine, Images: d.images, Sessions: d.sessions, Meter: d.metrics, Log: d.log.With("part", "cri"),
 		Version: version.Version, CgroupDriver: driver, Config: shownConfig{d.cfg, d.cfg.State}, Plugins: d.plugins.State,
+		CheckCRIU: new(ociruntime.CRIU).Check,
 	})
 	return nil
 }

@@ -189,6 +189,9 @@ func TestStatusTellsWhatIsReadyAndWhy(t *testing.T) {
 	if !strings.Contains(resp.Info["config"], `"stateDir":"/run/x"`) {
 		t.Errorf("info = %v", resp.Info)
 	}
+	if got, want := resp.Info["checkpoints"], `{"handlers":["crun"],"problem":"too old a kernel"}`; got != want {
+		t.Errorf("checkpoints = %s, want %s", got, want)
+	}
 
 	e.engine.network = errors.New("no conflist in /etc/cni/net.d")
 	e.engine.handlers = map[string]handlers.Info{"crun": {Problem: "needs hugetlb as v1"}}

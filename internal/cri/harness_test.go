@@ -3,6 +3,7 @@ package cri
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -256,7 +257,7 @@ func start(t *testing.T) *edge {
 	e := &edge{
 		engine: &fakeEngine{
 			handlers: map[string]handlers.Info{
-				"crun": {Features: ociruntime.Features{RecursiveReadOnly: true}},
+				"crun": {Features: ociruntime.Features{RecursiveReadOnly: true, Checkpoint: true}},
 				"runc": {Problem: "no such program"},
 			},
 			events: make(chan pod.Event, 8),
@@ -272,6 +273,7 @@ func start(t *testing.T) *edge {
 		Version:      "1.2.3",
 		CgroupDriver: runtimeapi.CgroupDriver_CGROUPFS,
 		Config:       map[string]string{"stateDir": "/run/x"},
+		CheckCRIU:    func(context.Context) error { return errors.New("too old a kernel") },
 	})
 	endpoint := "unix://" + filepath.Join(socketDir(t), "berth.sock")
 	l, err := Listen(t.Context(), endpoint)

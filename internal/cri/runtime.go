@@ -32,8 +32,8 @@ func (s *runtimeService) Version(context.Context, *runtimeapi.VersionRequest) (*
 	}, nil
 }
 
-// Status answers from memory whether pods can run now and what they may ask for.
-func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+// Status answers from memory whether pods can run now and what they may ask for. Only a verbose one may have CRIU asked.
+func (s *runtimeService) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	found := s.Engine.Handlers()
 	fallback := s.Engine.DefaultHandler()
 	resp := &runtimeapi.StatusResponse{
@@ -57,12 +57,37 @@ func (s *runtimeService) Status(_ context.Context, req *runtimeapi.StatusRequest
 	if s.Plugins != nil {
 		plugins = s.Plugins()
 	}
-	info, err := verbose(map[string]any{"config": s.Config, "handlers": found, "defaultHandler": fallback, "nri": plugins})
+	info, err := verbose(map[string]any{
+		"config": s.Config, "handlers": found, "defaultHandler": fallback, "nri": plugins, "checkpoints": s.checkpoints(ctx, found),
+	})
 	if err != nil {
 		return nil, err
 	}
 	resp.Info = info
 	return resp, nil
+}
+
+// checkpoints is what a verbose status says about them.
+type checkpoints struct {
+	// Handlers are those whose OCI runtime drives CRIU.
+	Handlers []string `json:"handlers"`
+	// Problem is why they cannot be made all the same, "" if they can.
+	Problem string `json:"problem"`
+}
+
+func (s *runtimeService) checkpoints(ctx context.Context, found map[string]handlers.Info) checkpoints {
+	c := checkpoints{Handlers: []string{}}
+	for _, name := range slices.Sorted(maps.Keys(found)) {
+		if info := found[name]; info.Problem == "" && info.Features.Checkpoint {
+			c.Handlers = append(c.Handlers, name)
+		}
+	}
+	if len(c.Handlers) == 0 {
+		c.Problem = "the OCI runtime of no handler that works is made for CRIU"
+	} else if err := s.CheckCRIU(ctx); err != nil {
+		c.Problem = err.Error()
+	}
+	return c
 }
 
 func runtimeReady(fallback string, found map[string]handlers.Info) *runtimeapi.RuntimeCondition {

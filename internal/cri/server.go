@@ -34,6 +34,8 @@ type Options struct {
 	Config any
 	// Plugins says whether NRI plugins take part; nil is a node without NRI.
 	Plugins func() nri.State
+	// CheckCRIU is nil if CRIU works here, and else says why not.
+	CheckCRIU func(context.Context) error
 }
 
 // Server serves the CRI and Berth's own services.

@@ -80,8 +80,9 @@ func (r *Runtime) with(env ...string) *Runtime {
 	return &next
 }
 
-// criuError is an error in CRIU's log: time, "Error", the place in its source, and what it says.
-var criuError = regexp.MustCompile(`^\([0-9.]+\)\s+(?:[0-9]+: )?Error \([^)]*\): (.*)$`)
+// criuError is an error in CRIU's log: time, "Error", the place in its source, and what it says. On a terminal it tells no
+// time.
+var criuError = regexp.MustCompile(`^(?:\([0-9.]+\)\s+)?(?:[0-9]+: )?Error \([^)]*\): (.*)$`)
 
 // explainCriu completes the refusal of a runtime, which says no more than that
 // CRIU failed, by CRIU's own words.

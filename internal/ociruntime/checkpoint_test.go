@@ -1,6 +1,7 @@
 package ociruntime
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -66,4 +67,41 @@ func FuzzCriuErrors(f *testing.F) {
 			t.Errorf("%d bytes", len(text))
 		}
 	})
+}
+
+// TestCheckCRIU: what is said is what the program says, and it is not asked again at once.
+func TestCheckCRIU(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	install := func(body string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "criu"), []byte("#!/bin/sh\n"+body), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := new(CRIU).Check(t.Context()); !errdefs.IsNotFound(err) {
+		t.Errorf("without the program: %v, want that it is not found", err)
+	}
+	install("echo 'Error (criu/vdso.c:381): vdso: Unexpected bounds' >&2; exit 1")
+	var c CRIU
+	if err := c.Check(t.Context()); err == nil || !strings.HasSuffix(err.Error(), "kernel: vdso: Unexpected bounds") {
+		t.Errorf("with a kernel that it does not know: %v", err)
+	}
+	install("test \"$*\" = check && echo Looks good.")
+	if err := c.Check(t.Context()); err == nil {
+		t.Error("it was asked again at once")
+	}
+	if err := new(CRIU).Check(t.Context()); err != nil {
+		t.Errorf("where it works: %v", err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	var left CRIU
+	if err := left.Check(ended); err == nil || !left.checked.IsZero() {
+		t.Errorf("a caller that has left: %v, checked at %v", err, left.checked)
+	}
+	install("exit 3")
+	if err := left.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "exit status 3") {
+		t.Errorf("without a reason: %v", err)
+	}
 }

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,7 +63,9 @@ func TestCheckpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := &runtimeapi.CheckpointPodRequest{PodSandboxId: p.ID, OutputPath: out, ContainerIds: []string{one.ID, two.ID}}
-	if !criu.Works(t) {
+	works := criu.Works(t)
+	wantCheckpoints(t, n, works)
+	if !works {
 		wantError(t, err, codes.FailedPrecondition, "CRIU says")
 		_, err := n.Runtime.CheckpointPod(n.Context(), all)
 		wantError(t, err, codes.FailedPrecondition, "CRIU says")
@@ -136,4 +139,23 @@ func restored(t *testing.T, n *harness.Node, old *harness.Pod, path string, firs
 		equal(t, "exit code", c.Status().GetExitCode(), 137)
 	}
 	p.Remove()
+}
+
+// wantCheckpoints: a verbose status says whether checkpoints can be made, and with which handlers.
+func wantCheckpoints(t *testing.T, n *harness.Node, works bool) {
+	t.Helper()
+	status, err := n.Runtime.Status(n.Context(), &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said struct {
+		Handlers []string
+		Problem  string
+	}
+	if err := json.Unmarshal([]byte(status.GetInfo()["checkpoints"]), &said); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(said.Handlers, "runc") || (said.Problem == "") != works {
+		t.Errorf("the status says %+v of checkpoints; CRIU works: %v", said, works)
+	}
 }

@@ -33,7 +33,7 @@ func TestKillDuringTrials(t *testing.T) {
 	const rounds = 40
 	for round := range rounds {
 		ctx, cancel := context.WithTimeout(n.Context(), whole*time.Duration(round)/rounds) // the point of the test: many instants
-		err := n.StartDaemon(ctx) // it is killed when it does not answer in time
+		err := n.StartDaemon(ctx)                                                          // it is killed when it does not answer in time
 		intime := ctx.Err() == nil
 		cancel()
 		if err == nil {

@@ -2,14 +2,18 @@ package hostcheck
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/criu"
 )
 
 // host returns a configuration of directories of its own.
@@ -45,6 +49,9 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s %s: %s (%s)", f.Area, f.Name, f.Found, f.Remedy)
 		}
 	}
+	if f := find(t, facts, "runtime", "checkpoints"); (f.Level == OK) != criu.Works(t) || !strings.Contains(f.Found+f.Remedy, "CRIU") {
+		t.Errorf("checkpoints: %+v", f)
+	}
 	for _, f := range facts {
 		if bad := f.Level == Warn || f.Level == Fail; bad != (f.Remedy != "") {
 			t.Errorf("%s %s is %s with the remedy %q", f.Area, f.Name, f.Level, f.Remedy)
@@ -78,6 +85,27 @@ func TestHandlers(t *testing.T) {
 	}
 	if got := find(t, f, "runtime", "default"); got.Level != Fail || !strings.Contains(got.Found, "does not work") {
 		t.Errorf("a default handler that does not work gives %+v", got)
+	}
+}
+
+// TestCheckpoints: what is missing for checkpoints is said with what to do.
+func TestCheckpoints(t *testing.T) {
+	for _, tc := range []struct {
+		with    []string
+		problem error
+		level   Level
+		words   string
+	}{
+		{nil, errdefs.ErrNotFound, Info, "no handler"},
+		{[]string{"runc"}, errdefs.ErrNotFound, Warn, "install criu"},
+		{[]string{"runc"}, errors.New("it is too old"), Warn, "it is too old"},
+		{[]string{"crun", "runc"}, nil, OK, "works, with crun, runc"},
+	} {
+		var f facts
+		f.checkpoints(tc.with, tc.problem)
+		if got := f[0]; len(f) != 1 || got.Level != tc.level || !strings.Contains(got.Found+got.Remedy, tc.words) {
+			t.Errorf("with %v and %v: %+v", tc.with, tc.problem, f)
+		}
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/ociruntime"
@@ -33,10 +35,31 @@ func (f *facts) runtimes(ctx context.Context, c *config.Config, root bool) {
 	defer func() { _ = os.Remove(trials) }() // it is empty, unless a problem below says what is left
 	systemd := cgroup.ChooseDriver(c.Runtime.CgroupDriver) == cgroup.Systemd
 	works := map[string]bool{}
+	var checkpoint []string
 	for _, name := range slices.Sorted(maps.Keys(c.Runtime.Handlers)) {
-		works[name] = f.handler(ctx, name, c.Runtime.Handlers[name], systemd, trials)
+		var features ociruntime.Features
+		features, works[name] = f.handler(ctx, name, c.Runtime.Handlers[name], systemd, trials)
+		if works[name] && features.Checkpoint {
+			checkpoint = append(checkpoint, name)
+		}
 	}
 	f.defaultHandler(c.Runtime.DefaultHandler, works)
+	f.checkpoints(checkpoint, new(ociruntime.CRIU).Check(ctx))
+}
+
+// checkpoints says whether containers can be written down and restored, with which handlers.
+func (f *facts) checkpoints(with []string, problem error) {
+	const name = "checkpoints"
+	switch {
+	case len(with) == 0:
+		f.info(areaRuntime, name, "no handler here is made for them; runc is")
+	case errdefs.IsNotFound(problem):
+		f.warn(areaRuntime, name, "none: criu is not installed", "for checkpoints with "+strings.Join(with, ", ")+", install criu 3.17 or newer")
+	case problem != nil:
+		f.warn(areaRuntime, name, "none: "+problem.Error(), "for checkpoints, install a version of criu that knows this kernel")
+	default:
+		f.ok(areaRuntime, name, "CRIU works, with "+strings.Join(with, ", "))
+	}
 }
 
 // trialsDir makes a directory that is open to root of a user namespace.
@@ -48,7 +71,7 @@ func trialsDir() (string, error) {
 	return dir, os.Chmod(dir, 0o711) //nolint:gosec // nobody can list it
 }
 
-func (f *facts) handler(ctx context.Context, name string, h config.Handler, systemd bool, trials string) bool {
+func (f *facts) handler(ctx context.Context, name string, h config.Handler, systemd bool, trials string) (_ ociruntime.Features, works bool) {
 	program := h.Path
 	if h.Type == config.HandlerShimV2 {
 		program = shimv2.ProgramName(program)
@@ -61,7 +84,7 @@ func (f *facts) handler(ctx context.Context, name string, h config.Handler, syst
 		} else {
 			f.warn(areaRuntime, name, program+" is not installed", remedy)
 		}
-		return false
+		return ociruntime.Features{}, false
 	}
 	features, err := handlers.Probe(ctx, ociruntime.Handler{
 		Name: name, Type: h.Type, Path: h.Path, Root: h.Root, SystemdCgroup: systemd, Options: h.Options,
@@ -69,7 +92,7 @@ func (f *facts) handler(ctx context.Context, name string, h config.Handler, syst
 	if err != nil {
 		reason, remedy := splitRemedy(err)
 		f.warn(areaRuntime, name, reason, remedy)
-		return false
+		return features, false
 	}
 	found := fmt.Sprintf("%s runs containers, OCI %s", features.Version, features.OCIVersion)
 	if features.RecursiveReadOnly {
@@ -81,7 +104,7 @@ func (f *facts) handler(ctx context.Context, name string, h config.Handler, syst
 		found += ", no user namespaces: " + features.UserNamespacesProblem
 	}
 	f.ok(areaRuntime, name, found)
-	return true
+	return features, true
 }
 
 // splitRemedy takes what to do out of the error of a probe.

@@ -73,6 +73,7 @@ func (p *Program) features(ctx context.Context, scratch string) (ociruntime.Feat
 	h := p.handler
 	h.Type, h.Path, h.Options = ociruntime.TypeOCI, binary, nil
 	features, err := ociruntime.Inspect(ctx, h, scratch)
+	features.Checkpoint = false // CRIU is driven through commands alone
 	features.Version = strings.TrimSpace(filepath.Base(p.path) + " with " + filepath.Base(binary) + " " + features.Version)
 	return features, err
 }
