@@ -35,6 +35,8 @@ type Request struct {
 	UTS      bool              // a UTS namespace with Hostname
 	Hostname string            // set in the UTS namespace; empty keeps the name of the host
 	Sysctls  map[string]string // must all belong to one of the namespaces made
+	// Label is the SELinux label of the directory of message queues; empty leaves what the kernel gives.
+	Label string
 	// UIDs and GIDs, both or neither, ask for a user namespace with these mappings, which then owns the others.
 	UIDs, GIDs []specs.LinuxIDMapping
 }
@@ -246,6 +248,11 @@ func pin(source, dir, file string) error {
 func (req Request) configure() error {
 	if req.Net {
 		if err := raiseLoopback(); err != nil {
+			return err
+		}
+	}
+	if req.IPC && (req.user() || req.Label != "") {
+		if err := req.handQueues(); err != nil {
 			return err
 		}
 	}

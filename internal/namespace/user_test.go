@@ -76,6 +76,39 @@ func TestUserNamespaceOwnsTheOthers(t *testing.T) {
 	}
 }
 
+// Root of the pod owns the message queues of its IPC namespace: without that it could not change the directory.
+func TestUserNamespaceOwnsQueues(t *testing.T) {
+	census.Check(t)
+	req := everything(t)
+	req.UIDs, req.GIDs = userRange, userRange
+	paths, err := Create(t.Context(), req)
+	must(t, err)
+	enter(t, paths.IPC, unix.CLONE_NEWIPC, func() error {
+		queues, err := openQueues()
+		must(t, err)
+		var st unix.Stat_t
+		must(t, unix.Fstat(int(queues.Fd()), &st))
+		if st.Uid != userRange[0].HostID || st.Gid != userRange[0].HostID {
+			t.Errorf("they belong to %d:%d, want root of the pod", st.Uid, st.Gid)
+		}
+		return queues.Close()
+	})
+}
+
+// An SELinux label that the host does not know, as any where there is no SELinux, is refused by its name. What known ones do
+// is seen by TestSELinux.
+func TestUnknownLabel(t *testing.T) {
+	census.Check(t)
+	req := everything(t)
+	req.Label = "no_u:no_r:no_t:s0"
+	if _, err := Create(t.Context(), req); err == nil || !strings.Contains(err.Error(), req.Label) {
+		t.Errorf("got %v, want an error with the label", err)
+	}
+	if exists(req.Dir) {
+		t.Error("something is left")
+	}
+}
+
 // A pod on the network of the host has a user namespace alone.
 func TestUserNamespaceAlone(t *testing.T) {
 	census.Check(t)

@@ -210,3 +210,25 @@ func TestCommonDir(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// Layers in a file system that knows no mapping are refused with its name; nothing is mounted, and nothing stays open.
+func TestOverlayRefused(t *testing.T) {
+	census.Check(t)
+	dir := census.Dir(t)
+	source, target := place(t, dir, "source"), place(t, dir, "target")
+	if err := unix.Mount("ramfs", source, "ramfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	layers := []string{filepath.Join(source, "a"), filepath.Join(source, "b")}
+	for _, layer := range layers {
+		if err := os.Mkdir(layer, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Overlay(target, layers, unix.MS_RDONLY, nil, user(t)); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("got %v, want a failed precondition", err)
+	}
+	if entries, err := os.ReadDir(target); err != nil || len(entries) != 0 {
+		t.Errorf("the target has %v, %v", entries, err)
+	}
+}
