@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,7 +19,8 @@ const (
 	// removeAttempts and removePause bound the wait for a cgroup that is busy
 	// although no process is listed in it: a dying task leaves its cgroup a
 	// moment after its parent could have seen the exit, and v1 has no event
-	// for that.
+	// for that. So does a thread of this process that ends, and it stays behind
+	// when the process moves to another cgroup.
 	removeAttempts = 50
 	removePause    = 10 * time.Millisecond
 
@@ -166,7 +168,7 @@ func removeOne(dir string) error {
 		if err != nil && !gone(err) {
 			return err
 		}
-		if len(pids) > 0 {
+		if slices.ContainsFunc(pids, func(pid int) bool { return pid != os.Getpid() }) {
 			return fmt.Errorf("%s: still has processes %v: %w", dir, pids, errdefs.ErrFailedPrecondition)
 		}
 		time.Sleep(removePause)
