@@ -122,7 +122,7 @@ func TestMappedVolume(t *testing.T) {
 		}
 		target := filepath.Join(f.root, "mnt-"+key)
 		for range 2 {
-			if err := f.MountVolume(t.Context(), key, target, m); err != nil {
+			if err := f.MountVolume(t.Context(), key, target, m, ""); err != nil {
 				t.Fatal(err)
 			}
 		}

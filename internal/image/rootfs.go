@@ -161,16 +161,10 @@ func (s *Store) mountRootfs(key string, record *rootfs, target string, readonly 
 		return err
 	}
 	more := []string{"index=off", "workdir=" + s.rootfsPath(key, workDir), "upperdir=" + s.rootfsPath(key, upperDir)}
-	label := s.uses.label(key)
+	more = append(more, labelOptions(s.uses.label(key))...)
 	mountIt := func(more []string) error {
 		if m != nil {
-			if label != "" {
-				more = append(more, "context="+label)
-			}
 			return m.overlay(target, record.Layers, flags, more)
-		}
-		if label != "" {
-			more = append(more, fmt.Sprintf("context=%q", label)) // it contains commas
 		}
 		overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: append(
 			[]string{access, "lowerdir=" + strings.Join(record.Layers, ":")}, more...)}
@@ -181,6 +175,14 @@ func (s *Store) mountRootfs(key string, record *rootfs, target string, readonly 
 		return mountIt(more) // Linux before 5.10
 	}
 	return err
+}
+
+// labelOptions are the options of a mount all of whose files have an SELinux label; empty for none.
+func labelOptions(label string) []string {
+	if label == "" {
+		return nil
+	}
+	return []string{fmt.Sprintf("context=%q", label)} // it contains commas
 }
 
 // LabelRootfs notes the SELinux label that all files have where the root

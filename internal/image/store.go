@@ -129,7 +129,7 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{opts.Root, filepath.Join(opts.Root, rootfsDir), filepath.Join(opts.Root, volumesDir)} {
+	for _, dir := range []string{opts.Root, filepath.Join(opts.Root, rootfsDir), filepath.Join(opts.Root, volumesDir), filepath.Join(opts.Root, emptyDir)} {
 		if err := os.MkdirAll(dir, dirMode); err != nil {
 			return nil, fmt.Errorf("make image store: %w", err)
 		}

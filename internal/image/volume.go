@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -16,6 +17,8 @@ import (
 
 const (
 	volumesDir = "volumes"
+	// emptyDir is a directory with nothing in it.
+	emptyDir = "empty"
 	// volumeUse begins the key under which uses know a volume. Keys of root
 	// filesystems have no slash.
 	volumeUse = "volume/"
@@ -59,8 +62,9 @@ func (s *Store) PrepareVolume(ctx context.Context, key, imageID string) error {
 
 // MountVolume mounts a volume read-only at target, which it makes if need be.
 // It may be repeated. UnmountRootfs undoes it. The mapping is that of the pod's
-// user namespace, nil without one.
-func (s *Store) MountVolume(_ context.Context, key, target string, m *Mapping) error {
+// user namespace, nil without one; label is the SELinux label that all files
+// have there, empty for their own.
+func (s *Store) MountVolume(_ context.Context, key, target string, m *Mapping, label string) error {
 	if err := checkKey(key); err != nil {
 		return err
 	}
@@ -78,17 +82,21 @@ func (s *Store) MountVolume(_ context.Context, key, target string, m *Mapping) e
 	if mounted {
 		return nil
 	}
-	if err := mountVolume(record.Layers, target, m); err != nil {
+	layers := record.Layers
+	if len(layers) == 1 && label != "" { // what is bound has the labels of its files, and an overlay needs two
+		layers = append(slices.Clone(layers), filepath.Join(s.opts.Root, emptyDir))
+	}
+	if err := mountVolume(layers, target, m, labelOptions(label)); err != nil {
 		return fmt.Errorf("mount volume %s at %s: %w", key, target, err)
 	}
 	return nil
 }
 
 // mountVolume shows layers without a writable one on top.
-func mountVolume(layers []string, target string, m *Mapping) error {
+func mountVolume(layers []string, target string, m *Mapping, more []string) error {
 	switch {
 	case len(layers) == 0: // an image may be empty
-		options := []string{"ro", "mode=755", "size=4k"}
+		options := append([]string{"ro", "mode=755", "size=4k"}, more...)
 		if m != nil {
 			options = append(options, fmt.Sprintf("uid=%d,gid=%d", m.UID, m.GID))
 		}
@@ -100,11 +108,11 @@ func mountVolume(layers []string, target string, m *Mapping) error {
 		bind := mount.Mount{Type: "bind", Source: layers[0], Options: []string{"bind", "ro"}}
 		return bind.Mount(target)
 	case m != nil:
-		return m.overlay(target, layers, unix.MS_RDONLY, nil)
+		return m.overlay(target, layers, unix.MS_RDONLY, more)
 	}
-	overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: []string{
+	overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: append([]string{
 		"ro", "lowerdir=" + strings.Join(layers, ":"),
-	}}
+	}, more...)}
 	return overlay.Mount(target)
 }
 

@@ -21,7 +21,7 @@ func (f *fixture) volume(key, id string) (target string) {
 		if err := f.PrepareVolume(f.t.Context(), key, id); err != nil {
 			f.t.Fatal(err)
 		}
-		if err := f.MountVolume(f.t.Context(), key, target, nil); err != nil {
+		if err := f.MountVolume(f.t.Context(), key, target, nil, ""); err != nil {
 			f.t.Fatal(err)
 		}
 	}

@@ -49,7 +49,7 @@ type Images interface {
 	// PrepareVolume keeps an image for mounting; again for the same key is no
 	// error. UnmountRootfs undoes MountVolume.
 	PrepareVolume(ctx context.Context, key, imageID string) error
-	MountVolume(ctx context.Context, key, target string, m *image.Mapping) error
+	MountVolume(ctx context.Context, key, target string, m *image.Mapping, label string) error
 	// RemoveVolume succeeds if there is nothing to do.
 	RemoveVolume(ctx context.Context, key string) error
 	VolumeKeys(ctx context.Context) ([]string, error)

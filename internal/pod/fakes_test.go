@@ -127,7 +127,7 @@ func (f fakeImages) PrepareVolume(_ context.Context, key, _ string) error {
 	return nil
 }
 
-func (f fakeImages) MountVolume(_ context.Context, _, target string, _ *image.Mapping) error {
+func (f fakeImages) MountVolume(_ context.Context, _, target string, _ *image.Mapping, _ string) error {
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
 	}

@@ -163,7 +163,7 @@ func (s *sandbox) makeNamespaces(ctx context.Context) error {
 	podNet := o.GetNetwork() == runtimeapi.NamespaceMode_POD
 	req := namespace.Request{
 		Dir: s.engine.namespaceDir(s.rec.ID), Net: podNet, UTS: podNet, IPC: o.GetIpc() == runtimeapi.NamespaceMode_POD,
-		Sysctls: cfg.GetLinux().GetSysctls(),
+		Sysctls: cfg.GetLinux().GetSysctls(), Label: s.rec.Labels.Mount,
 	}
 	req.UIDs, req.GIDs, _ = spec.UserNamespace(cfg)
 	if req.UTS {
@@ -190,6 +190,7 @@ func (s *sandbox) startInfra(ctx context.Context) error {
 	as := nobodyOf(s.rec.Config.M)
 	pid, err := e.opts.Shim.StartInfra(ctx, shim.InfraRequest{
 		ID: s.rec.ID, NetNS: ns.Net, IPC: ns.IPC, UTS: ns.UTS, User: ns.User, UID: as.uid, GID: as.gid, CgroupPath: s.infraCgroup(),
+		MountLabel: s.rec.Labels.Mount, ProcessLabel: s.rec.Labels.Process,
 	})
 	if err != nil {
 		return err

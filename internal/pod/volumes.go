@@ -126,7 +126,7 @@ func (c *container) mountVolumes(ctx context.Context) error {
 		key := volumeKey(s.rec.ID, volumeName(v.ImageID))
 		err := e.opts.Images.PrepareVolume(ctx, key, v.ImageID)
 		if err == nil {
-			err = e.opts.Images.MountVolume(ctx, key, c.volumeTarget(v), s.mapping())
+			err = e.opts.Images.MountVolume(ctx, key, c.volumeTarget(v), s.mapping(), s.rec.Labels.Mount)
 		}
 		if err != nil {
 			return &ImageVolumeError{fmt.Errorf("mounts[%d].image %s: %w", v.Mount, v.ImageID, err)}

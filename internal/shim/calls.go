@@ -52,7 +52,7 @@ func (c *Client) StartInfra(ctx context.Context, req InfraRequest) (int, error) 
 	resp, err := invoke(ctx, c, "start infra process "+req.ID, func(ctx context.Context, l *link) (*wire.StartResponse, error) {
 		return l.shim.StartInfra(ctx, &wire.StartInfraRequest{
 			Id: req.ID, NetNs: req.NetNS, IpcNs: req.IPC, UtsNs: req.UTS, CgroupPath: req.CgroupPath,
-			UserNs: req.User, Uid: req.UID, Gid: req.GID,
+			UserNs: req.User, Uid: req.UID, Gid: req.GID, MountLabel: req.MountLabel, ProcessLabel: req.ProcessLabel,
 		})
 	})
 	if err != nil {

@@ -81,6 +81,19 @@ func TestInfraInUserNamespace(t *testing.T) {
 	h.nothingLeft("bad")
 }
 
+// TestInfraLabels: an SELinux label that the host does not know, as any where there is no SELinux, is refused by its name, be
+// it that of the process or of its root, and nothing is left. What known ones do is seen by TestSELinux.
+func TestInfraLabels(t *testing.T) {
+	h := newHost(t)
+	const label = "no_u:no_r:no_t:s0"
+	for _, req := range []shim.InfraRequest{{ID: "process", ProcessLabel: label}, {ID: "root", MountLabel: label}} {
+		if _, err := h.client.StartInfra(h.ctx(), req); err == nil || !strings.Contains(err.Error(), label) {
+			t.Errorf("a label of the %s: got %v, want an error with its name", req.ID, err)
+		}
+		h.nothingLeft(req.ID)
+	}
+}
+
 func checkInfra(t *testing.T, h *host, pid int) {
 	t.Helper()
 	status, err := os.ReadFile("/proc/" + itoa(pid) + "/status")

@@ -138,4 +138,6 @@ type InfraRequest struct {
 	UID, GID uint32
 	// CgroupPath is an existing cgroup to place it in; empty means the supervisor's own.
 	CgroupPath string
+	// MountLabel and ProcessLabel are the SELinux labels of its root and of itself; empty for none.
+	MountLabel, ProcessLabel string
 }

@@ -207,16 +207,22 @@ func cgroupFiles(t *testing.T, c *harness.Container, v1, v2 string) []string {
 // containerPID finds the container's process from outside: it is the one which sees itself in the container's cgroup.
 func containerPID(t *testing.T, c *harness.Container) string {
 	t.Helper()
+	return cgroupPID(t, c.ID)
+}
+
+// cgroupPID is a process in the cgroup whose path has these words.
+func cgroupPID(t *testing.T, words string) string {
+	t.Helper()
 	procs, err := filepath.Glob("/proc/[0-9]*/cgroup")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range procs {
-		if data, err := os.ReadFile(f); err == nil && strings.Contains(string(data), c.ID) {
+		if data, err := os.ReadFile(f); err == nil && strings.Contains(string(data), words) {
 			return filepath.Base(filepath.Dir(f))
 		}
 	}
-	t.Fatalf("no process is in a cgroup of container %s", c.ID)
+	t.Fatalf("no process is in a cgroup of %s", words)
 	return ""
 }
 

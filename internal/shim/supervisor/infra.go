@@ -236,10 +236,13 @@ func enterInfra(root string, req *wire.StartInfraRequest) error {
 			return err
 		}
 	}
+	if err := labelNext(req.ProcessLabel); err != nil {
+		return err
+	}
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare mount namespace: %w", err)
 	}
-	if err := enterRoot(root); err != nil {
+	if err := enterRoot(root, req.MountLabel); err != nil {
 		return fmt.Errorf("enter empty root: %w", err)
 	}
 	for capability := range uintptr(lastCapability) {
@@ -249,6 +252,39 @@ func enterInfra(root string, req *wire.StartInfraRequest) error {
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid new privileges: %w", err)
+	}
+	return nil
+}
+
+// labelNext gives what the thread executes next an SELinux label. Children of the thread inherit that.
+func labelNext(label string) error {
+	if label == "" {
+		return nil
+	}
+	if err := os.WriteFile("/proc/thread-self/attr/exec", []byte(label), 0); err != nil {
+		return fmt.Errorf("set SELinux label %s: %w", label, err)
+	}
+	return nil
+}
+
+// mountRoot makes root a mount point. An overlay can have a label of its own, which a bind mount cannot, but needs two layers.
+func mountRoot(root, label string) error {
+	if label == "" {
+		if err := unix.Mount(root, root, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("bind root: %w", err)
+		}
+		return nil
+	}
+	empty := root + ".empty"
+	if err := os.MkdirAll(empty, 0o755); err != nil {
+		return fmt.Errorf("make an empty layer: %w", err)
+	}
+	if err := unix.Chdir(filepath.Dir(root)); err != nil { // that of the thread
+		return err
+	}
+	options := fmt.Sprintf("context=%q,lowerdir=%s:%s", label, filepath.Base(root), filepath.Base(empty))
+	if err := unix.Mount("overlay", root, "overlay", unix.MS_RDONLY, options); err != nil {
+		return fmt.Errorf("mount root with SELinux label %s: %w", label, err)
 	}
 	return nil
 }
@@ -265,13 +301,14 @@ func joinNamespace(path string, kind int) error {
 	return nil
 }
 
-// enterRoot makes root, read-only, the only mount of the thread's mount namespace.
-func enterRoot(root string) error {
+// enterRoot makes root, read-only, the only mount of the thread's mount namespace. All files in there have the label, if
+// there is one.
+func enterRoot(root, label string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := unix.Mount(root, root, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("bind root: %w", err)
+	if err := mountRoot(root, label); err != nil {
+		return err
 	}
 	if err := unix.Chdir(root); err != nil {
 		return err

@@ -730,9 +730,12 @@ type StartInfraRequest struct {
 	UtsNs      string                 `protobuf:"bytes,4,opt,name=uts_ns,json=utsNs,proto3" json:"uts_ns,omitempty"`
 	CgroupPath string                 `protobuf:"bytes,5,opt,name=cgroup_path,json=cgroupPath,proto3" json:"cgroup_path,omitempty"`
 	// A user namespace, and what the process is in there.
-	UserNs        string `protobuf:"bytes,6,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
-	Uid           uint32 `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
-	Gid           uint32 `protobuf:"varint,8,opt,name=gid,proto3" json:"gid,omitempty"`
+	UserNs string `protobuf:"bytes,6,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
+	Uid    uint32 `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid    uint32 `protobuf:"varint,8,opt,name=gid,proto3" json:"gid,omitempty"`
+	// The SELinux labels of its root and of itself; empty for none.
+	MountLabel    string `protobuf:"bytes,9,opt,name=mount_label,json=mountLabel,proto3" json:"mount_label,omitempty"`
+	ProcessLabel  string `protobuf:"bytes,10,opt,name=process_label,json=processLabel,proto3" json:"process_label,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -821,6 +824,20 @@ func (x *StartInfraRequest) GetGid() uint32 {
 		return x.Gid
 	}
 	return 0
+}
+
+func (x *StartInfraRequest) GetMountLabel() string {
+	if x != nil {
+		return x.MountLabel
+	}
+	return ""
+}
+
+func (x *StartInfraRequest) GetProcessLabel() string {
+	if x != nil {
+		return x.ProcessLabel
+	}
+	return ""
 }
 
 type KillRequest struct {
@@ -1789,7 +1806,7 @@ const file_shim_proto_rawDesc = "" +
 	"\rdeadline_nano\x18\x04 \x01(\x03R\fdeadlineNano\":\n" +
 	"\rStartResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x17\n" +
-	"\aat_nano\x18\x02 \x01(\x03R\x06atNano\"\xc6\x01\n" +
+	"\aat_nano\x18\x02 \x01(\x03R\x06atNano\"\x8c\x02\n" +
 	"\x11StartInfraRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06net_ns\x18\x02 \x01(\tR\x05netNs\x12\x15\n" +
@@ -1799,7 +1816,11 @@ const file_shim_proto_rawDesc = "" +
 	"cgroupPath\x12\x17\n" +
 	"\auser_ns\x18\x06 \x01(\tR\x06userNs\x12\x10\n" +
 	"\x03uid\x18\a \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\b \x01(\rR\x03gid\"5\n" +
+	"\x03gid\x18\b \x01(\rR\x03gid\x12\x1f\n" +
+	"\vmount_label\x18\t \x01(\tR\n" +
+	"mountLabel\x12#\n" +
+	"\rprocess_label\x18\n" +
+	" \x01(\tR\fprocessLabel\"5\n" +
 	"\vKillRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x9b\x01\n" +
