@@ -39,11 +39,15 @@ const (
 	limits   = "TestResources|TestOOM|TestUpdateEverything" // set, counted, changed
 	ends     = "TestStopSignal|TestRestart|TestKillBoth"    // with and without a pidfd that knows how
 	figures  = "TestContainerStats|TestPodStats|TestMetricsSayWhatTheKernelSays"
-	commands = "TestExecSync|TestMounts"
+	labelled = "TestSELinux|TestUserNamespace"
 )
 
-// specs are critest's about AppArmor, user namespaces, lack of memory and resources.
-const specs = "AppArmor|UserNamespace|user namespace|OOM|[Rr]esources|oom"
+// Of critest's specs these are about users, security modules, lack of memory and resources.
+const (
+	userSpecs     = "UserNamespace|user namespace"
+	selinuxSpecs  = userSpecs + "|SELinux"
+	appArmorSpecs = userSpecs + "|AppArmor|OOM|[Rr]esources|oom"
+)
 
 // anyOf matches tests by their whole names.
 func anyOf(names ...string) string { return "^(" + strings.Join(names, "|") + ")$" }
@@ -52,10 +56,12 @@ func anyOf(names ...string) string { return "^(" + strings.Join(names, "|") + ")
 func plan(module string) []Step {
 	const deadline = 15 * time.Minute // emulated, beside whatever else runs
 	systemd, cgroupfs := "BERTH_CGROUP_DRIVER=systemd", "BERTH_CGROUP_DRIVER=cgroupfs"
-	if module == "selinux" {
+	if module == "selinux" { // labels depend neither on the cgroup driver nor on limits
 		return []Step{
-			testStep("core/systemd", "test/integration", anyOf(commands), deadline, systemd),
-			critestStep("critest/systemd", "runc,crun", specs+"|SELinux", deadline, systemd),
+			testStep("labels", "internal/selinux", ".", deadline),
+			testStep("labels/images", "internal/image", anyOf("TestLabelledMounts"), deadline),
+			testStep("labels/pods", "test/integration", anyOf(labelled), deadline, systemd),
+			critestStep("critest/systemd", "runc,crun", selinuxSpecs, deadline, systemd),
 		}
 	}
 	return []Step{
@@ -64,7 +70,7 @@ func plan(module string) []Step {
 		serviceStep(deadline),
 		testStep("core/systemd", "test/integration", anyOf(limits, ends, figures), deadline, systemd),
 		testStep("core/cgroupfs", "test/integration", anyOf(limits), deadline, cgroupfs),
-		critestStep("critest/systemd", "runc,crun", specs, deadline, systemd),
-		critestStep("critest/cgroupfs", "runc,crun", specs, deadline, cgroupfs),
+		critestStep("critest/systemd", "runc,crun", appArmorSpecs, deadline, systemd),
+		critestStep("critest/cgroupfs", "runc,crun", appArmorSpecs, deadline, cgroupfs),
 	}
 }

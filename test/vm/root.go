@@ -123,9 +123,12 @@ func install(ctx context.Context, tree, mirror string) error {
 	return label(ctx, tree)
 }
 
-// label gives every file the label of SELinux's policy, which a kernel without SELinux keeps as it keeps any attribute.
+// label adds the types of containers to SELinux's policy and gives every file its label, which a kernel without SELinux keeps
+// as it keeps any attribute.
 func label(ctx context.Context, tree string) error {
-	const script = `mount -t proc proc "$0/proc" && exec chroot "$0" setfiles -e /proc /etc/selinux/default/contexts/files/file_contexts /`
+	const script = `mount -t proc proc "$0/proc" &&
+chroot "$0" semodule -n -i /usr/share/selinux/default/containers.cil &&
+exec chroot "$0" setfiles -e /proc /etc/selinux/default/contexts/files/file_contexts /`
 	_, err := command.Run(ctx, "", "unshare", "--mount", "sh", "-c", script, tree) // it reaches files through /proc
 	return err
 }
