@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -14,11 +15,16 @@ import (
 const (
 	allAccess = "rwm"
 
-	// maxDevices and maxEntries bound the devices below one directory of a
-	// request, and what is looked at to find them.
-	maxDevices = 4096
+	// maxDevices and maxEntries bound the devices below one directory, and what is looked at to find them.
+	maxDevices = 1 << 14
 	maxEntries = 1 << 16
+
+	// hostDevices is where those are that a privileged container gets.
+	hostDevices = "/dev"
 )
+
+// elsewhere is what a privileged container has its own of, or what is none of its business.
+var elsewhere = []string{"console", "pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"}
 
 // deviceSet collects the device nodes of a container and who may use them.
 type deviceSet struct {
@@ -34,9 +40,9 @@ func devices(in Input) (*deviceSet, error) {
 	privileged := in.Config.GetLinux().GetSecurityContext().GetPrivileged()
 	if privileged {
 		set.rules = []specs.LinuxDeviceCgroup{{Allow: true, Access: allAccess}}
-		nodes, err := oci.HostDevices()
+		nodes, err := walkDevices("linux.security_context.privileged", hostDevices, hostDevices, elsewhere)
 		if err != nil {
-			return nil, fmt.Errorf("list the devices of the host for container %s: %w", in.ContainerID, err)
+			return nil, err
 		}
 		set.nodes = nodes
 	} else {
@@ -98,10 +104,15 @@ func findDevices(field, hostPath, containerPath string) ([]specs.LinuxDevice, er
 		node.Path = containerPath
 		return []specs.LinuxDevice{*node}, nil
 	}
-	return walkDevices(field, target, containerPath)
+	nodes, err := walkDevices(field, target, containerPath, nil)
+	if err == nil && len(nodes) == 0 {
+		err = invalid(field, target, "is a directory without device nodes")
+	}
+	return nodes, err
 }
 
-func walkDevices(field, dir, containerPath string) ([]specs.LinuxDevice, error) {
+// walkDevices returns the devices below a directory but for those with the names to leave out.
+func walkDevices(field, dir, containerPath string, leaveOut []string) ([]specs.LinuxDevice, error) {
 	var nodes []specs.LinuxDevice
 	entries := 0
 	err := filepath.WalkDir(dir, func(file string, entry fs.DirEntry, err error) error {
@@ -111,6 +122,12 @@ func walkDevices(field, dir, containerPath string) ([]specs.LinuxDevice, error) 
 		}
 		if entries++; entries > maxEntries {
 			return invalid(field, dir, fmt.Sprintf("holds more than %d files", maxEntries))
+		}
+		if err == nil && slices.Contains(leaveOut, entry.Name()) {
+			if entry.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
 		}
 		if err != nil || entry.Type()&fs.ModeDevice == 0 {
 			return err
@@ -135,9 +152,6 @@ func walkDevices(field, dir, containerPath string) ([]specs.LinuxDevice, error) 
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the devices below %s: %w", dir, err)
-	}
-	if len(nodes) == 0 {
-		return nil, invalid(field, dir, "is a directory without device nodes")
 	}
 	return nodes, nil
 }
