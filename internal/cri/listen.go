@@ -92,6 +92,7 @@ func refuseLive(ctx context.Context, path string) error {
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist):
 			return nil
+		case timedOut(err): // as when the queue of who listens is full
 		case err != nil && ctx.Err() == nil:
 			return fmt.Errorf("find out whether somebody answers on %s: %w", path, err)
 		case err == nil:
@@ -105,6 +106,12 @@ func refuseLive(ctx context.Context, path string) error {
 		case <-time.After(probeStep):
 		}
 	}
+}
+
+// timedOut tells that a dial has met its deadline, of which the context may learn later than the dialer, or a full queue.
+func timedOut(err error) bool {
+	var e net.Error
+	return errors.As(err, &e) && e.Timeout()
 }
 
 func publish(fresh, path string) error {
