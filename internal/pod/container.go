@@ -59,9 +59,9 @@ func (c *container) objectID() string { return c.rec.ID }
 
 func (c *container) objectLabels() map[string]string { return c.rec.Config.M.GetLabels() }
 
-// String names the container in errors and logs.
+// String names the container in errors. Like that of its pod, the text is the same at each attempt.
 func (c *container) String() string {
-	return fmt.Sprintf("container %s (%.13s) of %s", c.rec.Config.M.GetMetadata().GetName(), c.rec.ID, c.sandbox)
+	return fmt.Sprintf("container %s of %s", c.rec.Config.M.GetMetadata().GetName(), c.sandbox)
 }
 
 // containerName is what may exist once within a sandbox.

@@ -52,10 +52,10 @@ func (s *sandbox) objectID() string { return s.rec.ID }
 
 func (s *sandbox) objectLabels() map[string]string { return s.rec.Config.M.GetLabels() }
 
-// String names the sandbox in errors and logs.
+// String names the pod in errors. Kubelet counts errors with the same text, and each attempt has another ID: the log has that.
 func (s *sandbox) String() string {
 	m := s.rec.Config.M.GetMetadata()
-	return fmt.Sprintf("pod %s/%s (uid %s, sandbox %.13s)", m.GetNamespace(), m.GetName(), m.GetUid(), s.rec.ID)
+	return fmt.Sprintf("pod %s/%s (uid %s)", m.GetNamespace(), m.GetName(), m.GetUid())
 }
 
 // sandboxName is what may exist once: kubelet counts attempts up for each new

@@ -52,7 +52,7 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Exec, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, req.Deadline+runtimeMargin)
 	defer cancel()
-	what := fmt.Sprintf("exec %s in container %s", req.ID, req.ContainerID)
+	what := "exec in container " + req.ContainerID
 	asked := false
 	resp, err := invoke(ctx, c, what, func(ctx context.Context, l *link) (*wire.ExecResponse, error) {
 		deposit := "stdio/" + rand.Text()
@@ -85,7 +85,7 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Exec, error) {
 // Wait returns the exit code, 128 + signal when a signal ended the process. An
 // error means that the code is not known. The supervisor then forgets the process.
 func (e *Exec) Wait(ctx context.Context) (int, error) {
-	what := fmt.Sprintf("wait for exec %s in container %s", e.ID, e.ContainerID)
+	what := "wait for exec in container " + e.ContainerID
 	exit, err := e.await(ctx, what)
 	if err != nil {
 		return 0, err
@@ -125,7 +125,7 @@ func (e *Exec) await(ctx context.Context, what string) (*wire.Exit, error) {
 // Kill ends the process and everything it started: its descendants and the
 // sessions they opened. Nil means that none is left. The container is not touched.
 func (e *Exec) Kill(ctx context.Context) error {
-	what := fmt.Sprintf("kill exec %s in container %s", e.ID, e.ContainerID)
+	what := "kill exec in container " + e.ContainerID
 	_, err := invoke(ctx, e.client, what, func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.ExecKill(ctx, e.ref())
 	})

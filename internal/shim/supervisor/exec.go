@@ -105,7 +105,7 @@ func (c *container) exec(ctx context.Context, req *wire.ExecRequest, stdio wire.
 	if e.process.pid > 1 {
 		e.err = errors.Join(e.err, c.driver.killExec(ctx, e))
 	}
-	return nil, errors.Join(fmt.Errorf("exec %s in container %s: %w", e.id, c.id, e.err), c.dropExecution(e))
+	return nil, errors.Join(fmt.Errorf("exec in container %s: %w", c.id, e.err), c.dropExecution(e))
 }
 
 // joinExec finds an exec that was started before its client lost the answer.
@@ -121,7 +121,7 @@ func (c *container) joinExec(ctx context.Context, req *wire.ExecRequest) (*execu
 			return nil, ctx.Err()
 		}
 	}
-	return nil, fmt.Errorf("exec %s in container %s was cut off, and nothing of it is left: %w", req.Id, c.id, errdefs.ErrUnavailable)
+	return nil, fmt.Errorf("exec in container %s was cut off, and nothing of it is left: %w", c.id, errdefs.ErrUnavailable)
 }
 
 func (c *container) tryExec(ctx context.Context, e *execution, req *wire.ExecRequest, stdio wire.Files) error {
