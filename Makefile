@@ -12,7 +12,7 @@ CRITEST  := $(GO) test -count=1 -v -timeout 3h -artifacts -outputdir bin ./test/
 # The passes of critest that `make test` ends with. `make test CONFORMANCE=` leaves them out.
 CONFORMANCE ?= runc
 # The virtual machines that `make test` boots after that, by their security module. `make test MACHINES=` leaves them out.
-MACHINES ?= apparmor
+MACHINES ?= apparmor,selinux
 VM       := $(GO) test -count=1 -v -timeout 1h ./test/vm -args -boots
 
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ demo: build ## pull an image, run a pod, exec, logs, remove, each step timed (ne
 	@$(GO) run ./test/demo -bin bin
 
 # One package at a time: the leak census then answers for the whole machine. Tests shuffle; a failure prints the seed.
-test: ## run all tests, with the race detector and the machine-wide leak census, critest once, and a virtual machine (needs root and, for the last two, Debian; 30 min, first time 40)
+test: ## run all tests, with the race detector and the machine-wide leak census, critest once, and two virtual machines (needs root and, for the last two, Debian; 35 min, first time 45)
 	@tools/prepare test
 	BERTH_CENSUS=global $(GO) test -p 1 -count=1 -race -shuffle=on -timeout 30m ./...
 ifneq ($(CONFORMANCE),)
@@ -44,7 +44,7 @@ ifneq ($(MACHINES),)
 	$(VM) $(MACHINES)
 endif
 
-test-vm: ## run tests in virtual machines with systemd, cgroup v2, AppArmor and SELinux, under emulation (needs root and Debian; 9 min, first time 12)
+test-vm: ## run tests in virtual machines with systemd, cgroup v2, AppArmor and SELinux, under emulation (needs root and Debian; 12 min, first time 15)
 	@tools/prepare test-vm
 	$(VM) apparmor,selinux
 
