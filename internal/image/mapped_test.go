@@ -4,37 +4,18 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-
 	"github.com/berth-runtime/berth/internal/image"
-	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/usermap"
 )
 
 const mappedRoot = 5 << 16
 
 // mapping is that of a user namespace which lives as long as the test.
 func mapping(t testing.TB) *image.Mapping {
-	t.Helper()
-	ids := []specs.LinuxIDMapping{{HostID: mappedRoot, Size: 1 << 16}}
-	user, err := namespace.NewUser(ids, ids)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = user.Close() })
-	return &image.Mapping{User: fmt.Sprintf("/proc/self/fd/%d", user.Fd()), UID: mappedRoot, GID: mappedRoot}
-}
-
-func ownerOf(t testing.TB, path string) uint32 {
-	t.Helper()
-	info, err := os.Lstat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return info.Sys().(*syscall.Stat_t).Uid
+	return &image.Mapping{User: fmt.Sprintf("/proc/self/fd/%d", usermap.User(t, mappedRoot).Fd()), UID: mappedRoot, GID: mappedRoot}
 }
 
 // A mapped root filesystem shows the owners of the image as a user namespace has them, keeps those of what is written,
@@ -82,7 +63,7 @@ func TestMappedRootfs(t *testing.T) {
 				t.Fatal(err)
 			}
 			for path, want := range map[string]uint32{"": 0, "mine": 0, "dir": 33, "dir/written": 7} {
-				if got := ownerOf(t, filepath.Join(target, path)); got != mappedRoot+want {
+				if got := usermap.Owner(t, filepath.Join(target, path)); got != mappedRoot+want {
 					t.Errorf("/%s belongs to %d, want %d", path, got, mappedRoot+want)
 				}
 			}
@@ -93,7 +74,7 @@ func TestMappedRootfs(t *testing.T) {
 				t.Errorf("usage: got %d, %v", bytes, err)
 			}
 			other := f.mounted(id)
-			if got := ownerOf(t, filepath.Join(other, "dir")); got != 33 {
+			if got := usermap.Owner(t, filepath.Join(other, "dir")); got != 33 {
 				t.Errorf("in a root filesystem without mapping a directory belongs to %d, want 33", got)
 			}
 			if err := f.UnmountRootfs(t.Context(), target); err != nil {
@@ -126,11 +107,11 @@ func TestMappedVolume(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := ownerOf(t, target); got != mappedRoot {
+		if got := usermap.Owner(t, target); got != mappedRoot {
 			t.Errorf("volume of %d layers belongs to %d, want %d", n, got, mappedRoot)
 		}
 		if n > 0 {
-			if got := ownerOf(t, filepath.Join(target, "dir")); got != mappedRoot+33 {
+			if got := usermap.Owner(t, filepath.Join(target, "dir")); got != mappedRoot+33 {
 				t.Errorf("directory in a volume of %d layers belongs to %d, want %d", n, got, mappedRoot+33)
 			}
 		}

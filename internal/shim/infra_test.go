@@ -8,8 +8,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/internal/shim"
+	"github.com/berth-runtime/berth/test/usermap"
 )
 
 func TestInfra(t *testing.T) {
@@ -47,10 +47,7 @@ func TestInfra(t *testing.T) {
 // TestInfraInUserNamespace: the PID namespace belongs to the user namespace, and the process has no rights in it.
 func TestInfraInUserNamespace(t *testing.T) {
 	h := newHost(t)
-	ids := []specs.LinuxIDMapping{{HostID: 12 << 16, Size: 1 << 16}}
-	user, err := namespace.NewUser(ids, ids)
-	h.must(err)
-	defer user.Close()
+	user := usermap.User(t, 12<<16)
 	path := "/proc/" + itoa(os.Getpid()) + "/fd/" + itoa(int(user.Fd()))
 	pid, err := h.client.StartInfra(h.ctx(), shim.InfraRequest{ID: "infra", User: path, UID: 65534, GID: 65534})
 	h.must(err)

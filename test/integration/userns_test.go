@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/test/harness"
+	"github.com/berth-runtime/berth/test/usermap"
 )
 
 // podRoot is what root of a pod with a user namespace is on the host.
@@ -44,15 +44,6 @@ func mapped(host, container string, change ...func(*runtimeapi.Mount)) func(*run
 		f(m)
 	}
 	return func(c *runtimeapi.ContainerConfig) { c.Mounts = append(c.Mounts, m) }
-}
-
-func hostOwner(t *testing.T, path string) int {
-	t.Helper()
-	info, err := os.Lstat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return int(info.Sys().(*syscall.Stat_t).Uid)
 }
 
 // TestUserNamespace: root of a pod is root in there and nobody outside, wherever files come from; the namespaces of the
@@ -87,7 +78,7 @@ func TestUserNamespace(t *testing.T) {
 
 		equal(t, "uid_map", strings.Join(strings.Fields(c.Output("cat", "/proc/self/uid_map")), " "), fmt.Sprintf("0 %d 65536", podRoot))
 		equal(t, "gid_map", strings.Join(strings.Fields(c.Output("cat", "/proc/self/gid_map")), " "), fmt.Sprintf("0 %d 65536", podRoot))
-		equal(t, "owner of the first process on the host", hostOwner(t, "/proc/"+containerPID(t, c)), podRoot)
+		equal(t, "owner of the first process on the host", usermap.Owner(t, "/proc/"+containerPID(t, c)), podRoot)
 		for what, want := range map[string]string{
 			"/": "0 0", "/bin/busybox": "0 0", "/volume": "0 0", "/volume/of33": "33 33", "/etc/given": "0 0",
 			"/dev/shm": "0 0", "/dev/mqueue": "0 0", "/etc/hosts": "0 0", "/etc/resolv.conf": "0 0", "/etc/hostname": "0 0", "/proc/1": "65534 65534",
@@ -96,7 +87,7 @@ func TestUserNamespace(t *testing.T) {
 		}
 		equal(t, "a file that only root may read", c.Output("cat", "/etc/given"), "given")
 		c.Output("sh", "-c", "touch /volume/new /new && chown 44:44 /volume/new /new && echo x >/dev/shm/new && echo more >>/etc/hosts")
-		equal(t, "owner on disk of what was made in the volume", hostOwner(t, volume+"/new"), 44)
+		equal(t, "owner on disk of what was made in the volume", usermap.Owner(t, volume+"/new"), 44)
 		equal(t, "exit code of writing to a read-only mount", c.Exec("sh", "-c", "echo x >/etc/given").GetExitCode(), 1)
 		c.Output("ip", "link", "set", "lo", "mtu", "9000")
 		equal(t, "sysctl", strings.Join(strings.Fields(c.Output("cat", "/proc/sys/net/ipv4/ping_group_range")), " "), "0 100")
@@ -122,7 +113,7 @@ func TestUserNamespace(t *testing.T) {
 			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
 		})
 		equal(t, "what the other container left in /dev/shm", other.Output("cat", "/dev/shm/new"), "x")
-		equal(t, "owner of a process on the host", hostOwner(t, "/proc/"+containerPID(t, other)), podRoot+1000)
+		equal(t, "owner of a process on the host", usermap.Owner(t, "/proc/"+containerPID(t, other)), podRoot+1000)
 		equal(t, "user in the status", other.Status().GetUser().GetLinux().GetUid(), 1000)
 		if processes := other.Output("ps"); !strings.Contains(processes, "trap 'exit 4'") {
 			t.Errorf("processes of the pod are %q, want those of the first container among them", processes)

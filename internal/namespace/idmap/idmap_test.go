@@ -4,38 +4,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/usermap"
 )
 
 const root = 7 << 16
-
-func user(t testing.TB) *os.File {
-	t.Helper()
-	ids := []specs.LinuxIDMapping{{HostID: root, Size: 1 << 16}}
-	f, err := namespace.NewUser(ids, ids)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = f.Close() })
-	return f
-}
-
-func ownerOf(t testing.TB, path string) uint32 {
-	t.Helper()
-	info, err := os.Lstat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return info.Sys().(*syscall.Stat_t).Uid
-}
 
 // place is where mounts of a test go, which are taken off when it ends.
 func place(t testing.TB, dir, name string) string {
@@ -74,12 +52,12 @@ func TestBind(t *testing.T) {
 	}
 	write(t, filepath.Join(below, "file"), 34)
 	target := place(t, dir, "target")
-	whole, err := Bind(source, target, user(t), Options{})
+	whole, err := Bind(source, target, usermap.User(t, root), Options{})
 	if err != nil || !whole {
 		t.Fatalf("Bind = %t, %v", whole, err)
 	}
 	for path, want := range map[string]uint32{"file": root + 33, "below/file": root + 34} {
-		if got := ownerOf(t, filepath.Join(target, path)); got != want {
+		if got := usermap.Owner(t, filepath.Join(target, path)); got != want {
 			t.Errorf("%s belongs to %d, want %d", path, got, want)
 		}
 	}
@@ -90,7 +68,7 @@ func TestBind(t *testing.T) {
 	if err := os.Chown(filepath.Join(target, "file"), root+5, root+5); err != nil {
 		t.Fatal(err)
 	}
-	if got := ownerOf(t, filepath.Join(source, "file")); got != 5 {
+	if got := usermap.Owner(t, filepath.Join(source, "file")); got != 5 {
 		t.Errorf("on disk the file belongs to %d, want 5", got)
 	}
 }
@@ -103,10 +81,10 @@ func TestBindFile(t *testing.T) {
 	write(t, source, 0)
 	write(t, target, 0)
 	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
-	if _, err := Bind(source, target, user(t), Options{Readonly: true}); err != nil {
+	if _, err := Bind(source, target, usermap.User(t, root), Options{Readonly: true}); err != nil {
 		t.Fatal(err)
 	}
-	if got := ownerOf(t, target); got != root {
+	if got := usermap.Owner(t, target); got != root {
 		t.Errorf("it belongs to %d, want %d", got, root)
 	}
 	if err := os.WriteFile(target, nil, 0o644); err == nil {
@@ -128,7 +106,7 @@ func TestBindPropagation(t *testing.T) {
 	}
 	private, slave := place(t, dir, "private"), place(t, dir, "slave")
 	for target, opts := range map[string]Options{private: {}, slave: {Slave: true}} {
-		if _, err := Bind(source, target, user(t), opts); err != nil {
+		if _, err := Bind(source, target, usermap.User(t, root), opts); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -155,7 +133,7 @@ func TestBindRefused(t *testing.T) {
 	census.Check(t)
 	dir := census.Dir(t)
 	target := place(t, dir, "target")
-	if _, err := Bind("/proc", target, user(t), Options{}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "proc") {
+	if _, err := Bind("/proc", target, usermap.User(t, root), Options{}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "proc") {
 		t.Errorf("got %v, want a failed precondition that names proc", err)
 	}
 	if entries, err := os.ReadDir(target); err != nil || len(entries) != 0 {
@@ -166,11 +144,11 @@ func TestBindRefused(t *testing.T) {
 	if err := unix.Mount("proc", below, "proc", 0, ""); err != nil {
 		t.Fatal(err)
 	}
-	whole, err := Bind(source, target, user(t), Options{})
+	whole, err := Bind(source, target, usermap.User(t, root), Options{})
 	if err != nil || whole {
 		t.Errorf("Bind = %t, %v, want false and no error", whole, err)
 	}
-	if got := ownerOf(t, target); got != root {
+	if got := usermap.Owner(t, target); got != root {
 		t.Errorf("it belongs to %d, want %d", got, root)
 	}
 }
@@ -225,7 +203,7 @@ func TestOverlayRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Overlay(target, layers, unix.MS_RDONLY, nil, user(t)); !errdefs.IsFailedPrecondition(err) {
+	if err := Overlay(target, layers, unix.MS_RDONLY, nil, usermap.User(t, root)); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("got %v, want a failed precondition", err)
 	}
 	if entries, err := os.ReadDir(target); err != nil || len(entries) != 0 {
