@@ -85,9 +85,11 @@ func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover)
 			s.log.Error("resume the output of a container", "container", c.id, "error", err)
 		}
 	}
-	c.resumeInit(ctx)
+	// Looked for before the process is: it may end while it is found, and then is told of like any other.
+	e, recorded := s.journal.Last(c.id)
+	c.resumeInit(ctx, recorded)
 	close(c.ready)
-	if e, ok := s.journal.Last(c.id); ok {
+	if recorded {
 		c.resumeExit(e) //nolint:contextcheck // what completes an exit has its own time
 	}
 	c.resumeExecs(ctx, handed)
@@ -135,12 +137,12 @@ func (c *container) resumeIO(files wire.Files) error {
 	return nil
 }
 
-// resumeInit finds the init process. One that is gone, and whose exit is not in
-// the journal, is lost until a client hands back a pidfd, or says that it has none.
-func (c *container) resumeInit(ctx context.Context) {
+// resumeInit finds the init process, unless its exit is recorded in the journal.
+// One that is gone is lost until a client hands back a pidfd, or says that it has none.
+func (c *container) resumeInit(ctx context.Context, recorded bool) {
 	rec := c.record()
 	c.init.pid, c.init.started = rec.PID, rec.Started
-	if _, recorded := c.s.journal.Last(c.id); recorded {
+	if recorded {
 		return
 	}
 	c.beginOOM(rec)
