@@ -197,7 +197,7 @@ func (d *daemon) connectShim(ctx context.Context) (*shim.Client, error) {
 		return nil, err
 	}
 	return shim.Connect(ctx, shim.Options{
-		State: d.cfg.State, Binary: program, Instance: d.instance, Log: d.log.With("part", "shim"),
+		State: d.cfg.State, Binary: program, Instance: d.instance, Store: d.manager.Store(), Log: d.log.With("part", "shim"),
 	})
 }
 

@@ -41,7 +41,7 @@ func (c *Client) Start(ctx context.Context, req StartRequest) (Started, error) {
 	if err != nil {
 		return Started{}, err
 	}
-	c.keep(ctx, containerName(req.ID))
+	c.keepContainer(ctx, req.ID)
 	return Started{PID: int(resp.Pid), At: time.Unix(0, resp.AtNano)}, nil
 }
 
@@ -58,7 +58,7 @@ func (c *Client) StartInfra(ctx context.Context, req InfraRequest) (int, error) 
 	if err != nil {
 		return 0, err
 	}
-	c.keep(ctx, containerName(req.ID))
+	c.keepContainer(ctx, req.ID)
 	return int(resp.Pid), nil
 }
 
@@ -72,6 +72,13 @@ func (c *Client) keep(ctx context.Context, name string) {
 	if err != nil {
 		c.opts.Log.Warn("keep descriptors", "of", name, "error", err)
 	}
+}
+
+// keepContainer is keep for a container, whose descriptors the service manager is to
+// have too before anybody relies on them.
+func (c *Client) keepContainer(ctx context.Context, id string) {
+	c.keep(ctx, containerName(id))
+	c.kept.shelf.await(ctx, id)
 }
 
 // Kill sends a signal to the container's init process. A container that has

@@ -81,15 +81,17 @@ func Connect(ctx context.Context, opts Options) (*Client, error) {
 		dir:     filepath.Join(opts.State, "shim"),
 		session: rand.Text(),
 		exits:   make(chan Exit, exitBacklog),
-		kept:    newKept(),
+		kept:    newKept(opts),
 		changed: make(chan struct{}),
 	}
 	l, err := c.connect(ctx)
 	if err != nil {
+		c.kept.close()
 		return nil, fmt.Errorf("connect to supervisor: %w", err)
 	}
 	c.link = l
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.wg.Go(func() { c.kept.shelf.run(c.ctx) })
 	c.wg.Go(func() { c.maintain(l) }) //nolint:contextcheck // it lives as long as the client
 	c.wg.Go(c.collectExits)
 	return c, nil
@@ -263,7 +265,7 @@ func (c *Client) open(ctx context.Context, conn *rpcConn) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.kept.reconcile(fds, hello); err != nil {
+	if err := c.bringTogether(ctx, service, fds, hello); err != nil {
 		_ = fds.Close()
 		return nil, err
 	}
@@ -278,6 +280,23 @@ func (c *Client) open(ctx context.Context, conn *rpcConn) (*link, error) {
 			_ = conn.close()
 		}),
 	}, nil
+}
+
+// bringTogether gives both sides all descriptors that one of them has, and those
+// that the service manager has kept.
+func (c *Client) bringTogether(ctx context.Context, service wire.ShimService, fds *wire.FDConn, hello *wire.HelloResponse) error {
+	if c.kept.inherits() {
+		list, err := service.List(ctx, &wire.Empty{})
+		if err != nil {
+			return fmt.Errorf("list containers whose descriptors were kept: %w", wire.Decode(err))
+		}
+		ids := make([]string, 0, len(list.Containers))
+		for _, held := range list.Containers {
+			ids = append(ids, held.Id)
+		}
+		c.kept.inherit(ids)
+	}
+	return c.kept.reconcile(fds, hello)
 }
 
 // invoke runs one call on the current link, and again on the next one when the

@@ -203,7 +203,7 @@ func (a *Attachment) CloseStdin(ctx context.Context) error {
 	if a.Stdin != nil {
 		_ = a.Stdin.Close()
 	}
-	a.client.kept.dropKind(containerName(a.containerID), wire.Stdin)
+	a.client.kept.dropStdin(a.containerID)
 	_, err := invoke(ctx, a.client, "close stdin of container "+a.containerID, func(ctx context.Context, l *link) (*wire.Empty, error) {
 		return l.shim.CloseStdin(ctx, &wire.Container{Id: a.containerID})
 	})

@@ -3,12 +3,17 @@ package shim
 import (
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-runtime/berth/internal/notify"
 	"github.com/berth-runtime/berth/internal/shim/wire"
 )
+
+// containerPrefix begins the wire names of containers.
+const containerPrefix = "container/"
 
 // kept is the client's half of the descriptor store: what a successor of the
 // supervisor cannot open again by name, or what must stay open meanwhile.
@@ -16,13 +21,43 @@ type kept struct {
 	mu         sync.Mutex
 	files      map[string]wire.Files // by wire name
 	generation string                // the supervisor that has them all
+	// left is what the service manager had kept, and nobody has looked at yet.
+	left notify.Inherited
+	// unsure are names of which the supervisor may have more than is kept here, or less.
+	unsure map[string]bool
+	shelf  *shelf // has a lock of its own, which is taken after mu
 }
 
-func newKept() *kept { return &kept{files: map[string]wire.Files{}} }
+func newKept(opts Options) *kept {
+	k := &kept{files: map[string]wire.Files{}, unsure: map[string]bool{}, shelf: newShelf(opts.Store, opts.Log)}
+	if opts.Store != nil {
+		k.left = opts.Store.Take()
+	}
+	return k
+}
 
-func containerName(id string) string { return "container/" + id }
+func containerName(id string) string { return containerPrefix + id }
 
 func execName(containerID, id string) string { return "exec/" + containerID + "/" + id }
+
+// inherits tells whether there is something of a predecessor to inherit.
+func (k *kept) inherits() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.left) > 0
+}
+
+// inherit keeps what a predecessor has left of the containers that there are, which
+// the supervisor may need.
+func (k *kept) inherit(ids []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for id, files := range k.shelf.claim(k.left, ids) {
+		k.files[containerName(id)] = files
+		k.unsure[containerName(id)] = true
+	}
+	k.left = nil
+}
 
 // reconcile hands everything to a new supervisor and fetches what is missing here.
 func (k *kept) reconcile(fds *wire.FDConn, hello *wire.HelloResponse) error {
@@ -37,10 +72,11 @@ func (k *kept) reconcile(fds *wire.FDConn, hello *wire.HelloResponse) error {
 		k.generation = hello.Generation
 	}
 	for _, held := range hello.Containers {
-		if _, have := k.files[containerName(held.Id)]; have {
+		name := containerName(held.Id)
+		if _, have := k.files[name]; have && !k.unsure[name] {
 			continue
 		}
-		if err := k.fetchLocked(fds, containerName(held.Id)); err != nil {
+		if err := k.fetchLocked(fds, name); err != nil {
 			return err
 		}
 	}
@@ -61,8 +97,12 @@ func (k *kept) fetchLocked(fds *wire.FDConn, name string) error {
 	}
 	k.files[name].Close()
 	delete(k.files, name)
+	delete(k.unsure, name)
 	if len(files) > 0 { // it has not ended meanwhile
 		k.files[name] = files
+	}
+	if id, ok := strings.CutPrefix(name, containerPrefix); ok {
+		k.shelf.keep(id, files)
 	}
 	return nil
 }
@@ -73,15 +113,21 @@ func (k *kept) drop(name string) {
 	defer k.mu.Unlock()
 	k.files[name].Close()
 	delete(k.files, name)
+	delete(k.unsure, name)
+	if id, ok := strings.CutPrefix(name, containerPrefix); ok {
+		k.shelf.keep(id, nil)
+	}
 }
 
-// dropKind closes one descriptor of name.
-func (k *kept) dropKind(name, kind string) {
+// dropStdin closes the write end of a container's stdin.
+func (k *kept) dropStdin(id string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if f := k.files[name][kind]; f != nil {
+	files := k.files[containerName(id)]
+	if f := files[wire.Stdin]; f != nil {
 		_ = f.Close()
-		delete(k.files[name], kind)
+		delete(files, wire.Stdin)
+		k.shelf.keep(id, files)
 	}
 }
 
@@ -103,4 +149,6 @@ func (k *kept) close() {
 		files.Close()
 		delete(k.files, name)
 	}
+	k.left.Close()
+	k.shelf.close()
 }

@@ -7,6 +7,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/berth-runtime/berth/internal/notify"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 )
 
@@ -18,6 +19,8 @@ type Options struct {
 	Binary string
 	// Instance tells several daemons on one host apart: "" or a short hash. It names the supervisor's cgroup.
 	Instance string
+	// Store keeps descriptors for the next daemon; nil if there is none.
+	Store *notify.Store
 	// Log receives what the client has to say.
 	Log *slog.Logger
 }

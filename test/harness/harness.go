@@ -45,6 +45,8 @@ type Options struct {
 	Registry registry.Options
 	// Configure changes the configuration further.
 	Configure func(*config.Config)
+	// Managed gives the node a service manager, which keeps descriptors for berthd.
+	Managed bool
 	// Marks are further names that only this test uses, for the census.
 	Marks []string
 }
@@ -56,6 +58,8 @@ type Node struct {
 	Registry *registry.Registry
 	// Image is the reference of a busybox image in Registry. It is not pulled yet.
 	Image string
+	// Manager is the service manager of a node that is managed.
+	Manager *Manager
 
 	t testing.TB
 	// systemd tells that it makes the cgroups.
@@ -81,7 +85,12 @@ func Start(t testing.TB, opts Options) *Node {
 	n.Registry = registry.Run(t, opts.Registry)
 	n.pushBusybox()
 
-	inner, err := node.Start(t.Context(), node.Options{Bin: bin, Dir: dir, Configure: func(c *config.Config) {
+	var prepare func(*exec.Cmd) func()
+	if opts.Managed {
+		n.Manager = newManager(t, filepath.Join(dir, "notify"))
+		prepare = n.Manager.prepare
+	}
+	inner, err := node.Start(t.Context(), node.Options{Bin: bin, Dir: dir, Prepare: prepare, Configure: func(c *config.Config) {
 		c.Runtime.DefaultHandler = opts.Handler
 		if driver := os.Getenv(driverVariable); driver != "" {
 			c.Runtime.CgroupDriver = driver

@@ -44,6 +44,8 @@ type Options struct {
 	Dir string
 	// Configure changes the configuration that the node would have.
 	Configure func(*config.Config)
+	// Prepare, if not nil, changes how berthd is started, each time. What it returns is called when that is done.
+	Prepare func(*exec.Cmd) (started func())
 }
 
 // Node is one berthd with what belongs to it.
@@ -114,6 +116,9 @@ func (n *Node) StartDaemon(ctx context.Context) (err error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	// A signal to the terminal's group is for the caller.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if n.opts.Prepare != nil {
+		defer n.opts.Prepare(cmd)()
+	}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start berthd: %w", err)
 	}

@@ -91,6 +91,12 @@ func (h *host) kill() {
 	h.t.Helper()
 	before := h.systemctl("show", "--value", "-p", "MainPID", "berthd")
 	h.systemctl("kill", "--kill-who=main", "-s", "KILL", "berthd")
+	h.awaitOther(before)
+}
+
+// awaitOther waits until another process than before serves.
+func (h *host) awaitOther(before string) {
+	h.t.Helper()
 	h.eventually("systemd has started berthd again", func() error {
 		if now := h.systemctl("show", "--value", "-p", "MainPID", "berthd"); now == before || now == "0" {
 			return fmt.Errorf("its process is %s, was %s", now, before)
