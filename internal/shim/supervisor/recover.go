@@ -52,8 +52,11 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 	for _, c := range s.containers { // a shim-v2 must know all of its pod's containers before one of them is undone
 		c.driver.join()
 	}
+	var cutOff []*container
 	for _, c := range s.containers {
-		s.resume(ctx, c, handed)
+		if !s.resume(ctx, c, handed) {
+			cutOff = append(cutOff, c)
+		}
 	}
 	s.session = handed.session
 	for _, t := range handed.taps {
@@ -63,21 +66,31 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 			t.tap.close()
 		}
 	}
-	return s.journal.Keep(func(id string) bool { return s.containers[id] != nil })
+	if err := s.journal.Keep(func(id string) bool { return s.containers[id] != nil }); err != nil {
+		return err
+	}
+	// Last of all: who is taken over must not wait for the shim-v2 of its pod.
+	for _, c := range cutOff {
+		s.wg.Go(c.undoCutOff)
+	}
+	return nil
 }
 
-// resume takes over one container. It holds the token, like a start.
-func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover) {
+// undoCutOff undoes a start that a predecessor did not finish. It holds the token, like a start.
+func (c *container) undoCutOff() {
+	defer c.release()
+	c.s.log.Info("undo a start that was cut off", "container", c.id)
+	if err := c.undoStart(false); err != nil {
+		c.s.log.Error("undo a start that was cut off", "container", c.id, "error", err)
+	}
+}
+
+// resume takes over one container, and releases its token, unless its start was cut
+// off. Then it returns false.
+func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover) bool {
 	rec := c.record()
 	if rec.State == stateStarting && !c.gotThrough(ctx) {
-		s.log.Info("undo a start that was cut off", "container", c.id)
-		s.wg.Go(func() { //nolint:contextcheck // a clean-up has its own time
-			defer c.release()
-			if err := c.undoStart(false); err != nil {
-				s.log.Error("undo a start that was cut off", "container", c.id, "error", err)
-			}
-		})
-		return
+		return false
 	}
 	defer c.release()
 	if !rec.Infra {
@@ -93,6 +106,7 @@ func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover)
 		c.resumeExit(e) //nolint:contextcheck // what completes an exit has its own time
 	}
 	c.resumeExecs(ctx, handed)
+	return true
 }
 
 // gotThrough completes the record of a start whose OCI runtime had finished.
