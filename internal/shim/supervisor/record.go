@@ -70,6 +70,16 @@ type execRecord struct {
 	Started uint64 `json:"started"`
 }
 
+// loadExec reads the record in the directory of an exec.
+func loadExec(dir string) (execRecord, error) {
+	var rec execRecord
+	text, err := os.ReadFile(filepath.Join(dir, recordFile))
+	if err == nil {
+		err = json.Unmarshal(text, &rec)
+	}
+	return rec, err
+}
+
 // save replaces the JSON file at path.
 func save(path string, value any) error {
 	text, err := json.Marshal(value)

@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -25,11 +24,6 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}
-	if len(entries) > 0 {
-		if err := s.endRuntimes(ctx); err != nil {
-			s.log.Error("end OCI runtimes of a predecessor", "error", err)
-		}
-	}
 	for _, entry := range entries {
 		dir := filepath.Join(s.containersDir(), entry.Name())
 		rec, err := load(dir)
@@ -48,6 +42,11 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 			continue
 		}
 		s.containers[rec.ID] = s.newContainer(rec)
+	}
+	if len(entries) > 0 {
+		if err := s.endRuntimes(ctx); err != nil {
+			s.log.Error("end OCI runtimes of a predecessor", "error", err)
+		}
 	}
 	for _, c := range s.containers { // a shim-v2 must know all of its pod's containers before one of them is undone
 		c.driver.join()
@@ -227,11 +226,7 @@ func (c *container) resumeExec(ctx context.Context, id string, files wire.Files)
 		return false, err
 	}
 	defer close(e.ready)
-	text, err := os.ReadFile(filepath.Join(e.dir, recordFile))
-	var rec execRecord
-	if err == nil {
-		err = json.Unmarshal(text, &rec)
-	}
+	rec, err := loadExec(e.dir)
 	if err != nil {
 		return true, c.undoExec(ctx, e)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 
@@ -13,12 +14,15 @@ import (
 
 // endRuntimes ends the OCI runtimes that a predecessor had at work. They have
 // PR_SET_PDEATHSIG, but a killed process gives up its locks before the kernel
-// sends that signal. A runtime is known by its arguments: a path in here.
+// sends that signal. A runtime is known by its arguments: a path in here. So is
+// for a moment what it has started, until that executes its own program: crun does
+// not wait for it. What is on record as started is none of them.
 func (s *Supervisor) endRuntimes(ctx context.Context) error {
 	pids, err := allProcesses()
 	if err != nil {
 		return fmt.Errorf("look for OCI runtimes at work: %w", err)
 	}
+	started := s.recorded()
 	mark := []byte(s.containersDir() + "/")
 	var atWork []proc.Stat
 	for _, pid := range pids {
@@ -26,7 +30,7 @@ func (s *Supervisor) endRuntimes(ctx context.Context) error {
 		if err != nil || pid == os.Getpid() || !bytes.Contains(line, mark) || !bytes.Contains(line, []byte("\x00--pid-file\x00")) {
 			continue // it is none, or it has ended
 		}
-		if stat, err := proc.Read(pid); err == nil && !stat.Dead() {
+		if stat, err := proc.Read(pid); err == nil && !stat.Dead() && started[pid] != stat.Started {
 			atWork = append(atWork, stat)
 		}
 	}
@@ -37,6 +41,26 @@ func (s *Supervisor) endRuntimes(ctx context.Context) error {
 	defer cancel()
 	s.log.Info("end OCI runtimes of a predecessor", "count", len(atWork))
 	return killAndWait(ctx, atWork)
+}
+
+// recorded are the processes that a predecessor had started and written down, with
+// their start times.
+func (s *Supervisor) recorded() map[int]uint64 {
+	all := map[int]uint64{}
+	for _, c := range s.containers {
+		rec := c.record()
+		all[rec.PID] = rec.Started
+		execs, err := filepath.Glob(filepath.Join(c.dir, execPrefix+"*"))
+		if err != nil {
+			s.log.Error("list execs", "container", c.id, "error", err)
+		}
+		for _, dir := range execs {
+			if rec, err := loadExec(dir); err == nil { // else it was cut off
+				all[rec.PID] = rec.Started
+			}
+		}
+	}
+	return all
 }
 
 // killStrays kills exec'd processes that nobody knows: their OCI runtime was
