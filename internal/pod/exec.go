@@ -139,7 +139,7 @@ func runExec(ctx context.Context, proc *shim.Exec, p *execPipes, s Streams) (int
 	}
 	code, err := proc.Wait(ctx)
 	if err != nil { // time is up, or nobody can learn the end: it shall not go on unseen
-		err = execCause(ctx, errors.Join(err, killExec(ctx, proc)))
+		err = errors.Join(execCause(ctx, err), killExec(ctx, proc))
 	}
 	p.endOutput(&out)
 	close(stopped)
@@ -167,12 +167,13 @@ func execCause(ctx context.Context, err error) error {
 	if end, ok := ctx.Deadline(); ok && errors.Is(err, context.DeadlineExceeded) && time.Until(end) < time.Second {
 		<-ctx.Done()
 	}
-	if ctx.Err() != nil {
-		if cause := context.Cause(ctx); !errors.Is(err, cause) {
-			return errors.Join(cause, err)
-		}
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	if errors.Is(err, ctx.Err()) {
+		return context.Cause(ctx) // err says the same in other words, by where it was met
+	}
+	return errors.Join(context.Cause(ctx), err)
 }
 
 // follow passes terminal sizes on until the session has stopped. A terminal

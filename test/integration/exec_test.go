@@ -39,6 +39,9 @@ func TestExecSyncTimeout(t *testing.T) {
 			Cmd: []string{"sh", "-c", "setsid sleep 4711 & sleep 4712 & trap '' TERM; sleep 4713; sleep 4714"},
 		})
 		wantError(t, err, codes.DeadlineExceeded)
+		if cause := "timed out after 1s: context deadline exceeded"; !strings.HasSuffix(err.Error(), cause) {
+			t.Errorf("the error is %v, want nothing after %q", err, cause)
+		}
 		n.Eventually("no process of the command is left", func() error {
 			if ps := c.Output("ps", "-o", "args"); strings.Contains(ps, "sleep 471") {
 				return fmt.Errorf("there are %q", ps)
