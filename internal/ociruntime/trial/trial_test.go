@@ -1,0 +1,102 @@
+package trial
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/test/census"
+)
+
+// sleeper starts a process that waits for what does not come.
+func sleeper(t *testing.T, arguments ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "sh", append([]string{"-c", "read -r line", "sh"}, arguments...)...)
+	if _, err := cmd.StdinPipe(); err != nil { // Wait closes it
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}
+
+// wantKilled waits for the end of a process that somebody has killed.
+func wantKilled(t *testing.T, what string, cmd *exec.Cmd) {
+	t.Helper()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Errorf("%s ended by itself", what)
+		}
+	case <-time.After(time.Minute):
+		t.Errorf("%s lives", what)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = <-ended // it was killed
+	}
+}
+
+// TestSweep: everything of a trial whose program has died is undone, also by way of a symbolic link, and nothing else.
+func TestSweep(t *testing.T) {
+	census.Check(t)
+	dir := census.Dir(t)
+	other := filepath.Join(dir, "parent/precious")
+	if err := errors.Join(os.MkdirAll(other, 0o700), os.Symlink("parent", filepath.Join(dir, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := Sweep(t.Context(), filepath.Join(dir, "missing")); err != nil {
+		t.Errorf("of a directory that is not there: %v", err)
+	}
+	tr, err := New(filepath.Join(dir, "link"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside, inside := sleeper(t, "--root", tr.Root()), sleeper(t)
+	left, torn := filepath.Join(dir, "left"), filepath.Join(dir, "torn")
+	if err := errors.Join(
+		tr.Write(tr.Spec("", false)), host.Create("/"+tr.ID), host.AddProc("/"+tr.ID, inside.Process.Pid),
+		os.WriteFile(left, nil, 0o600), os.WriteFile(torn, nil, 0o600), tr.Leaves(left), tr.Leaves(filepath.Join(dir, "never")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(tr.leavings(), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(torn); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // the end of a trial has a deadline of its own
+	for range 2 {
+		if err := Sweep(ctx, filepath.Join(dir, "link")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantKilled(t, "the process outside", outside)
+	wantKilled(t, "the process inside", inside)
+	if host.Exists("/" + tr.ID) {
+		t.Error("the cgroup is left")
+	}
+	for path, stays := range map[string]bool{tr.Dir: false, left: false, torn: true, other: true} {
+		if _, err := os.Lstat(path); (err == nil) != stays {
+			t.Errorf("%s: %v; it stays: %v", path, err, stays)
+		}
+	}
+}
