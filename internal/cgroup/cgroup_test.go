@@ -210,7 +210,7 @@ func TestKillFrozen(t *testing.T) {
 			t.Fatal(err)
 		}
 		cmd := start(t, host, path+"/a", "exec sleep 1000")
-		if _, err := host.freeze(path); err != nil {
+		if err := host.setFrozen(path, true); err != nil {
 			t.Fatalf("freeze: %v", err)
 		}
 		if err := host.KillAll(deadline(t), path); err != nil {

@@ -15,6 +15,15 @@ import (
 // not tell when it is done.
 const legacyFreezePause = 5 * time.Millisecond
 
+// Files of the freezers of v2 and v1.
+const (
+	freezeFile       = "cgroup.freeze"
+	legacyFreezeFile = "freezer.state"
+)
+
+// frozenLegacy is what a v1 freezer is told, and what it says when it is done.
+const frozenLegacy = "FROZEN"
+
 // Freeze stops every process of the cgroup. Nil means that none of them runs
 // until Thaw; after an error all of them run. A cgroup that does not exist is
 // an errdefs.ErrNotFound.
@@ -29,12 +38,12 @@ func (h *Host) Freeze(ctx context.Context, path string) error {
 	if _, err := os.Stat(dir); gone(err) {
 		return fmt.Errorf("freeze cgroup %s: %w", path, errdefs.ErrNotFound)
 	}
-	thaw, err := h.freeze(path)
+	err := h.setFrozen(path, true)
 	if err == nil {
 		err = h.awaitFrozen(ctx, dir)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("freeze cgroup %s: %w", path, err), thaw())
+		return errors.Join(fmt.Errorf("freeze cgroup %s: %w", path, err), h.Thaw(path))
 	}
 	return nil
 }
@@ -45,16 +54,30 @@ func (h *Host) Thaw(path string) error {
 	if err := checkPath(path); err != nil {
 		return err
 	}
+	if err := h.setFrozen(path, false); err != nil {
+		return fmt.Errorf("thaw cgroup %s: %w", path, err)
+	}
+	return nil
+}
+
+// setFrozen tells the freezer what to do and does not wait for it. Without a
+// freezer, and for a cgroup that does not exist, there is nothing to do.
+func (h *Host) setFrozen(path string, frozen bool) error {
 	dir, ok := h.Dir("freezer", path)
 	if !ok {
 		return nil
 	}
-	file, thawed := "freezer.state", "THAWED"
-	if h.Mode == V2 {
-		file, thawed = "cgroup.freeze", "0"
+	file, value := legacyFreezeFile, "THAWED"
+	switch {
+	case h.Mode == V2 && frozen:
+		file, value = freezeFile, "1"
+	case h.Mode == V2:
+		file, value = freezeFile, "0"
+	case frozen:
+		value = frozenLegacy
 	}
-	if err := writeString(filepath.Join(dir, file), thawed); err != nil && !gone(err) {
-		return fmt.Errorf("thaw cgroup %s: %w", path, err)
+	if err := writeString(filepath.Join(dir, file), value); err != nil && !gone(err) {
+		return err
 	}
 	return nil
 }
@@ -62,7 +85,7 @@ func (h *Host) Thaw(path string) error {
 // awaitFrozen waits until no process of the cgroup runs any more.
 func (h *Host) awaitFrozen(ctx context.Context, dir string) error {
 	if h.Mode != V2 {
-		return awaitFrozenLegacy(ctx, filepath.Join(dir, "freezer.state"))
+		return awaitFrozenLegacy(ctx, filepath.Join(dir, legacyFreezeFile))
 	}
 	return awaitEvent(ctx, dir, "frozen 1")
 }
@@ -72,7 +95,7 @@ func (h *Host) awaitFrozen(ctx context.Context, dir string) error {
 func awaitFrozenLegacy(ctx context.Context, file string) error {
 	for {
 		state, err := readString(file)
-		if err != nil || state == "FROZEN" {
+		if err != nil || state == frozenLegacy {
 			return err
 		}
 		select {
@@ -80,7 +103,7 @@ func awaitFrozenLegacy(ctx context.Context, file string) error {
 			return ctx.Err()
 		case <-time.After(legacyFreezePause):
 		}
-		if err := writeString(file, "FROZEN"); err != nil {
+		if err := writeString(file, frozenLegacy); err != nil {
 			return err
 		}
 	}

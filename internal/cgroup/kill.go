@@ -89,13 +89,12 @@ func (h *Host) killLegacy(ctx context.Context, path string) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		restore, err := h.freeze(path)
-		if err != nil {
+		if err := h.setFrozen(path, true); err != nil {
 			return err
 		}
 		fds, found, err := h.signalAll(path)
-		// The signal takes effect only once the freezer lets go.
-		err = errors.Join(err, restore())
+		// The signal takes effect only once the freezer lets go, also of what was paused before.
+		err = errors.Join(err, h.setFrozen(path, false))
 		for _, fd := range fds {
 			if err == nil {
 				err = wait(ctx, fd, unix.POLLIN)
@@ -106,27 +105,6 @@ func (h *Host) killLegacy(ctx context.Context, path string) error {
 			return err
 		}
 	}
-}
-
-// freeze stops the processes of the cgroup from running, as far as the host
-// can, and returns how to let them go. It also undoes a pause that was there
-// before: paused processes could not die.
-func (h *Host) freeze(path string) (thaw func() error, err error) {
-	file, frozen, thawed := "freezer.state", "FROZEN", "THAWED"
-	if h.Mode == V2 {
-		file, frozen, thawed = "cgroup.freeze", "1", "0"
-	}
-	dir, ok := h.Dir("freezer", path)
-	if !ok {
-		return func() error { return nil }, nil
-	}
-	write := func(value string) error {
-		if err := writeString(filepath.Join(dir, file), value); err != nil && !gone(err) {
-			return err
-		}
-		return nil
-	}
-	return func() error { return write(thawed) }, write(frozen)
 }
 
 // signalAll sends SIGKILL to what is in the cgroup now and returns a pidfd of

@@ -262,30 +262,24 @@ func (h *host) dismantle(ctx context.Context) error {
 
 // kill waits for the end of the shim's process, which is at hand, and enforces it.
 func (h *host) kill(ctx context.Context) error {
-	if h.note.PID == 0 {
-		return nil
-	}
-	pidfd, err := proc.Open(h.note.PID, h.note.Started)
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("find shim: %w", err)
-	}
-	defer func() { _ = pidfd.Close() }()
-	patience, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	if waitEnded(patience, pidfd) == nil {
-		return nil
-	}
-	if err := proc.Signal(pidfd, syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("kill shim: %w", err)
-	}
-	return waitEnded(ctx, pidfd)
+	return h.onProcess(func(pidfd *os.File) error {
+		patience, cancel := context.WithTimeout(ctx, callTime)
+		defer cancel()
+		if waitEnded(patience, pidfd) == nil {
+			return nil
+		}
+		if err := killShim(pidfd); err != nil {
+			return err
+		}
+		return waitEnded(ctx, pidfd)
+	})
 }
 
 // killNow ends a shim that does not do what it is asked. Its containers are lost.
-func (h *host) killNow() error {
+func (h *host) killNow() error { return h.onProcess(killShim) }
+
+// onProcess does something to the shim's process, unless that has ended.
+func (h *host) onProcess(do func(pidfd *os.File) error) error {
 	if h.note.PID == 0 {
 		return nil
 	}
@@ -297,6 +291,10 @@ func (h *host) killNow() error {
 		return fmt.Errorf("find shim: %w", err)
 	}
 	defer func() { _ = pidfd.Close() }()
+	return do(pidfd)
+}
+
+func killShim(pidfd *os.File) error {
 	if err := proc.Signal(pidfd, syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("kill shim: %w", err)
 	}
