@@ -6,7 +6,9 @@
 // running process the client keeps a pidfd, the read ends of its output FIFOs,
 // its console and the write end of its stdin; when the supervisor dies, the client
 // starts a successor and hands them back, so that no exit code, no output and no
-// terminal is lost. When the daemon dies, Connect fetches them again.
+// terminal is lost. When the daemon dies, Connect fetches them again. Those of
+// containers are also kept by the service manager, where it has a store, for the case
+// that both die at once.
 //
 // Exits are delivered at least once; an exit which happened while no daemon was
 // there is delivered to the next one, until its container is deleted.
