@@ -45,7 +45,12 @@ func (d *daemon) openHandlers(ctx context.Context, host spec.Host) {
 	}
 	var configured []handlers.Info
 	for name, settings := range d.cfg.Runtime.Handlers {
-		configured = append(configured, handlers.Info{Handler: handlerOf(d.cfg, name, settings), Annotations: settings.Annotations})
+		info := handlers.Info{Handler: handlerOf(d.cfg, name, settings), Annotations: settings.Annotations}
+		if settings.SandboxContainer == config.SandboxContainerAlways || settings.SandboxContainer == config.SandboxContainerNever {
+			always := settings.SandboxContainer == config.SandboxContainerAlways
+			info.Sandbox = &always
+		}
+		configured = append(configured, info)
 	}
 	d.handlers = handlers.Open(configured, handlers.Options{Default: d.cfg.Runtime.DefaultHandler, Trials: trials, Log: d.log})
 	d.onClose("end the trials of runtime handlers", func(context.Context) error {

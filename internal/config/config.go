@@ -105,7 +105,16 @@ type Handler struct {
 	Options map[string]string `json:"options" toml:"options"`
 	// Annotations are patterns of those that pods may pass to the runtime.
 	Annotations []string `json:"annotations" toml:"annotations"`
+	// SandboxContainer is one of SandboxContainerAuto, …Always, …Never.
+	SandboxContainer string `json:"sandbox_container" toml:"sandbox_container"`
 }
+
+// When a handler makes a container that stands for the pod.
+const (
+	SandboxContainerAuto   = "auto"
+	SandboxContainerAlways = "always"
+	SandboxContainerNever  = "never"
+)
 
 // CDI is where devices of the Container Device Interface are described.
 type CDI struct {
@@ -176,8 +185,8 @@ func Default() *Config {
 // builtinHandlers are the handlers that exist without being configured.
 func builtinHandlers() map[string]Handler {
 	return map[string]Handler{
-		"crun": {Type: HandlerOCI, Path: "crun", Options: map[string]string{}, Annotations: []string{}},
-		"runc": {Type: HandlerOCI, Path: "runc", Options: map[string]string{}, Annotations: []string{}},
+		"crun": {Type: HandlerOCI, Path: "crun", Options: map[string]string{}, Annotations: []string{}, SandboxContainer: SandboxContainerAuto},
+		"runc": {Type: HandlerOCI, Path: "runc", Options: map[string]string{}, Annotations: []string{}, SandboxContainer: SandboxContainerAuto},
 	}
 }
 
@@ -186,7 +195,7 @@ func newHandler(name string) Handler {
 	if h, ok := builtinHandlers()[name]; ok {
 		return h
 	}
-	return Handler{Type: HandlerOCI, Options: map[string]string{}, Annotations: []string{}}
+	return Handler{Type: HandlerOCI, Options: map[string]string{}, Annotations: []string{}, SandboxContainer: SandboxContainerAuto}
 }
 
 // Clone returns a copy that shares nothing with c.

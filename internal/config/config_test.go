@@ -86,7 +86,7 @@ func TestTOMLReadsBack(t *testing.T) {
 	c.Image.Pinned = []string{"registry.example/a:1", "b"}
 	c.Runtime.Handlers["odd.name"] = Handler{
 		Type: HandlerOCI, Path: "/opt/a \"b\"\\c\t\u00e9/runc", Root: "/r\u007f",
-		Options: map[string]string{"debug": "true"}, Annotations: []string{"a.*", "b"},
+		Options: map[string]string{"debug": "true"}, Annotations: []string{"a.*", "b"}, SandboxContainer: "never",
 	}
 	got, err := Parse("x.toml", []byte(c.TOML()))
 	if err != nil {

@@ -52,6 +52,7 @@ handlers.crun.annotations = ["run.oci.*"]
 [runtime.handlers.kata]
 path = "/opt/kata-runtime"
 options = { debug = true }
+sandbox_container = "always"
 [stream]
 port = 10010
 `))
@@ -62,9 +63,9 @@ port = 10010
 	want.Root = "/srv/berth"
 	want.Network.BuiltinSubnet = []string{"192.168.4.0/22"}
 	want.Runtime.DefaultHandler = "kata"
-	want.Runtime.Handlers["crun"] = Handler{Type: HandlerOCI, Path: "/opt/crun", Options: map[string]string{}, Annotations: []string{"run.oci.*"}}
+	want.Runtime.Handlers["crun"] = Handler{Type: HandlerOCI, Path: "/opt/crun", Options: map[string]string{}, Annotations: []string{"run.oci.*"}, SandboxContainer: "auto"}
 	want.Runtime.Handlers["kata"] = Handler{
-		Type: HandlerOCI, Path: "/opt/kata-runtime", Options: map[string]string{"debug": "true"}, Annotations: []string{},
+		Type: HandlerOCI, Path: "/opt/kata-runtime", Options: map[string]string{"debug": "true"}, Annotations: []string{}, SandboxContainer: "always",
 	}
 	want.Stream.Port = 10010
 	if !reflect.DeepEqual(got, want) {

@@ -1,6 +1,9 @@
 package config
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // setting is one key: what it means, where its value lives, and what it may be.
 // Decoding, validation, the documented default and the reference in docs/ all
@@ -144,6 +147,12 @@ func handlerSection(name string, h *Handler) section {
 			doc: "Patterns of the annotations of pods and containers that are passed on to the runtime; * stands for anything\n" +
 				"but a slash. Some runtimes do as annotations say, so none is passed unless it is listed here.",
 			check: func() string { return checkEach(h.Annotations, checkPattern) }},
+		{key: "sandbox_container", value: &h.SandboxContainer, example: `"always"`,
+			doc: "Whether a container stands for each pod, in whose sandbox (virtual machine, gVisor kernel) the others run: auto\n" +
+				"(for runsc, and the shims of gVisor and Kata), always (for another shim that wants it), or never.",
+			check: func() string {
+				return checkOneOf(cmp.Or(h.SandboxContainer, SandboxContainerAuto), SandboxContainerAuto, SandboxContainerAlways, SandboxContainerNever)
+			}},
 	}}
 }
 

@@ -198,6 +198,9 @@ func (r *Runtime) Update(ctx context.Context, scratch, id, file string) error {
 	return r.do(ctx, "update", scratch, "", []string{"update", "--resources", file, id}, Stdio{})
 }
 
+// Started tells whether the container's process was started, even if it has ended since.
+func (s State) Started() bool { return s.Status == "running" || s.Status == "stopped" }
+
 // State is what a runtime says about a container.
 type State struct {
 	ID     string `json:"id"`

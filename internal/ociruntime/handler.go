@@ -36,6 +36,8 @@ type Features struct {
 	UserNamespacesProblem string
 	// Checkpoint: the runtime is made for writing containers down and restoring them with CRIU.
 	Checkpoint bool
+	// Sandboxing: containers run on a kernel of their own, which those of a pod share where a container stands for the pod.
+	Sandboxing bool
 	// MountOptions are the mount options it knows, empty when it does not say.
 	MountOptions []string
 }

@@ -148,7 +148,7 @@ func parseVersion(text string) Features {
 		line = strings.TrimSpace(line)
 		if name, version, found := strings.Cut(line, " version "); found && f.Version == "" {
 			f.Version = strings.TrimSpace(version)
-			crun = name == "crun"
+			crun, f.Sandboxing = name == "crun", name == "runsc"
 		}
 		if spec, found := strings.CutPrefix(line, "spec:"); found {
 			f.OCIVersion = strings.TrimSpace(spec)

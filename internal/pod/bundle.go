@@ -82,10 +82,11 @@ func (c *container) readSpec() (*specs.Spec, error) {
 	return s, nil
 }
 
-// writeSpec writes what the OCI runtime is given, with the process section once
-// more, by itself: it is what commands in the container begin with.
-func (c *container) writeSpec(s *specs.Spec) error {
-	dir := c.engine.bundleDir(c.rec.ID)
+// writeSpec writes what the OCI runtime is given of a container or a sandbox
+// container, with the process section once more, by itself: it is what commands
+// in the container begin with.
+func (e *Engine) writeSpec(id string, s *specs.Spec) error {
+	dir := e.bundleDir(id)
 	for name, value := range map[string]any{"config.json": s, "process.json": s.Process} {
 		data, err := json.Marshal(value)
 		if err != nil {
@@ -101,4 +102,13 @@ func (c *container) writeSpec(s *specs.Spec) error {
 		}
 	}
 	return nil
+}
+
+// removeSpec removes what writeSpec wrote, and what a part of it left.
+func (e *Engine) removeSpec(id string) error {
+	var files []string
+	for _, name := range []string{"config.json", "config.json.tmp", "process.json", "process.json.tmp"} {
+		files = append(files, filepath.Join(e.bundleDir(id), name))
+	}
+	return removeEmpty(files...)
 }

@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/shim"
@@ -108,11 +109,7 @@ func (c *container) undo(ctx context.Context, step int) error {
 	case stepIDMap:
 		return e.unmapMounts(ctx, id)
 	case stepBundle:
-		var files []string
-		for _, name := range []string{"config.json", "config.json.tmp", "process.json", "process.json.tmp"} {
-			files = append(files, filepath.Join(e.bundleDir(id), name))
-		}
-		return removeEmpty(files...)
+		return e.removeSpec(id)
 	case stepNRI:
 		c.tellRemoved(ctx)
 		return nil
@@ -152,6 +149,7 @@ func (c *container) probe(_ context.Context, step int) error {
 // writeBundle turns the request into an OCI bundle. The request is refused
 // here if it cannot be given.
 func (c *container) writeBundle(ctx context.Context, cfg *runtimeapi.ContainerConfig) error {
+	e := c.engine
 	out, err := c.buildSpec(ctx, cfg)
 	if err != nil {
 		return err
@@ -167,7 +165,7 @@ func (c *container) writeBundle(ctx context.Context, cfg *runtimeapi.ContainerCo
 	for _, w := range out.Warnings {
 		c.log.Warn(w)
 	}
-	if err := c.writeSpec(out.Spec); err != nil {
+	if err := e.writeSpec(c.rec.ID, out.Spec); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -190,7 +188,7 @@ func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConf
 	if err != nil {
 		return nil, err
 	}
-	paths, err := c.namespaces()
+	paths, err := c.namespaces(h.Handler)
 	if err != nil {
 		return nil, err
 	}
@@ -200,7 +198,7 @@ func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConf
 	}
 	files := e.store.filesDir(s.rec.ID)
 	return spec.Build(spec.Input{
-		Config: cfg, Pod: s.rec.Config.M, ContainerID: c.rec.ID, SandboxID: s.rec.ID,
+		Config: cfg, Pod: s.rec.Config.M, ContainerID: c.rec.ID, SandboxID: s.rec.ID, Sandboxed: s.hasContainer,
 		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), ImageVolumes: volumes, Namespaces: paths, Shm: e.shmDir(s.rec.ID),
 		ResolvConf: filepath.Join(files, "resolv.conf"), Hostname: filepath.Join(files, "hostname"), Hosts: filepath.Join(files, "hosts"),
 		ProcessLabel: c.rec.Labels.Process, MountLabel: c.rec.Labels.Mount,
@@ -211,14 +209,15 @@ func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConf
 
 // namespaces are those of the pod, and the PID namespace of the target
 // container if the request names one.
-func (c *container) namespaces() (spec.Paths, error) {
-	c.sandbox.mu.Lock()
-	ns := c.sandbox.rec.Namespaces
-	c.sandbox.mu.Unlock()
-	paths := spec.Paths{Net: ns.Net, IPC: ns.IPC, UTS: ns.UTS, PID: ns.PID, User: ns.User}
+func (c *container) namespaces(h ociruntime.Handler) (spec.Paths, error) {
+	paths := c.sandbox.paths(h)
 	modes := spec.ModesOf(c.rec.Config.M, c.sandbox.rec.Config.M)
 	if modes.PID != runtimeapi.NamespaceMode_TARGET {
 		return paths, nil
+	}
+	if c.sandbox.hasContainer {
+		return paths, fmt.Errorf("namespace_options.target_id %q: a container in the sandbox of runtime handler %q cannot join the PID namespace of one other: %w",
+			modes.TargetID, c.sandbox.rec.Handler, errdefs.ErrFailedPrecondition)
 	}
 	target, err := c.engine.findContainer(modes.TargetID)
 	if err != nil {
@@ -248,7 +247,7 @@ func (c *container) startProcess(ctx context.Context) error {
 	}
 	cfg := c.rec.Config.M
 	started, err := c.engine.opts.Shim.Start(ctx, shim.StartRequest{
-		ID: c.rec.ID, SandboxID: c.rec.SandboxID, Bundle: c.engine.bundleDir(c.rec.ID), Handler: h.Handler,
+		ID: c.rec.ID, SandboxID: c.rec.SandboxID, Sandboxed: c.sandbox.hasContainer, Bundle: c.engine.bundleDir(c.rec.ID), Handler: h.Handler,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
 		LogPath: c.rec.LogPath, CgroupPath: c.rec.CgroupPath, Deadline: c.engine.opts.RuntimeDeadline,
 		Restore: from, Label: c.rec.Labels.Mount,

@@ -40,7 +40,7 @@ func (e *Engine) exitSeen(ctx context.Context, exit shim.Exit) {
 	case isContainer:
 		c.exitReported(exit)
 	case isSandbox:
-		s.infraEnded(exit)
+		s.holderEnded(exit)
 	default: // an orphan that was killed, or one that was removed before its exit arrived
 		ctx, cancel := context.WithTimeout(ctx, stepDeadline)
 		defer cancel()
@@ -109,11 +109,31 @@ func exitOf(exit shim.Exit) exitRecord {
 	return r
 }
 
-// infraEnded notes the end of the process that holds the pod's PID namespace:
-// with it the kernel killed every process in there.
-func (s *sandbox) infraEnded(exit shim.Exit) {
-	s.send(machine.Event{Kind: machine.Fall, Level: sandboxStopped, Err: fmt.Errorf(
-		"the process that held the pod's PID namespace ended (code %d), and with it every process in the namespace", exit.Code)})
+// holderEnded notes the end of the process that everything else of the pod
+// depends on: what was in its PID namespace, or in its sandbox, ended with it.
+func (s *sandbox) holderEnded(exit shim.Exit) {
+	how := fmt.Sprintf("code %d", exit.Code)
+	switch {
+	case exit.OOM:
+		how += ", the kernel killed a process of it for want of memory"
+	case !exit.Known:
+		how = exit.Reason
+	}
+	err := fmt.Errorf("the %s ended (%s), and with it every process in there", s.holder(), how)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state.Goal == sandboxReady && s.rec.Listed {
+		s.rec.Problem = err.Error() // whoever sees that it is not ready sees why
+	}
+	s.sendLocked(machine.Event{Kind: machine.Fall, Level: sandboxStopped, Err: err})
+}
+
+// holder says what ends the pod when it ends.
+func (s *sandbox) holder() string {
+	if s.hasContainer {
+		return "sandbox container, in whose sandbox the pod's containers run,"
+	}
+	return "process that held the pod's PID namespace"
 }
 
 // adoptProcess looks for the process after a restart of the daemon. One that
@@ -127,13 +147,6 @@ func (c *container) adoptProcess() error {
 	defer c.mu.Unlock()
 	if c.rec.StartedAt.IsZero() {
 		c.rec.StartedAt, c.rec.PID = known.Started, known.PID
-	}
-	return nil
-}
-
-func (e *Engine) infraRuns(_ context.Context, id string) error {
-	if c, ok := e.supervised[id]; !ok || !c.Running {
-		return errors.New("the process that held the pod's PID namespace is gone")
 	}
 	return nil
 }

@@ -310,6 +310,7 @@ func newFakeHandlers() fakeHandlers {
 	return fakeHandlers{
 		"runc": {Features: ociruntime.Features{Checkpoint: true, UserNamespaces: true}},
 		"crun": {Handler: ociruntime.Handler{Name: "crun"}},
+		"vm":   {Handler: ociruntime.Handler{Name: "vm"}, Features: ociruntime.Features{UserNamespaces: true}, SandboxContainer: true},
 	}
 }
 

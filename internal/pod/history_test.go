@@ -82,7 +82,7 @@ func (n *node) command(words []string) string {
 		n.awaitExits()
 		return n.awaitRest()
 	case "run":
-		return n.result(n.run(ctx, name))
+		return n.result(n.run(ctx, name, words[2:]...))
 	case "begin-run":
 		return n.begin(name, func(ctx context.Context) error { return n.run(ctx, name) })
 	case "begin-create":
@@ -112,6 +112,12 @@ func (n *node) command(words []string) string {
 		n.shim.end(n.ids[name], words[2])
 		n.awaitExits()
 		return n.awaitRest()
+	case "die": // unseen, the daemon is about to be restarted
+		n.engine.stop()
+		n.shim.end(n.ids[name], "137")
+		return ""
+	case "lose":
+		return n.result(n.shim.Delete(ctx, n.ids[name]))
 	case "damage":
 		n.damage(name)
 		return ""

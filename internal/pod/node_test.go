@@ -118,6 +118,9 @@ func (n *node) awaitExits() {
 		n.t.Fatal(err)
 	}
 	for _, p := range ended {
+		if p.Exit != nil {
+			n.awaitFall(p.ID)
+		}
 		c, err := n.engine.findContainer(p.ID)
 		if err != nil || p.Exit == nil {
 			continue
@@ -128,6 +131,17 @@ func (n *node) awaitExits() {
 			n.t.Fatalf("the exit of %s was not taken", c)
 		}
 	}
+}
+
+// awaitFall waits until a sandbox is not ready any more.
+func (n *node) awaitFall(id string) {
+	n.t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if s, err := n.engine.Sandbox(id); err != nil || s.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			return
+		}
+	}
+	n.t.Fatalf("the end of sandbox %s was not taken", id)
 }
 
 // awaitRest waits until nothing is in flight.
@@ -159,18 +173,19 @@ func (n *node) finish() {
 	}
 }
 
-func (n *node) run(ctx context.Context, name string) error {
-	return n.runWith(ctx, name, &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER})
+// run makes a pod, with a handler if one is named.
+func (n *node) run(ctx context.Context, name string, handler ...string) error {
+	return n.runWith(ctx, name, &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}, handler...)
 }
 
-func (n *node) runWith(ctx context.Context, name string, options *runtimeapi.NamespaceOption) error {
+func (n *node) runWith(ctx context.Context, name string, options *runtimeapi.NamespaceOption, handler ...string) error {
 	id, err := n.engine.RunSandbox(ctx, &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},
 		Hostname: name,
 		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 			NamespaceOptions: options,
 		}},
-	}, "")
+	}, strings.Join(handler, ""))
 	if err == nil {
 		n.ids[name] = id
 	}

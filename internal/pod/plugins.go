@@ -211,7 +211,7 @@ func (c *container) adjust(a *api.ContainerAdjustment) error {
 	if err := after.put(s, e.opts.Host); err != nil {
 		return err
 	}
-	if err := c.writeSpec(s); err != nil {
+	if err := c.engine.writeSpec(c.rec.ID, s); err != nil {
 		return err
 	}
 	c.setLimits(after)

@@ -140,7 +140,7 @@ func (e *Engine) damagedSandbox(id string, why error) (sandboxRecord, machine.St
 	if paths, ok := namespace.Probe(e.namespaceDir(id)); ok {
 		rec.Namespaces = paths
 	}
-	uses := machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork, stepNRIPod)
+	uses := machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork, stepContainer, stepNRIPod)
 	return rec, sandboxKind.Whole(uses)
 }
 

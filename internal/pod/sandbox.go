@@ -24,6 +24,10 @@ type sandbox struct {
 	object
 	engine *Engine
 	rec    sandboxRecord
+	// hasContainer tells whether a container stands for the pod: it has the sandbox's
+	// ID, and the runtime runs the others in the sandbox (a virtual machine, gVisor's
+	// kernel) that it has made for it. Only the supervisor and the runtime know it. It never changes.
+	hasContainer bool
 	// stopping is set when a stop begins: no container may join any more.
 	stopping bool
 	// claimed tells that a caller has received the sandbox's ID.
@@ -80,7 +84,7 @@ func (e *Engine) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfi
 		return "", fmt.Errorf("run sandbox: %w", err)
 	}
 	for {
-		s, created, err := e.reserveSandbox(cfg, handler)
+		s, created, err := e.reserveSandbox(cfg, handler, h.SandboxContainer)
 		if err != nil {
 			return "", fmt.Errorf("run sandbox: %w", err)
 		}
@@ -130,7 +134,7 @@ func (s *sandbox) isStopping() bool {
 }
 
 // reserveSandbox returns the sandbox that has the name, or makes one.
-func (e *Engine) reserveSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (*sandbox, bool, error) {
+func (e *Engine) reserveSandbox(cfg *runtimeapi.PodSandboxConfig, handler string, container bool) (*sandbox, bool, error) {
 	name := sandboxName(cfg.Metadata)
 	e.mu.Lock()
 	if old, ok := e.names[name].(*sandbox); ok {
@@ -138,7 +142,7 @@ func (e *Engine) reserveSandbox(cfg *runtimeapi.PodSandboxConfig, handler string
 		return old, false, nil
 	}
 	e.mu.Unlock()
-	s, err := e.newSandbox(cfg, handler)
+	s, err := e.newSandbox(cfg, handler, container)
 	if err != nil {
 		return nil, false, err
 	}
@@ -154,11 +158,11 @@ func (e *Engine) reserveSandbox(cfg *runtimeapi.PodSandboxConfig, handler string
 }
 
 // newSandbox decides everything that must be written down before it is done.
-func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (*sandbox, error) {
+func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string, container bool) (*sandbox, error) {
 	rec := sandboxRecord{ID: newID(), Handler: handler, CreatedAt: time.Now()}
 	rec.Config.M = proto.CloneOf(cfg)
 	rec.Overhead.M, rec.Resources.M = rec.Config.M.GetLinux().GetOverhead(), rec.Config.M.GetLinux().GetResources()
-	uses := sandboxUses(cfg)
+	uses := sandboxUses(cfg, container)
 	if err := e.placeCgroup(&rec); err != nil {
 		return nil, err
 	}
@@ -178,7 +182,7 @@ func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string) (*
 
 // adoptSandbox makes the object for a record.
 func (e *Engine) adoptSandbox(rec sandboxRecord, state machine.State) *sandbox {
-	s := &sandbox{engine: e, rec: rec, containers: map[string]*container{}}
+	s := &sandbox{engine: e, rec: rec, hasContainer: state.Uses.Has(stepContainer), containers: map[string]*container{}}
 	m := rec.Config.M.GetMetadata()
 	s.object = object{kind: sandboxKind, what: s, owner: &e.drivers, state: state, log: e.opts.Log.With(
 		slog.String("pod", m.GetNamespace()+"/"+m.GetName()), slog.String("uid", m.GetUid()), slog.String("sandbox", rec.ID))}

@@ -28,6 +28,7 @@ const (
 	stepShm
 	stepInfra
 	stepNetwork
+	stepContainer
 	stepNRIPod
 )
 
@@ -40,11 +41,11 @@ const (
 
 var sandboxKind = &machine.Kind{
 	Name:  "sandbox",
-	Steps: []string{"files", "cgroup", "namespaces", "shm", "infra", "network", "nri-pod"},
+	Steps: []string{"files", "cgroup", "namespaces", "shm", "infra", "network", "container", "nri-pod"},
 	Levels: []machine.LevelSpec{
 		{Name: "gone"},
 		{Name: "stopped", Steps: machine.Steps(stepFiles), Fallback: sandboxGone},
-		{Name: "ready", Steps: machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork, stepNRIPod), Fallback: sandboxGone},
+		{Name: "ready", Steps: machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork, stepContainer, stepNRIPod), Fallback: sandboxGone},
 	},
 }
 
@@ -56,9 +57,10 @@ func namespaceOptions(cfg *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOpt
 	return cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
 }
 
-// sandboxUses tells which steps a sandbox has at all. After a level was lost
+// sandboxUses tells which steps a sandbox has at all, with a container that stands
+// for the pod or without: one is PID 1 of the pod's PID namespace, too. After a level was lost
 // to a probe, sandboxStopped is where it stays.
-func sandboxUses(cfg *runtimeapi.PodSandboxConfig) machine.Set {
+func sandboxUses(cfg *runtimeapi.PodSandboxConfig, container bool) machine.Set {
 	o := namespaceOptions(cfg)
 	uses := machine.Steps(stepFiles, stepCgroup, stepNRIPod)
 	if o.GetNetwork() == runtimeapi.NamespaceMode_POD {
@@ -67,7 +69,9 @@ func sandboxUses(cfg *runtimeapi.PodSandboxConfig) machine.Set {
 	if o.GetIpc() == runtimeapi.NamespaceMode_POD {
 		uses |= machine.Steps(stepNamespaces, stepShm)
 	}
-	if o.GetPid() == runtimeapi.NamespaceMode_POD {
+	if container {
+		uses |= machine.Steps(stepContainer)
+	} else if o.GetPid() == runtimeapi.NamespaceMode_POD {
 		uses |= machine.Steps(stepInfra)
 	}
 	if _, _, ok := spec.UserNamespace(cfg); ok {
@@ -100,6 +104,8 @@ func (s *sandbox) do(ctx context.Context, step int) error {
 		return s.startInfra(ctx)
 	case stepNetwork:
 		return s.attachNetwork(ctx)
+	case stepContainer:
+		return s.startContainer(ctx)
 	case stepNRIPod:
 		return s.engine.opts.Plugins.RunPod(ctx, s.subject(), func() { s.setKnown(true) })
 	}
@@ -124,6 +130,8 @@ func (s *sandbox) undo(ctx context.Context, step int) error {
 			return e.collectNetwork(ctx, s.rec.ID)
 		}
 		return e.opts.Network.Detach(ctx, e.networkPod(&s.rec), *s.rec.Network)
+	case stepContainer:
+		return s.endContainer(ctx)
 	case stepNRIPod:
 		s.tellStopped(ctx)
 		return nil
@@ -149,8 +157,10 @@ func (s *sandbox) probe(ctx context.Context, step int) error {
 		if !isShm(e.shmDir(s.rec.ID)) {
 			return errors.New("/dev/shm of the pod is gone, as after a reboot of the node")
 		}
-	case stepInfra:
-		return e.infraRuns(ctx, s.rec.ID)
+	case stepInfra, stepContainer:
+		if _, ok := e.supervised[s.rec.ID]; !ok { // one that has ended is reported as an exit
+			return fmt.Errorf("the %s is gone, as after a reboot of the node", s.holder())
+		}
 	case stepNetwork:
 		// It lives in the network namespace, which stepNamespaces probes.
 	}

@@ -24,12 +24,12 @@ func effects() []string {
 	return all
 }
 
-// life takes a pod with a user namespace, one container, a volume and an idmapped mount from run to remove; it ends
+// life takes a pod with a user namespace, a container that stands for it, one container, a volume and an idmapped mount from run to remove; it ends
 // early at the first error.
 func (n *node) life(ctx context.Context) error {
 	if err := n.runWith(ctx, "web", &runtimeapi.NamespaceOption{
 		Pid: runtimeapi.NamespaceMode_CONTAINER, UsernsOptions: &runtimeapi.UserNamespace{Uids: ids(), Gids: ids()},
-	}); err != nil {
+	}, "vm"); err != nil {
 		return err
 	}
 	if err := n.create(ctx, "app", "web", "data", mapped); err != nil {

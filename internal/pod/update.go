@@ -165,7 +165,7 @@ func (c *container) rewriteResources(r limits) error {
 	if err := r.put(s, c.engine.opts.Host); err != nil {
 		return err
 	}
-	return c.writeSpec(s)
+	return c.engine.writeSpec(c.rec.ID, s)
 }
 
 // UpdateSandbox notes what a pod as a whole is given; what is nil stays as it
@@ -197,6 +197,7 @@ func (e *Engine) UpdateSandbox(ctx context.Context, id string, overhead, resourc
 	if err := s.save(); err != nil {
 		s.log.Warn("the resources of the pod are known until the daemon restarts only", "error", err)
 	}
+	s.passLimits(ctx)
 	e.opts.Plugins.PodUpdated(ctx, s.subject())
 	return nil
 }

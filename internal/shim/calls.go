@@ -35,7 +35,7 @@ func (c *Client) Start(ctx context.Context, req StartRequest) (Started, error) {
 			},
 			Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
 			LogPath: req.LogPath, CgroupPath: req.CgroupPath, DeadlineNano: int64(req.Deadline),
-			Restore: req.Restore.onWire(), Label: req.Label,
+			Restore: req.Restore.onWire(), Label: req.Label, Sandboxed: req.Sandboxed,
 		})
 	})
 	if err != nil {

@@ -29,6 +29,8 @@ type Options struct {
 type StartRequest struct {
 	// ID and SandboxID are the container's and its pod's.
 	ID, SandboxID string
+	// Sandboxed: the container with the ID SandboxID runs, and this one is to run in its sandbox.
+	Sandboxed bool
 	// Bundle is the OCI bundle: config.json and rootfs, both in place.
 	Bundle string
 	// Handler is the OCI runtime to use.

@@ -22,6 +22,7 @@ const (
 	annotationSandboxName   = "io.kubernetes.cri.sandbox-name"
 	annotationNamespace     = "io.kubernetes.cri.sandbox-namespace"
 	annotationSandboxUID    = "io.kubernetes.cri.sandbox-uid"
+	annotationContainerType = "io.kubernetes.cri.container-type"
 )
 
 // Build makes the spec of a container, and refuses what cannot be granted:
@@ -129,6 +130,20 @@ func linuxSection(in Input) (*specs.Linux, error) {
 }
 
 func annotations(in Input) map[string]string {
+	result := podAnnotations(in)
+	image := in.Config.GetImage()
+	maps.Copy(result, map[string]string{
+		annotationContainerName: in.Config.GetMetadata().GetName(),
+		annotationImageName:     choose(image.GetUserSpecifiedImage(), image.GetImage()),
+	})
+	if in.Sandboxed {
+		result[annotationContainerType] = "container"
+	}
+	return result
+}
+
+// podAnnotations are those that are passed on, and those that name the pod.
+func podAnnotations(in Input) map[string]string {
 	result := map[string]string{}
 	// Those of the container have precedence, and ours over both.
 	for _, given := range []map[string]string{in.Pod.GetAnnotations(), in.Config.GetAnnotations()} {
@@ -138,14 +153,11 @@ func annotations(in Input) map[string]string {
 			}
 		}
 	}
-	image := in.Config.GetImage()
 	maps.Copy(result, map[string]string{
-		annotationContainerName: in.Config.GetMetadata().GetName(),
-		annotationImageName:     choose(image.GetUserSpecifiedImage(), image.GetImage()),
-		annotationSandboxID:     in.SandboxID,
-		annotationSandboxName:   in.Pod.GetMetadata().GetName(),
-		annotationNamespace:     in.Pod.GetMetadata().GetNamespace(),
-		annotationSandboxUID:    in.Pod.GetMetadata().GetUid(),
+		annotationSandboxID:   in.SandboxID,
+		annotationSandboxName: in.Pod.GetMetadata().GetName(),
+		annotationNamespace:   in.Pod.GetMetadata().GetNamespace(),
+		annotationSandboxUID:  in.Pod.GetMetadata().GetUid(),
 	})
 	return result
 }

@@ -35,6 +35,8 @@ type Input struct {
 	Pod    *runtimeapi.PodSandboxConfig
 
 	ContainerID, SandboxID string
+	// Sandboxed: the container runs in the sandbox of the container that stands for its pod, see BuildSandbox.
+	Sandboxed bool
 	// Image is the configuration of the image that the container runs.
 	Image ocispec.ImageConfig
 	// Rootfs is the directory where the root file system of the container is

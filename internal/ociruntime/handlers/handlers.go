@@ -39,6 +39,10 @@ type Info struct {
 	// Annotations are patterns of those that pods may pass to the runtime.
 	Annotations []string
 	Features    ociruntime.Features
+	// Sandbox is whether a container shall stand for each pod; nil leaves that to what the runtime is.
+	Sandbox *bool
+	// SandboxContainer tells whether one does. It is known once the handler was tried.
+	SandboxContainer bool
 	// Problem says why the handler cannot be used; "" if it can.
 	Problem string
 }
@@ -127,13 +131,20 @@ func (s *Set) Close() {
 // probe tries a handler in the background. Preconditions: mu is held, no probe of it runs.
 func (s *Set) probe(e *entry) {
 	e.probing = make(chan struct{})
-	handler := e.info.Handler
+	handler, want := e.info.Handler, e.info.Sandbox
 	s.wg.Go(func() {
 		features, err := s.opts.Probe(s.ctx, handler, s.opts.Trials)
+		if err == nil {
+			err = checkSandbox(want, handler, features)
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		defer close(e.probing)
 		e.probing, e.tried, e.through, e.info.Features, e.info.Problem = nil, time.Now(), true, features, ""
+		e.info.SandboxContainer = features.Sandboxing
+		if want != nil {
+			e.info.SandboxContainer = *want
+		}
 		switch {
 		case err != nil && s.ctx.Err() != nil: // the daemon ends
 		case err != nil:
@@ -147,6 +158,16 @@ func (s *Set) probe(e *entry) {
 		close(s.changed)
 		s.changed = make(chan struct{})
 	})
+}
+
+// checkSandbox refuses a container that stands for the pod where nobody could say how those beside it end: of a
+// command, only that of gVisor can.
+func checkSandbox(want *bool, h ociruntime.Handler, features ociruntime.Features) error {
+	if want != nil && *want && h.Type != ociruntime.TypeShimV2 && !features.Sandboxing {
+		return fmt.Errorf("runtime handler %q: sandbox_container is for gVisor's runsc and for shims, which %s is not: %w",
+			h.Name, h.Path, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // Get returns a handler that works; "" is the default. It waits while the handler is being tried, and has one tried

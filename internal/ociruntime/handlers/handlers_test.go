@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -122,4 +123,38 @@ func TestFailedHandlerIsTriedAgain(t *testing.T) {
 		}
 		s.Close()
 	})
+}
+
+// TestSandboxContainer: what the runtime is decides, unless it was configured. A command that nobody can ask how a
+// container ended is refused.
+func TestSandboxContainer(t *testing.T) {
+	yes, no := true, false
+	for name, c := range map[string]struct {
+		kind       string
+		sandboxing bool
+		configured *bool
+		want       bool
+		problem    string
+	}{
+		"runc":        {ociruntime.TypeOCI, false, nil, false, ""},
+		"runsc":       {ociruntime.TypeOCI, true, nil, true, ""},
+		"runsc-never": {ociruntime.TypeOCI, true, &no, false, ""},
+		"runc-always": {ociruntime.TypeOCI, false, &yes, true, "sandbox_container"},
+		"shim-always": {ociruntime.TypeShimV2, false, &yes, true, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := Open([]Info{{Handler: ociruntime.Handler{Name: name, Type: c.kind}, Sandbox: c.configured}}, Options{
+				Log: slog.New(slog.DiscardHandler),
+				Probe: func(context.Context, ociruntime.Handler, string) (ociruntime.Features, error) {
+					return ociruntime.Features{Sandboxing: c.sandboxing}, nil
+				},
+			})
+			defer s.Close()
+			s.Await(t.Context())
+			got := s.All()[name]
+			if got.SandboxContainer != c.want || !strings.Contains(got.Problem, c.problem) || c.problem == "" && got.Problem != "" {
+				t.Errorf("got %t, problem %q", got.SandboxContainer, got.Problem)
+			}
+		})
+	}
 }

@@ -64,7 +64,7 @@ func Probe(ctx context.Context, h ociruntime.Handler, trials string) (features o
 // features are those of the OCI runtime behind the shim, where that is told.
 func (p *Program) features(ctx context.Context, scratch string) (ociruntime.Features, error) {
 	if !p.drivesRunc() {
-		return ociruntime.Features{Version: filepath.Base(p.path)}, nil
+		return ociruntime.Features{Version: filepath.Base(p.path), Sandboxing: p.sandboxes()}, nil
 	}
 	binary := p.handler.Options[OptionBinaryName]
 	if binary == "" {

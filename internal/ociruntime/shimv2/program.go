@@ -101,6 +101,12 @@ func (p *Program) drivesRunc() bool {
 	return strings.HasPrefix(filepath.Base(p.path), "containerd-shim-runc-")
 }
 
+// sandboxes tells whether the program is known to run the containers of a pod in one sandbox: gVisor's, Kata's.
+func (p *Program) sandboxes() bool {
+	name := filepath.Base(p.path)
+	return strings.HasPrefix(name, "containerd-shim-runsc-") || strings.HasPrefix(name, "containerd-shim-kata-")
+}
+
 // Options are what Create tells the shim about the handler; nil for a shim that is told nothing.
 func (p *Program) Options() (*anypb.Any, error) {
 	options := p.handler.Options

@@ -1,12 +1,13 @@
-// Package staticelf holds two built-in programs of a few machine instructions
-// each: one that exits, to try an OCI runtime with, and one that reaps and waits,
-// to hold a PID namespace open. They need no image and no library.
+// Package staticelf holds built-in programs of a few machine instructions each: one
+// that exits, to try an OCI runtime with, and two that reap and wait, to hold a PID
+// namespace open or to be what a sandbox container runs. They need no image and no library.
 package staticelf
 
 import (
 	"encoding/binary"
 	"fmt"
 	"runtime"
+	"slices"
 
 	"github.com/containerd/errdefs"
 )
@@ -40,12 +41,10 @@ var exit = map[string]program{
 	)},
 }
 
-// pause: rt_sigaction(SIGCHLD, {SIG_IGN}), so that the kernel reaps what the
-// namespace orphans; then one byte is awaited on stdin, and exit_group(1) when
-// stdin ends without: whoever started it died before taking note of it. Then it
-// waits for ever.
-var pause = map[string]program{
-	"amd64": {machineX86, []byte{
+// reap: rt_sigaction(SIGCHLD, {SIG_IGN}), so that the kernel reaps what the
+// namespace orphans.
+var reap = map[string][]byte{
+	"amd64": {
 		0x31, 0xc0, // xor eax, eax
 		0x50,       // push rax: mask
 		0x50,       // push rax: restorer
@@ -57,24 +56,8 @@ var pause = map[string]program{
 		0x41, 0xba, 0x08, 0, 0, 0, // mov r10d, 8
 		0xb8, 0x0d, 0, 0, 0, // mov eax, 13 (rt_sigaction)
 		0x0f, 0x05, // syscall
-		0x31, 0xc0, // xor eax, eax (read)
-		0x31, 0xff, // xor edi, edi
-		0x48, 0x89, 0xe6, // mov rsi, rsp
-		0xba, 0x01, 0, 0, 0, // mov edx, 1
-		0x0f, 0x05, // syscall
-		0x83, 0xf8, 0x01, // cmp eax, 1
-		0x75, 0x12, // jne to mov eax, 231
-		0xb8, 0x03, 0, 0, 0, // mov eax, 3 (close)
-		0x31, 0xff, // xor edi, edi
-		0x0f, 0x05, // syscall
-		0xb8, 0x22, 0, 0, 0, // mov eax, 34 (pause)
-		0x0f, 0x05, // syscall
-		0xeb, 0xf7, // jmp to mov eax, 34
-		0xb8, 0xe7, 0, 0, 0, // mov eax, 231 (exit_group)
-		0xbf, 0x01, 0, 0, 0, // mov edi, 1
-		0x0f, 0x05, // syscall
-	}},
-	"arm64": {machineARM, words(
+	},
+	"arm64": words(
 		0xd10083ff, // sub sp, sp, #32
 		0xb24003e9, // mov x9, #1 (SIG_IGN)
 		0xf90003e9, // str x9, [sp]: handler
@@ -86,6 +69,25 @@ var pause = map[string]program{
 		0xb27d03e3, // mov x3, #8
 		0xd28010c8, // mov x8, #134 (rt_sigaction)
 		0xd4000001, // svc #0
+	),
+}
+
+// word: one byte is awaited on stdin, and what is behind forever is executed when
+// stdin ends without.
+var word = map[string][]byte{
+	"amd64": {
+		0x31, 0xc0, // xor eax, eax (read)
+		0x31, 0xff, // xor edi, edi
+		0x48, 0x89, 0xe6, // mov rsi, rsp
+		0xba, 0x01, 0, 0, 0, // mov edx, 1
+		0x0f, 0x05, // syscall
+		0x83, 0xf8, 0x01, // cmp eax, 1
+		0x75, 0x12, // jne to mov eax, 231
+		0xb8, 0x03, 0, 0, 0, // mov eax, 3 (close)
+		0x31, 0xff, // xor edi, edi
+		0x0f, 0x05, // syscall
+	},
+	"arm64": words(
 		0xaa1f03e0, // mov x0, #0
 		0x910003e1, // mov x1, sp
 		0xb24003e2, // mov x2, #1
@@ -96,6 +98,17 @@ var pause = map[string]program{
 		0xaa1f03e0, // mov x0, #0
 		0xd2800728, // mov x8, #57 (close)
 		0xd4000001, // svc #0
+	),
+}
+
+// forever: it waits.
+var forever = map[string][]byte{
+	"amd64": {
+		0xb8, 0x22, 0, 0, 0, // mov eax, 34 (pause)
+		0x0f, 0x05, // syscall
+		0xeb, 0xf7, // jmp to mov eax, 34
+	},
+	"arm64": words(
 		0xaa1f03e0, // mov x0, #0
 		0xaa1f03e1, // mov x1, #0
 		0xaa1f03e2, // mov x2, #0
@@ -104,17 +117,51 @@ var pause = map[string]program{
 		0xd2800928, // mov x8, #73 (ppoll)
 		0xd4000001, // svc #0
 		0x17fffff9, // b to mov x0, #0
+	),
+}
+
+// fail: exit_group(1).
+var fail = map[string][]byte{
+	"amd64": {
+		0xb8, 0xe7, 0, 0, 0, // mov eax, 231 (exit_group)
+		0xbf, 0x01, 0, 0, 0, // mov edi, 1
+		0x0f, 0x05, // syscall
+	},
+	"arm64": words(
 		0xb24003e0, // mov x0, #1
 		0xd2800bc8, // mov x8, #94 (exit_group)
 		0xd4000001, // svc #0
-	)},
+	),
+}
+
+// pause ends when its stdin does before it got a byte: whoever started it died
+// before taking note of it.
+var pause = join(reap, word, forever, fail)
+
+var wait = join(reap, forever)
+
+// join makes a program of its parts.
+func join(parts ...map[string][]byte) map[string]program {
+	joined := map[string]program{}
+	for arch, machine := range map[string]uint16{"amd64": machineX86, "arm64": machineARM} {
+		var code []byte
+		for _, part := range parts {
+			code = slices.Concat(code, part[arch])
+		}
+		joined[arch] = program{machine, code}
+	}
+	return joined
 }
 
 // Exit returns the program that exits with 0, for this machine.
 func Exit() ([]byte, error) { return build(exit, runtime.GOARCH) }
 
-// Pause returns the program that reaps and waits, for this machine.
+// Pause returns the program that awaits a byte on its stdin, then reaps and waits,
+// for this machine. It ends when stdin does first.
 func Pause() ([]byte, error) { return build(pause, runtime.GOARCH) }
+
+// Wait returns the program that reaps and waits, for this machine.
+func Wait() ([]byte, error) { return build(wait, runtime.GOARCH) }
 
 // build wraps code into a static executable with one read-only, executable segment.
 func build(programs map[string]program, arch string) ([]byte, error) {

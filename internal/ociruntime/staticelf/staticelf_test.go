@@ -79,9 +79,33 @@ func TestPauseNeedsAWord(t *testing.T) {
 	}
 }
 
+// TestWaitNeedsNothing: it goes on without a stdin, and leaves no child a zombie.
+func TestWaitNeedsNothing(t *testing.T) {
+	program, err := Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd, closeStdin := run(t, program, "")
+	closeStdin()
+	const sigchld = "0000000000010000"
+	for ignores := false; !ignores; {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+		if err != nil || strings.Contains(string(status), "(zombie)") {
+			t.Fatalf("it has ended: %v", err)
+		}
+		ignores = strings.Contains(string(status), "SigIgn:\t"+sigchld)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestBothMachinesAreWellFormed(t *testing.T) {
 	for arch, machine := range map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} {
-		for name, programs := range map[string]map[string]program{"exit": exit, "pause": pause, "enter": enter(7, 9)} {
+		for name, programs := range map[string]map[string]program{"exit": exit, "pause": pause, "wait": wait, "enter": enter(7, 9)} {
 			text, err := build(programs, arch)
 			if err != nil {
 				t.Fatal(err)

@@ -206,6 +206,28 @@ func (c *children) kill(pid int) {
 // Run implements ociruntime.Runner. The command dies with this process: what it
 // leaves half done is undone by the successor, which knows of it from its record.
 func (c *children) Run(ctx context.Context, cmd *ociruntime.Command) (int, error) {
+	ended := make(chan uint32, 1)
+	pid, err := c.fork(cmd, func(fork func() (int, error)) (int, error) {
+		return c.start(fork, func(status uint32) { ended <- status })
+	})
+	if err != nil {
+		return -1, err
+	}
+	var status uint32
+	select {
+	case status = <-ended:
+	case <-ctx.Done():
+		c.kill(pid)
+		if status = <-ended; status != 0 {
+			return -1, ctx.Err()
+		}
+	}
+	code, _ := decode(status)
+	return code, nil
+}
+
+// fork has start fork a command on the thread for that.
+func (c *children) fork(cmd *ociruntime.Command, start func(fork func() (int, error)) (int, error)) (int, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return -1, err
@@ -222,24 +244,44 @@ func (c *children) Run(ctx context.Context, cmd *ociruntime.Command) (int, error
 		Dir: cmd.Dir, Env: append(os.Environ(), cmd.Env...), Files: fds,
 		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL},
 	}
-	ended := make(chan uint32, 1)
-	pid, err := c.start(func() (pid int, err error) {
+	return start(func() (pid int, err error) {
 		c.onForkThread(func() { pid, err = syscall.ForkExec(cmd.Path, append([]string{cmd.Path}, cmd.Args...), attr) })
 		return pid, err
-	}, func(status uint32) { ended <- status })
+	})
+}
+
+// unreaped runs commands while nobody reaps: not before all that a predecessor left was
+// taken over may any other child be.
+type unreaped struct{ c *children }
+
+// Run implements ociruntime.Runner.
+func (u unreaped) Run(ctx context.Context, cmd *ociruntime.Command) (int, error) {
+	pid, err := u.c.fork(cmd, func(fork func() (int, error)) (int, error) { return fork() })
 	if err != nil {
 		return -1, err
 	}
-	var status uint32
-	select {
-	case status = <-ended:
-	case <-ctx.Done():
-		c.kill(pid)
-		if status = <-ended; status != 0 {
-			return -1, ctx.Err()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	pidfd := os.NewFile(uintptr(fd), "pidfd")
+	defer func() { _ = pidfd.Close() }()
+	late := waitEnded(ctx, pidfd)
+	if late != nil {
+		if err := syscall.Kill(-pid, syscall.SIGKILL); err != nil {
+			return -1, fmt.Errorf("kill OCI runtime: %w", err)
 		}
 	}
-	code, _ := decode(status)
+	var ws syscall.WaitStatus
+	for {
+		if _, err = syscall.Wait4(pid, &ws, 0, nil); !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	if err = errors.Join(late, err); err != nil {
+		return -1, err
+	}
+	code, _ := decode(uint32(ws))
 	return code, nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -64,7 +63,7 @@ func (s *Supervisor) newContainer(rec record) *container {
 		ready: make(chan struct{}), over: make(chan struct{}), unwanted: make(chan struct{}), execs: map[string]*execution{},
 	}
 	c.init = newProcess(c.ended)
-	c.driver = c.driverOf(rec.Handler)
+	c.driver = c.driverOf(&rec)
 	return c
 }
 
@@ -319,7 +318,7 @@ func (c *container) deleteFromRuntime(rec record) error {
 		errs = append(errs, c.s.cfg.Cgroups.KillAll(undo, rec.Cgroup), c.s.cfg.Cgroups.Remove(rec.Cgroup))
 	}
 	if rec.Handler.Root != "" {
-		errs = append(errs, os.RemoveAll(filepath.Join(rec.Handler.Root, c.id)))
+		errs = append(errs, ociruntime.RemoveState(rec.Handler, c.id))
 	}
 	if undoErr := errors.Join(errs...); undoErr != nil {
 		return errors.Join(fmt.Errorf("delete container %s: %w", c.id, err), undoErr)

@@ -15,9 +15,10 @@ import (
 	"github.com/berth-runtime/berth/internal/shim/wire"
 )
 
-// driver runs one container by means of its handler. There are two: command
+// driver runs one container by means of its handler. There are three: command
 // executes an OCI runtime for each operation and is the parent of what that leaves
-// behind; shimTask asks a shim-v2, which is the parent itself and tells how it ended.
+// behind; sandboxed does so for a container whose processes no host process stands
+// for; shimTask asks a shim-v2, which is the parent itself and tells how it ended.
 type driver interface {
 	// run starts the container and follows its init process. With a terminal it sets the console.
 	run(ctx context.Context, rec record, ends theirs) error
@@ -62,12 +63,21 @@ func (d command) runtime() (*ociruntime.Runtime, error) {
 
 func (d command) run(ctx context.Context, rec record, ends theirs) error {
 	c := d.c
+	release := c.s.children.claim()
+	defer release()
+	if err := d.begin(ctx, rec, ends); err != nil {
+		return err
+	}
+	return c.s.followChild(c.init)
+}
+
+// begin starts the container and learns the ID of its process.
+func (d command) begin(ctx context.Context, rec record, ends theirs) error {
+	c := d.c
 	runtime, err := d.runtime()
 	if err != nil {
 		return err
 	}
-	release := c.s.children.claim()
-	defer release()
 	req := ociruntime.RunRequest{
 		ID: c.id, Bundle: rec.Bundle, PIDFile: filepath.Join(c.dir, pidFile), Scratch: c.dir,
 		Stdio: ociruntime.Stdio{Stdin: ends.stdin, Stdout: ends.stdout, Stderr: ends.stderr},
@@ -87,15 +97,13 @@ func (d command) run(ctx context.Context, rec record, ends theirs) error {
 	if err != nil {
 		return err
 	}
-	if c.init.pid, err = ociruntime.ReadPID(req.PIDFile); err != nil {
-		return err
-	}
-	return c.s.followChild(c.init)
+	c.init.pid, err = ociruntime.ReadPID(req.PIDFile)
+	return err
 }
 
 func (d command) join() {}
 
-func (d command) gotThrough(context.Context) (pid int, started uint64, ok bool) {
+func (d command) gotThrough(ctx context.Context) (pid int, started uint64, ok bool) {
 	c := d.c
 	pid, err := ociruntime.ReadPID(filepath.Join(c.dir, pidFile))
 	if err != nil {
@@ -112,7 +120,20 @@ func (d command) gotThrough(context.Context) (pid int, started uint64, ok bool) 
 		return 0, 0, false
 	}
 	stat, err := proc.Read(pid)
-	return pid, stat.Started, err == nil
+	return pid, stat.Started, err == nil && d.wasStarted(ctx)
+}
+
+// wasStarted asks the runtime: gVisor's writes the ID of the process when the container
+// is made, which is not started then.
+func (d command) wasStarted(ctx context.Context) bool {
+	runtime, err := ociruntime.New(d.c.record().Handler, unreaped{d.c.s.children})
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	state, err := runtime.State(ctx, d.c.dir, d.c.id)
+	return err == nil && state.Started()
 }
 
 func (d command) resume(context.Context) {
@@ -224,9 +245,12 @@ func undoTime() (context.Context, context.CancelFunc) {
 const callTime = 5 * time.Second
 
 // driverOf returns what drives the container of a record.
-func (c *container) driverOf(h ociruntime.Handler) driver {
-	if h.Type == ociruntime.TypeShimV2 {
+func (c *container) driverOf(rec *record) driver {
+	switch {
+	case rec.Handler.Type == ociruntime.TypeShimV2:
 		return &shimTask{c: c}
+	case rec.Sandboxed:
+		return sandboxed{command{c: c}}
 	}
 	return command{c: c}
 }

@@ -49,6 +49,8 @@ type record struct {
 	Cgroup    string             `json:"cgroup,omitempty"`
 	Deadline  time.Duration      `json:"deadline"`
 	Infra     bool               `json:"infra,omitempty"`
+	// Sandboxed: it runs in the sandbox of the container SandboxID.
+	Sandboxed bool `json:"sandboxed,omitempty"`
 	// Restore is set for a container that goes on from a checkpoint.
 	Restore *restoreFrom `json:"restore,omitempty"`
 	// Label is the SELinux label of the FIFOs.

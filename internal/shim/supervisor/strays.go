@@ -27,7 +27,8 @@ func (s *Supervisor) endRuntimes(ctx context.Context) error {
 	var atWork []proc.Stat
 	for _, pid := range pids {
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || pid == os.Getpid() || !bytes.Contains(line, mark) || !bytes.Contains(line, []byte("\x00--pid-file\x00")) {
+		if err != nil || pid == os.Getpid() || !bytes.Contains(line, mark) ||
+			!bytes.Contains(line, []byte("\x00--pid-file\x00")) && !bytes.Contains(line, []byte("\x00wait\x00")) {
 			continue // it is none, or it has ended
 		}
 		if stat, err := proc.Read(pid); err == nil && !stat.Dead() && started[pid] != stat.Started {

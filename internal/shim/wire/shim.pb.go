@@ -422,7 +422,9 @@ type StartRequest struct {
 	// Restore is set for a container that goes on from a checkpoint.
 	Restore *Restore `protobuf:"bytes,16,opt,name=restore,proto3" json:"restore,omitempty"`
 	// Label is the SELinux label of what the container may use of the supervisor's.
-	Label         string `protobuf:"bytes,17,opt,name=label,proto3" json:"label,omitempty"`
+	Label string `protobuf:"bytes,17,opt,name=label,proto3" json:"label,omitempty"`
+	// Sandboxed: it runs in the sandbox of the container sandbox_id.
+	Sandboxed     bool `protobuf:"varint,18,opt,name=sandboxed,proto3" json:"sandboxed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -539,6 +541,13 @@ func (x *StartRequest) GetLabel() string {
 		return x.Label
 	}
 	return ""
+}
+
+func (x *StartRequest) GetSandboxed() bool {
+	if x != nil {
+		return x.Sandboxed
+	}
+	return false
 }
 
 type Restore struct {
@@ -1776,7 +1785,7 @@ const file_shim_proto_rawDesc = "" +
 	"\aoptions\x18\x06 \x03(\v2#.berth.shim.v1.Handler.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x81\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9f\x03\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1793,7 +1802,8 @@ const file_shim_proto_rawDesc = "" +
 	"\rdeadline_nano\x18\n" +
 	" \x01(\x03R\fdeadlineNano\x120\n" +
 	"\arestore\x18\x10 \x01(\v2\x16.berth.shim.v1.RestoreR\arestore\x12\x14\n" +
-	"\x05label\x18\x11 \x01(\tR\x05label\"n\n" +
+	"\x05label\x18\x11 \x01(\tR\x05label\x12\x1c\n" +
+	"\tsandboxed\x18\x12 \x01(\bR\tsandboxed\"n\n" +
 	"\aRestore\x12\x16\n" +
 	"\x06images\x18\x01 \x01(\tR\x06images\x12\x1f\n" +
 	"\vlsm_profile\x18\x02 \x01(\tR\n" +
