@@ -191,7 +191,7 @@ func parseEndpoint(out []byte) (Endpoint, error) {
 
 // Tidy removes from a bundle what a shim wrote there. One that was killed half way leaves what the next takes offence at.
 func Tidy(bundle string) error {
-	for _, name := range []string{LogFIFO, "address", "init.pid", "log.json", "options.json", "runtime", "shim.pid"} {
+	for _, name := range []string{LogFIFO, "address", "init.pid", "log.json", "options.json", "runtime", "shim.pid", "state.json", "work"} {
 		for _, path := range []string{filepath.Join(bundle, name), filepath.Join(bundle, "."+name)} {
 			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return fmt.Errorf("tidy bundle: %w", err)
