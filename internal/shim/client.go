@@ -229,7 +229,7 @@ func (c *Client) current(ctx context.Context) (*link, error) {
 func (c *Client) connect(ctx context.Context) (*link, error) {
 	for attempt := 1; ; attempt++ {
 		l, err := c.tryConnect(ctx)
-		if err == nil || !lostLink(err) && !errors.Is(err, syscall.ECONNREFUSED) || attempt == maxAttempts {
+		if err == nil || !lostLink(err) && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, errLeft) || attempt == maxAttempts {
 			return l, err
 		}
 		select {

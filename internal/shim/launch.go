@@ -28,6 +28,9 @@ const (
 	maxLogFile = 1 << 20
 )
 
+// errLeft tells that the supervisor that served has ended before it was connected to.
+var errLeft = errors.New("the supervisor has ended again")
+
 // rpcConn is a ttrpc connection which says when it ended.
 type rpcConn struct {
 	client *ttrpc.Client
@@ -57,7 +60,12 @@ func launch(ctx context.Context, opts Options, dir string) (*rpcConn, error) {
 	if err := spawn(ctx, opts, dir); err != nil {
 		return nil, fmt.Errorf("start %s: %w", opts.Binary, err)
 	}
-	return dial(ctx, dir)
+	conn, err = dial(ctx, dir)
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+		// What was started found another one, which had no client and no container.
+		return nil, fmt.Errorf("%w: %w", errLeft, err)
+	}
+	return conn, err
 }
 
 func dial(ctx context.Context, dir string) (*rpcConn, error) {
