@@ -26,9 +26,9 @@ const (
 	maxLog = 64 << 10
 	// maxMessage bounds the part of it that goes into an error.
 	maxMessage = 2 << 10
-	// cloneDirectory tells crun where to bind-mount its own program for an
-	// instant, see RemoveScratch; else it is /tmp.
-	cloneDirectory = "_LIBCONTAINER_STATEDIR"
+	// CloneDirectory is the variable that tells crun where to bind-mount its own
+	// program for an instant, see RemoveScratch; else it is /tmp.
+	CloneDirectory = "_LIBCONTAINER_STATEDIR"
 )
 
 // Command is one invocation of a runtime. Stdio that is nil is /dev/null.
@@ -272,7 +272,7 @@ func (r *Runtime) do(ctx context.Context, op, scratch, dir string, args []string
 	}
 	defer func() { _ = os.Remove(logFile) }()
 	code, err := r.runner.Run(ctx, &Command{
-		Path: r.path, Args: append(r.global(logFile), args...), Dir: dir, Env: append([]string{cloneDirectory + "=" + scratch}, r.env...),
+		Path: r.path, Args: append(r.global(logFile), args...), Dir: dir, Env: append([]string{CloneDirectory + "=" + scratch}, r.env...),
 		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: errFile,
 	})
 	switch {

@@ -1,6 +1,7 @@
 package shim_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/berth-runtime/berth/internal/ociruntime"
 )
 
 // shimsOf finds the shim-v2 processes of this host by their command lines.
@@ -43,6 +46,13 @@ func TestShimServesPod(t *testing.T) {
 	}
 	if got := h.shimsOf(); len(got) != 2 {
 		t.Fatalf("shims of two pods: %v", got)
+	}
+	for _, pid := range h.shimsOf() { // an OCI runtime that is killed leaves nothing in /tmp: see TestRemoveScratchOfAKilledRuntime
+		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		h.must(err)
+		if !strings.Contains(string(env), ociruntime.CloneDirectory+"="+h.state+"/shim/v2/p") {
+			t.Errorf("the OCI runtime of a shim works elsewhere: %q", env)
+		}
 	}
 	h.must(h.client.Delete(h.ctx(), "p1a"))
 	left, err := os.ReadDir(filepath.Join(h.state, "containers/p1a"))

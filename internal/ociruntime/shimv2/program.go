@@ -156,7 +156,8 @@ func (e Endpoint) check() error {
 }
 
 // Start has the program leave a process behind for the pod of a bundle, and says where it serves. Where such a process
-// is there already, that is the one. Scratch is a directory for what the program prints.
+// is there already, that is the one. Scratch is a directory for what the program prints, and for the OCI runtime of the
+// process: it must be there as long as that is, and RemoveScratch removes it.
 func (p *Program) Start(ctx context.Context, scratch, bundle, id string) (Endpoint, error) {
 	out, err := p.act(ctx, scratch, bundle, id, "start")
 	if err != nil {
@@ -224,7 +225,7 @@ func (p *Program) act(ctx context.Context, scratch, bundle, id, action string) (
 	}
 	code, err := p.runner.Run(ctx, &ociruntime.Command{
 		Path: p.path, Args: append(args, action), Dir: bundle, Stdout: files[0], Stderr: files[1],
-		Env: []string{"GOMAXPROCS=2", "TTRPC_ADDRESS=" + p.events, "GRPC_ADDRESS=" + p.events, "NAMESPACE=" + Namespace, "MAX_SHIM_VERSION=2"},
+		Env: []string{ociruntime.CloneDirectory + "=" + scratch, "GOMAXPROCS=2", "TTRPC_ADDRESS=" + p.events, "GRPC_ADDRESS=" + p.events, "NAMESPACE=" + Namespace, "MAX_SHIM_VERSION=2"},
 	})
 	switch {
 	case err != nil && ctx.Err() != nil:

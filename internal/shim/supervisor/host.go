@@ -32,7 +32,7 @@ const (
 // host is a shim-v2 process. It serves the containers of one pod, as it does under
 // containerd: the first one starts it, the last one ends it.
 //
-//	<state>/shim/v2/<pod>/   host.json, log: the FIFO that the shim writes its log to
+//	<state>/shim/v2/<pod>/   host.json, log: the FIFO that the shim writes its log to, scratch of its OCI runtime
 type host struct {
 	s   *Supervisor
 	dir string
@@ -148,7 +148,7 @@ func (h *host) connect(ctx context.Context) (*shimv2.Conn, error) {
 
 // open connects to the shim and starts one when there is none. Preconditions: the
 // caller holds the token.
-func (h *host) open(ctx context.Context, program *shimv2.Program, rec *record, scratch string) (*shimv2.Conn, error) {
+func (h *host) open(ctx context.Context, program *shimv2.Program, rec *record) (*shimv2.Conn, error) {
 	conn, err := h.connect(ctx)
 	switch {
 	case errors.Is(err, shimv2.ErrGone): // and its containers with it
@@ -172,7 +172,7 @@ func (h *host) open(ctx context.Context, program *shimv2.Program, rec *record, s
 		return nil, err
 	}
 	note := hostNote{}
-	if note.Endpoint, err = program.Start(ctx, scratch, rec.Bundle, rec.ID); err != nil {
+	if note.Endpoint, err = program.Start(ctx, h.dir, rec.Bundle, rec.ID); err != nil {
 		return nil, err
 	}
 	if err := save(filepath.Join(h.dir, hostFile), note); err != nil {
@@ -257,7 +257,7 @@ func (h *host) dismantle(ctx context.Context) error {
 		errs = append(errs, shimv2.RemoveSocket(h.note.Endpoint))
 	}
 	h.note = hostNote{}
-	return errors.Join(append(errs, os.RemoveAll(h.dir))...)
+	return errors.Join(append(errs, ociruntime.RemoveScratch(h.dir))...)
 }
 
 // kill waits for the end of the shim's process, which is at hand, and enforces it.

@@ -67,7 +67,7 @@ func (t *shimTask) run(ctx context.Context, rec record, _ theirs) error {
 	if err := shimv2.Tidy(rec.Bundle); err != nil {
 		return err
 	}
-	conn, err := t.host.open(ctx, program, &rec, c.dir)
+	conn, err := t.host.open(ctx, program, &rec)
 	if err != nil {
 		return err
 	}
@@ -326,7 +326,7 @@ func (t *shimTask) forget(ctx context.Context, rec record) error {
 	if errdefs.IsNotFound(err) && t.resumed {
 		// The predecessor may have been killed before it took a note; the shim is told by its pod.
 		if program, programErr := t.c.s.shimProgram(rec.Handler); programErr == nil && exists(rec.Bundle) {
-			conn, err = t.host.open(ctx, program, &rec, t.c.dir)
+			conn, err = t.host.open(ctx, program, &rec)
 		}
 	}
 	switch {
