@@ -44,9 +44,9 @@ const (
 
 // Of critest's specs these are about users, security modules, lack of memory and resources.
 const (
-	userSpecs     = "UserNamespace|user namespace"
-	selinuxSpecs  = userSpecs + "|SELinux"
-	appArmorSpecs = userSpecs + "|AppArmor|OOM|[Rr]esources|oom"
+	commonSpecs   = "UserNamespace|user namespace|OOM|oom|[Rr]esources"
+	selinuxSpecs  = commonSpecs + "|SELinux"
+	appArmorSpecs = commonSpecs + "|AppArmor"
 )
 
 // anyOf matches tests by their whole names.
@@ -56,11 +56,12 @@ func anyOf(names ...string) string { return "^(" + strings.Join(names, "|") + ")
 func plan(module string) []Step {
 	const deadline = 15 * time.Minute // emulated, beside whatever else runs
 	systemd, cgroupfs := "BERTH_CGROUP_DRIVER=systemd", "BERTH_CGROUP_DRIVER=cgroupfs"
-	if module == "selinux" { // labels depend neither on the cgroup driver nor on limits
+	if module == "selinux" { // labels do not depend on the cgroup driver
 		return []Step{
 			testStep("labels", "internal/selinux", ".", deadline),
 			testStep("labels/images", "internal/image", anyOf("TestLabelledMounts"), deadline),
 			testStep("labels/pods", "test/integration", anyOf(labelled), deadline, systemd),
+			testStep("core", "test/integration", anyOf(limits, ends), deadline, systemd),
 			critestStep("critest/systemd", "runc,crun", selinuxSpecs, deadline, systemd),
 		}
 	}
