@@ -31,7 +31,7 @@ demo: build ## pull an image, run a pod, exec, logs, remove, each step timed (ne
 	@$(GO) run ./test/demo -bin bin
 
 # One package at a time: the leak census then answers for the whole machine. Tests shuffle; a failure prints the seed.
-test: ## run all tests, with the race detector and the machine-wide leak census, critest once, and two virtual machines (needs root and, for the last two, Debian; 35 min, first time 45)
+test: ## run all tests, with the race detector and the machine-wide leak census, critest once, and two virtual machines (needs root and, for the last two, Debian; 40 min, first time 50)
 	@tools/prepare test
 	BERTH_CENSUS=global $(GO) test -p 1 -count=1 -race -shuffle=on -timeout 30m ./...
 ifneq ($(CONFORMANCE),)
@@ -44,7 +44,7 @@ ifneq ($(MACHINES),)
 	$(VM) $(MACHINES)
 endif
 
-test-vm: ## run tests in virtual machines with systemd, cgroup v2, AppArmor and SELinux, under emulation (needs root and Debian; 12 min, first time 15)
+test-vm: ## run tests in virtual machines with systemd, cgroup v2, AppArmor and SELinux, under emulation (needs root and Debian; 17 min, first time 20)
 	@tools/prepare test-vm
 	$(VM) apparmor,selinux
 
