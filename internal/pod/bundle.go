@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -102,6 +103,15 @@ func (e *Engine) writeSpec(id string, s *specs.Spec) error {
 		}
 	}
 	return nil
+}
+
+// removeRootfs unmounts a root file system and removes the directories for it and
+// for the bundle. Preconditions: nothing else is in the bundle any more.
+func (e *Engine) removeRootfs(ctx context.Context, id string) error {
+	if err := e.opts.Images.UnmountRootfs(ctx, e.rootfsDir(id)); err != nil {
+		return err
+	}
+	return removeEmpty(e.rootfsDir(id), e.bundleDir(id))
 }
 
 // removeSpec removes what writeSpec wrote, and what a part of it left.

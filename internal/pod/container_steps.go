@@ -98,10 +98,7 @@ func (c *container) undo(ctx context.Context, step int) error {
 	case stepSnapshot:
 		return e.opts.Images.RemoveRootfs(ctx, id)
 	case stepRootfs:
-		if err := e.opts.Images.UnmountRootfs(ctx, e.rootfsDir(id)); err != nil {
-			return err
-		}
-		return removeEmpty(e.rootfsDir(id), e.bundleDir(id))
+		return e.removeRootfs(ctx, id)
 	case stepCheckpoint:
 		return os.RemoveAll(string(e.checkpointDir(id)))
 	case stepVolumes:

@@ -274,10 +274,9 @@ func (e *Engine) removeOrphans(ctx context.Context, o orphans) {
 		}
 	}
 	for _, id := range o.bundles {
-		try("mount", id, e.opts.Images.UnmountRootfs(ctx, e.rootfsDir(id)))
 		try("idmapped mounts", id, e.unmapMounts(ctx, id))
-		try("bundle", id, removeEmpty(e.rootfsDir(id), filepath.Join(e.bundleDir(id), "config.json"),
-			filepath.Join(e.bundleDir(id), "process.json"), e.bundleDir(id)))
+		try("spec", id, e.removeSpec(id))
+		try("mount and bundle", id, e.removeRootfs(ctx, id))
 	}
 	for _, id := range o.snapshots {
 		try("snapshot", id, e.opts.Images.RemoveRootfs(ctx, id))

@@ -74,13 +74,10 @@ func (s *sandbox) endContainer(ctx context.Context) error {
 	if err := e.opts.Cgroups.Remove(path); err != nil {
 		return err
 	}
-	if err := e.opts.Images.UnmountRootfs(ctx, e.rootfsDir(id)); err != nil {
-		return err
-	}
 	if err := e.removeSpec(id); err != nil {
 		return err
 	}
-	return removeEmpty(e.rootfsDir(id), e.bundleDir(id))
+	return e.removeRootfs(ctx, id)
 }
 
 // mountWaiter makes the root file system of a sandbox container: a file system of
