@@ -1,25 +1,19 @@
 package notify
 
 import (
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/servicemanager"
 )
 
 // TestTell: the service manager hears what it is told, and only from this process.
 func TestTell(t *testing.T) {
 	census.Check(t)
-	socket := filepath.Join(census.Dir(t), "notify")
-	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = manager.Close() })
-	t.Setenv(variable, socket)
+	manager := servicemanager.Listen(t, filepath.Join(census.Dir(t), "notify"))
+	t.Setenv(variable, manager.Path)
 	m, err := Find()
 	if err != nil || m == nil {
 		t.Fatalf("found %v, %v, want a manager", m, err)
@@ -34,13 +28,8 @@ func TestTell(t *testing.T) {
 		if c.tell != nil {
 			t.Fatal(c.tell)
 		}
-		buf := make([]byte, 100)
-		if err := manager.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		n, err := manager.Read(buf)
-		if err != nil || string(buf[:n]) != c.want {
-			t.Errorf("the manager hears %q, %v, want %q", buf[:n], err, c.want)
+		if text, with := manager.Hear(t); text != c.want || with != nil {
+			t.Errorf("the manager hears %q with %v, want %q", text, with, c.want)
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/servicemanager"
 )
 
 // heir makes the test binary a process that inherits: see TestMain.
@@ -112,13 +112,8 @@ func TestInherit(t *testing.T) {
 // drop. One that does not listen costs no more than the deadline.
 func TestStore(t *testing.T) {
 	census.Check(t)
-	socket := filepath.Join(census.Dir(t), "notify")
-	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = manager.Close() })
-	t.Setenv(variable, socket)
+	manager := servicemanager.Listen(t, filepath.Join(census.Dir(t), "notify"))
+	t.Setenv(variable, manager.Path)
 	t.Setenv(capacityVariable, "7")
 	m, err := Find()
 	if err != nil || m.Store() == nil {
@@ -135,7 +130,7 @@ func TestStore(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	text, kept := hear(t, manager)
+	text, kept := manager.Hear(t)
 	if want := "FDSTORE=1\nFDPOLL=0\nFDNAME=pipe"; text != want || kept == nil {
 		t.Fatalf("the manager hears %q and gets %v, want %q and a descriptor", text, kept, want)
 	}
@@ -154,7 +149,7 @@ func TestStore(t *testing.T) {
 	if err := m.Store().Drop(t.Context(), "pipe"); err != nil {
 		t.Fatal(err)
 	}
-	if text, _ := hear(t, manager); text != "FDSTOREREMOVE=1\nFDNAME=pipe" {
+	if text, _ := manager.Hear(t); text != "FDSTOREREMOVE=1\nFDNAME=pipe" {
 		t.Errorf("the manager hears %q", text)
 	}
 
@@ -166,29 +161,4 @@ func TestStore(t *testing.T) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a manager that hangs: got %v", err)
 	}
-}
-
-// hear receives one message and its descriptor.
-func hear(t *testing.T, manager *net.UnixConn) (string, *os.File) {
-	t.Helper()
-	if err := manager.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	data, rights := make([]byte, 100), make([]byte, unix.CmsgSpace(4))
-	n, rn, _, _, err := manager.ReadMsgUnix(data, rights)
-	if err != nil {
-		t.Fatal(err)
-	}
-	messages, err := unix.ParseSocketControlMessage(rights[:rn])
-	if err != nil || len(messages) > 1 {
-		t.Fatalf("control messages %v, %v", messages, err)
-	}
-	if len(messages) == 0 {
-		return string(data[:n]), nil
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		t.Fatalf("descriptors %v, %v", fds, err)
-	}
-	return string(data[:n]), os.NewFile(uintptr(fds[0]), "kept")
 }

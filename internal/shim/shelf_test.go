@@ -2,31 +2,25 @@ package shim
 
 import (
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/notify"
 	"github.com/berth-runtime/berth/internal/shim/wire"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/servicemanager"
 )
 
 // testShelf is a shelf whose service manager is the test.
-func testShelf(t *testing.T) (*shelf, *net.UnixConn) {
+func testShelf(t *testing.T) (*shelf, *servicemanager.Socket) {
 	t.Helper()
-	socket := filepath.Join(census.Dir(t), "notify")
-	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = manager.Close() })
-	t.Setenv("NOTIFY_SOCKET", socket)
+	manager := servicemanager.Listen(t, filepath.Join(census.Dir(t), "notify"))
+	t.Setenv("NOTIFY_SOCKET", manager.Path)
 	t.Setenv("FDSTORE", "1000")
 	m, err := notify.Find()
 	if err != nil {
@@ -36,32 +30,18 @@ func testShelf(t *testing.T) (*shelf, *net.UnixConn) {
 }
 
 // hears returns what the manager is told next: + or - and the name.
-func hears(t *testing.T, manager *net.UnixConn) string {
+func hears(t *testing.T, manager *servicemanager.Socket) string {
 	t.Helper()
-	if err := manager.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	data, rights := make([]byte, 100), make([]byte, unix.CmsgSpace(4))
-	n, rn, _, _, err := manager.ReadMsgUnix(data, rights)
-	if err != nil {
-		t.Fatal(err)
-	}
-	what, name, _ := strings.Cut(string(data[:n]), "FDNAME=")
+	text, file := manager.Hear(t)
+	what, name, _ := strings.Cut(text, "FDNAME=")
 	if strings.HasPrefix(what, "FDSTOREREMOVE=1") {
 		return "-" + name
 	}
-	messages, err := unix.ParseSocketControlMessage(rights[:rn])
-	if err != nil || len(messages) != 1 {
-		t.Fatalf("%q comes with %v, %v, want a descriptor", data[:n], messages, err)
+	if file == nil {
+		t.Fatalf("%q comes without a descriptor", text)
 	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, fd := range fds {
-		if err := unix.Close(fd); err != nil {
-			t.Error(err)
-		}
+	if err := file.Close(); err != nil {
+		t.Error(err)
 	}
 	return "+" + name
 }

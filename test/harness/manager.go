@@ -12,21 +12,18 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/test/servicemanager"
 )
 
-const (
-	// managerCapacity is how many descriptors a Manager keeps.
-	managerCapacity = 64
-	// maxNotice bounds a message to the service manager, and maxNoticeFDs its descriptors.
-	maxNotice, maxNoticeFDs = 4096, 16
-)
+// managerCapacity is how many descriptors a Manager keeps.
+const managerCapacity = 64
 
 // Manager does for berthd what systemd does for a service with a descriptor store: it keeps what it is given over the
 // socket that it names in the environment, and hands it to the next daemon.
 type Manager struct {
 	t      testing.TB
-	conn   *net.UnixConn
-	socket string
+	socket *servicemanager.Socket
 	ended  chan struct{}
 
 	mu    sync.Mutex // guards what follows
@@ -36,15 +33,10 @@ type Manager struct {
 // newManager listens on a socket for the length of t.
 func newManager(t testing.TB, socket string) *Manager {
 	t.Helper()
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &Manager{t: t, conn: conn, socket: socket, ended: make(chan struct{})}
-	go m.serve()
-	t.Cleanup(func() {
-		if err := conn.Close(); err != nil {
-			t.Error(err)
+	m := &Manager{t: t, ended: make(chan struct{})}
+	t.Cleanup(func() { // after the socket's own
+		if m.socket == nil {
+			return // there was none
 		}
 		<-m.ended
 		for _, f := range m.store {
@@ -53,6 +45,8 @@ func newManager(t testing.TB, socket string) *Manager {
 			}
 		}
 	})
+	m.socket = servicemanager.Listen(t, socket)
+	go m.serve()
 	return m
 }
 
@@ -72,7 +66,7 @@ func (m *Manager) Kept() []string {
 func (m *Manager) prepare(cmd *exec.Cmd) (started func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.socket, fmt.Sprintf("FDSTORE=%d", managerCapacity))
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.socket.Path, fmt.Sprintf("FDSTORE=%d", managerCapacity))
 	if len(m.store) == 0 {
 		return func() {}
 	}
@@ -102,34 +96,18 @@ func (m *Manager) prepare(cmd *exec.Cmd) (started func()) {
 
 func (m *Manager) serve() {
 	defer close(m.ended)
-	data, rights := make([]byte, maxNotice), make([]byte, unix.CmsgSpace(maxNoticeFDs*4))
 	for {
-		n, rn, _, _, err := m.conn.ReadMsgUnix(data, rights)
+		text, fds, err := m.socket.Receive()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		var fds []int
 		if err == nil {
-			fds, err = descriptors(rights[:rn])
-		}
-		if err == nil {
-			err = m.take(strings.Split(string(data[:n]), "\n"), fds)
+			err = m.take(strings.Split(text, "\n"), fds)
 		}
 		if err != nil {
-			m.t.Errorf("the service manager hears %q: %v", data[:n], err)
+			m.t.Errorf("the service manager hears %q: %v", text, err)
 		}
 	}
-}
-
-// descriptors unpacks those of a message.
-func descriptors(rights []byte) ([]int, error) {
-	messages, err := unix.ParseSocketControlMessage(rights)
-	var all []int
-	for _, message := range messages {
-		fds, parseErr := unix.ParseUnixRights(&message)
-		all, err = append(all, fds...), errors.Join(err, parseErr)
-	}
-	return all, err
 }
 
 // take does what a message asks for. Whatever else it says, systemd closes descriptors that are not for its store.
