@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/berth-runtime/berth/internal/namespace/idmap"
+	"github.com/berth-runtime/berth/internal/namespace/overlay"
 )
 
 // Mapping shows the files of an image with the owners that they have in a user
@@ -20,9 +21,12 @@ type Mapping struct {
 	UID, GID uint32
 }
 
-// overlay mounts layers, topmost first, mapped.
+// overlay mounts layers, topmost first, mapped; without a mapping (nil) they are as on disk.
 func (m *Mapping) overlay(target string, layers []string, flags uintptr, more []string) error {
-	return m.with(func(user *os.File) error { return idmap.Overlay(target, layers, flags, more, user) })
+	if m == nil {
+		return overlay.Mount(target, layers, flags, more, nil)
+	}
+	return m.with(func(user *os.File) error { return overlay.Mount(target, layers, flags, more, user) })
 }
 
 // bind mounts a single layer read-only, mapped.
@@ -44,7 +48,7 @@ func (m *Mapping) with(fn func(user *os.File) error) error {
 // TryMapping is nil if root filesystems can be mapped on this host, and says
 // why not. It tries with the file system of the store.
 func (s *Store) TryMapping() error {
-	if err := idmap.Try(filepath.Join(s.opts.Root, "mapping")); err != nil {
+	if err := overlay.TryMapped(filepath.Join(s.opts.Root, "mapping")); err != nil {
 		return fmt.Errorf("idmapped root filesystems in %s: %w", s.opts.Root, err)
 	}
 	return nil

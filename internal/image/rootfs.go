@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	continuity "github.com/containerd/continuity/fs"
@@ -162,17 +161,9 @@ func (s *Store) mountRootfs(key string, record *rootfs, target string, readonly 
 	}
 	more := []string{"index=off", "workdir=" + s.rootfsPath(key, workDir), "upperdir=" + s.rootfsPath(key, upperDir)}
 	more = append(more, labelOptions(s.uses.label(key))...)
-	mountIt := func(more []string) error {
-		if m != nil {
-			return m.overlay(target, record.Layers, flags, more)
-		}
-		overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: append(
-			[]string{access, "lowerdir=" + strings.Join(record.Layers, ":")}, more...)}
-		return overlay.Mount(target)
-	}
-	err := mountIt(append(slices.Clone(more), "volatile"))
+	err := m.overlay(target, record.Layers, flags, append(slices.Clone(more), "volatile"))
 	if errors.Is(err, unix.EINVAL) {
-		return mountIt(more) // Linux before 5.10
+		return m.overlay(target, record.Layers, flags, more) // Linux before 5.10
 	}
 	return err
 }

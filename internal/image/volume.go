@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/sys/mountinfo"
@@ -107,13 +106,8 @@ func mountVolume(layers []string, target string, m *Mapping, more []string) erro
 	case len(layers) == 1: // an overlay needs two
 		bind := mount.Mount{Type: "bind", Source: layers[0], Options: []string{"bind", "ro"}}
 		return bind.Mount(target)
-	case m != nil:
-		return m.overlay(target, layers, unix.MS_RDONLY, more)
 	}
-	overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: append([]string{
-		"ro", "lowerdir=" + strings.Join(layers, ":"),
-	}, more...)}
-	return overlay.Mount(target)
+	return m.overlay(target, layers, unix.MS_RDONLY, more)
 }
 
 // RemoveVolume lets go of what a volume keeps. It must not be mounted any more.

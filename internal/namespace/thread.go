@@ -40,15 +40,29 @@ func DoNew(fn func() error) error {
 // WithOwnMounts runs fn on a thread that has a copy of the mount table for itself. What fn mounts is seen by nobody else and
 // goes with the thread, which ends with fn; so does its working directory.
 func WithOwnMounts(fn func() error) error {
+	return onOwnThread(unix.CLONE_NEWNS, "copy the mount table", func() error {
+		return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	}, fn)
+}
+
+// WithOwnDirectory runs fn on a thread whose working directory is dir, which is that of the process for everybody else. The
+// thread ends with fn.
+func WithOwnDirectory(dir string, fn func() error) error {
+	return onOwnThread(unix.CLONE_FS, "enter "+dir, func() error { return unix.Chdir(dir) }, fn)
+}
+
+// onOwnThread runs fn on a thread that shares no longer with the others what flags say, after setUp, which is said to do
+// what. The thread ends with fn: it is not possible to go back.
+func onOwnThread(flags int, what string, setUp, fn func() error) error {
 	result := make(chan error, 1)
 	go offMain(func() {
-		// Never unlocked: the thread no longer shares its directories with the others.
-		err := unix.Unshare(unix.CLONE_NEWNS)
+		// Never unlocked: so the thread ends with the goroutine.
+		err := unix.Unshare(flags)
 		if err == nil {
-			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+			err = setUp()
 		}
 		if err != nil {
-			result <- fmt.Errorf("copy the mount table: %w", err)
+			result <- fmt.Errorf("%s: %w", what, err)
 			return
 		}
 		result <- fn()

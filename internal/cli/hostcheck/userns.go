@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/berth-runtime/berth/internal/config"
-	"github.com/berth-runtime/berth/internal/namespace/idmap"
+	"github.com/berth-runtime/berth/internal/namespace/overlay"
 )
 
 const nameUserNamespaces = "user namespaces"
@@ -19,7 +19,7 @@ func (f *facts) userNamespaces(c *config.Config, root bool) {
 		return
 	}
 	base := existing(c.Root)
-	if err := idmap.Try(filepath.Join(base, fmt.Sprintf(".berth-check-idmap-%d", os.Getpid()))); err != nil {
+	if err := overlay.TryMapped(filepath.Join(base, fmt.Sprintf(".berth-check-idmap-%d", os.Getpid()))); err != nil {
 		f.warn(areaKernel, nameUserNamespaces, err.Error(),
 			"for pods with user namespaces, use Linux 5.19 or newer, a file system that can be idmapped (ext4, xfs, btrfs), "+
 				"and a user.max_user_namespaces above 0")
