@@ -58,6 +58,8 @@ type Host struct {
 	// legacy are the mount points of the v1 hierarchies in a stable order,
 	// without duplicates (cpu and cpuacct are often mounted together).
 	legacy []string
+	// named tells that one of these is systemd's, which has no controller.
+	named bool
 	// controllers maps a usable controller to the hierarchy it is on.
 	controllers map[string]string
 }

@@ -64,14 +64,13 @@ func Parse(mounts io.Reader) (*Host, error) {
 	return host, nil
 }
 
-// addLegacy records a v1 mount. The first mount of a controller wins: later
-// ones are usually bind mounts made for a container.
+// addLegacy records a v1 mount. The first mount of a hierarchy wins: later ones
+// are made for a container, or by CRIU for as long as it makes a checkpoint.
 func (h *Host) addLegacy(info *mountinfo.Info) {
 	used := false
 	for option := range strings.SplitSeq(info.VFSOptions, ",") {
-		if name, ok := strings.CutPrefix(option, "name="); ok {
-			used = used || name == "systemd"
-			continue
+		if option == "name=systemd" && !h.named {
+			h.named, used = true, true
 		}
 		if !slices.Contains(knownControllers, option) {
 			continue

@@ -30,6 +30,10 @@ func TestParse(t *testing.T) {
 			has: []string{"cpu", "cpuacct", "memory"}, lacks: []string{"pids", "hugetlb"},
 		},
 		{
+			name: "v1-while-a-checkpoint-is-made", mode: V1, roots: 3, has: []string{"cpu", "memory"},
+			mounts: legacy + strings.ReplaceAll(legacy, "/sys/fs/cgroup/", "/run/berth/shim/c/x/.criu.cgyard.y/"),
+		},
+		{
 			name: "hybrid", mode: Hybrid, mounts: legacy + "41 31 0:38 / " + unified + " rw,relatime - cgroup2 cgroup2 rw\n", roots: 4,
 			has: []string{"cpu", "memory"}, lacks: []string{"hugetlb"},
 		},
