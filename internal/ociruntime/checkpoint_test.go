@@ -46,6 +46,29 @@ func TestCriuErrors(t *testing.T) {
 	}
 }
 
+// TestRestoreExplains: CRIU's words are in the error of a restore too, though its log and the runtime's are in one directory.
+func TestRestoreExplains(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "runtime")
+	script := `#!/bin/sh
+while [ "$1" != --log ]; do shift; done
+echo '{"level":"error","msg":"criu failed: type NOTIFY errno 0"}' >"$2"
+echo "(00.1)      1: Error (criu/namespaces.c:258): Can't setns 14/net" >` + filepath.Join(dir, RestoreLog) + `
+exit 1
+`
+	if err := os.WriteFile(program, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r, err := New(Handler{Name: "runc", Path: program, Root: filepath.Join(dir, "root")}, Local{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = r.Restore(t.Context(), RestoreRequest{RunRequest: RunRequest{ID: "one", Bundle: dir, Scratch: dir}, Work: dir})
+	if want := "CRIU says: Can't setns 14/net"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want one that has %q", err, want)
+	}
+}
+
 // TestCheckpointFeature: who can checkpoint says so in its version or features.
 func TestCheckpointFeature(t *testing.T) {
 	if f := parseVersion("crun version 1.14\nspec: 1.0.0\n+SYSTEMD +SECCOMP +CRIU +YAJL\n"); !f.Checkpoint {

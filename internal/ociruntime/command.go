@@ -258,7 +258,7 @@ func (r *Runtime) output(ctx context.Context, scratch string, args ...string) ([
 
 // do runs one command and turns its failure into the runtime's own words.
 func (r *Runtime) do(ctx context.Context, op, scratch, dir string, args []string, stdio Stdio) error {
-	logFile := filepath.Join(scratch, op+".log")
+	logFile := filepath.Join(scratch, "runtime-"+op+".log") // restore.log is CRIU's
 	errFile := stdio.Stderr
 	// Without a log the explanation is on stderr. That of exec becomes the process's own.
 	if errFile == nil && op != "exec" {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/checkpoint"
 	"github.com/berth-runtime/berth/internal/shim"
+	"github.com/berth-runtime/berth/internal/spec"
 )
 
 // Restore says which pod to make from which checkpoint.
@@ -61,6 +62,10 @@ func (e *Engine) checkRestore(ctx context.Context, r Restore) (map[string]*check
 	}
 	if err := checkDirectory("checkpoint_path", r.Path); err != nil {
 		return nil, err
+	}
+	if _, _, ok := spec.UserNamespace(r.Config); ok {
+		return nil, fmt.Errorf("config.linux.security_context.namespace_options.userns_options.mode %q: CRIU restores processes into "+
+			"a new user namespace, which has no rights over the namespaces of the pod: %w", runtimeapi.NamespaceMode_POD, errdefs.ErrInvalidArgument)
 	}
 	h, err := e.opts.Handlers.Get(ctx, r.Handler)
 	if err != nil {

@@ -151,6 +151,11 @@ func TestRestoreRefused(t *testing.T) {
 		"privileges": {func(r *Restore) {
 			r.Containers[1].Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NoNewPrivs: true}}
 		}, "linux.security_context", errdefs.IsInvalidArgument},
+		"user_namespace": {func(r *Restore) {
+			ids := []*runtimeapi.IDMapping{{HostId: 1 << 16, Length: 1 << 16}}
+			options := &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: ids}}
+			r.Config.Linux = &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: options}}
+		}, `userns_options.mode "POD"`, errdefs.IsInvalidArgument},
 		"mount": {func(r *Restore) {
 			r.Containers[1].Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: t.TempDir()}}
 		}, "mounts", errdefs.IsInvalidArgument},

@@ -92,6 +92,38 @@ func TestCheckpoint(t *testing.T) {
 	counts(n, two, count(two)+3)
 	p.Remove()
 	restored(t, n, p, out, first, one, two)
+	onlyWritten(t, n)
+}
+
+// onlyWritten: a container in a user namespace is written down, to be looked at, and goes on; a pod that has one cannot be
+// made of that.
+func onlyWritten(t *testing.T, n *harness.Node) {
+	t.Helper()
+	p := n.RunPod(userNamespace)
+	c := p.Start(counting, likePod(p))
+	counts(n, c, 3)
+	out := filepath.Join(n.Dir(), "users")
+	if err := os.Mkdir(out, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err := n.Runtime.CheckpointPod(n.Context(), &runtimeapi.CheckpointPodRequest{PodSandboxId: p.ID, OutputPath: out, ContainerIds: []string{c.ID}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts(n, c, count(c)+3)
+	config := proto.CloneOf(p.Config)
+	config.Metadata.Uid = "uid-restored"
+	restore := func() error {
+		_, err := n.Runtime.RestorePod(n.Context(), &runtimeapi.RestorePodRequest{
+			CheckpointPath: out, Config: config, ContainerConfigs: []*runtimeapi.ContainerConfig{c.Config},
+		})
+		return err
+	}
+	wantError(t, restore(), codes.InvalidArgument, "userns_options.mode", "CRIU")
+	config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = nil
+	c.Config.Linux.SecurityContext.NamespaceOptions = config.Linux.SecurityContext.NamespaceOptions
+	wantError(t, restore(), codes.InvalidArgument, "namespace_options", "user of the pod")
+	equal(t, "pods after a refused restore", len(sandboxes(t, n, nil)), 1)
 }
 
 // restored makes a pod of a checkpoint and sees its containers go on.

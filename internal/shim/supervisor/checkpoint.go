@@ -209,7 +209,7 @@ func (c *container) launch(ctx context.Context, runtime *ociruntime.Runtime, rec
 		RunRequest: req, Images: from.Images, Work: c.dir, Config: config,
 		LSMProfile: from.LSMProfile, LSMMountContext: from.LSMMountContext,
 	})
-	return errors.Join(err, remove(config))
+	return errors.Join(err, remove(config), remove(filepath.Join(c.dir, ociruntime.RestoreLog)))
 }
 
 // readStdioFile reads and checks what Checkpoint wrote.
