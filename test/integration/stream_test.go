@@ -157,27 +157,33 @@ func TestExecTerminal(t *testing.T) {
 }
 
 // TestAttach: what is written to the standard input of a container arrives, what it says comes back and is in the log too,
-// and with stdin_once it gets the end of the input.
+// and with stdin_once it gets the end of the input. So it is with a user namespace, too.
 func TestAttach(t *testing.T) {
 	eachHandler(t, func(t *testing.T, n *harness.Node) {
-		p := n.RunPod()
-		for _, protocol := range []string{"spdy", "websocket"} {
-			c := p.Start([]string{"sh"}, func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
-			answer, err := n.Runtime.Attach(n.Context(), &runtimeapi.AttachRequest{ContainerId: c.ID, Stdin: true, Stdout: true, Stderr: true})
-			if err != nil {
-				t.Fatal(err)
-			}
-			var stdout, stderr buffer
-			if err := sessionOver(t, protocol, answer.GetUrl(), remotecommand.StreamOptions{
-				Stdin: strings.NewReader("echo hello\n"), Stdout: &stdout, Stderr: &stderr,
-			}); err != nil {
-				t.Errorf("over %s the session ends with %v", protocol, err)
-			}
-			equal(t, "stdout", stdout.String(), "hello\n")
-			equal(t, "exit code", c.Exited().GetExitCode(), 0)
-			n.Eventually("the log has it too", func() error { return logHas(c, "stdout F hello") })
-		}
+		attached(t, n, n.RunPod())
+		attached(t, n, n.RunPod(userNamespace))
 	})
+}
+
+// attached has sessions with new containers of a pod, over each protocol.
+func attached(t *testing.T, n *harness.Node, p *harness.Pod) {
+	t.Helper()
+	for _, protocol := range []string{"spdy", "websocket"} {
+		c := p.Start([]string{"sh"}, likePod(p), func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
+		answer, err := n.Runtime.Attach(n.Context(), &runtimeapi.AttachRequest{ContainerId: c.ID, Stdin: true, Stdout: true, Stderr: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var stdout, stderr buffer
+		if err := sessionOver(t, protocol, answer.GetUrl(), remotecommand.StreamOptions{
+			Stdin: strings.NewReader("echo hello\n"), Stdout: &stdout, Stderr: &stderr,
+		}); err != nil {
+			t.Errorf("over %s the session ends with %v", protocol, err)
+		}
+		equal(t, "stdout", stdout.String(), "hello\n")
+		equal(t, "exit code", c.Exited().GetExitCode(), 0)
+		n.Eventually("the log has it too", func() error { return logHas(c, "stdout F hello") })
+	}
 }
 
 // TestAttachInputOnly: a session that takes only input delivers all of it, and ends with it.

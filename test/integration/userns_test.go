@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"k8s.io/client-go/tools/remotecommand"
+	utilexec "k8s.io/client-go/util/exec"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/test/harness"
@@ -127,6 +130,38 @@ func TestUserNamespace(t *testing.T) {
 		p.Remove()
 		if _, err := os.Stat(volume + "/new"); err != nil {
 			t.Errorf("what was in the volume went with the pod: %v", err)
+		}
+	})
+}
+
+// TestUserNamespaceTerminal: the terminal of a container and that of a command in it belong to the user namespace: they can be
+// opened again by name, resized and read from, over each protocol.
+func TestUserNamespaceTerminal(t *testing.T) {
+	eachHandler(t, func(t *testing.T, n *harness.Node) {
+		p := n.RunPod(userNamespace)
+		const script = "until [ \"$(stty size </dev/tty)\" = '37 91' ]; do sleep 0.01; done; read word </dev/tty; echo I hear $word >/dev/stdout; exit 3\n"
+		for _, protocol := range []string{"spdy", "websocket"} {
+			c := p.Start([]string{"sh"}, likePod(p), func(c *runtimeapi.ContainerConfig) { c.Tty, c.Stdin, c.StdinOnce = true, true, true })
+			attach, err := n.Runtime.Attach(n.Context(), &runtimeapi.AttachRequest{ContainerId: c.ID, Tty: true, Stdin: true, Stdout: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			command := execURL(t, n, &runtimeapi.ExecRequest{ContainerId: c.ID, Cmd: []string{"sh"}, Tty: true, Stdin: true, Stdout: true})
+			for _, address := range []string{command, attach.GetUrl()} {
+				var screen buffer
+				size := make(sizes, 1)
+				size <- remotecommand.TerminalSize{Width: 91, Height: 37}
+				err := sessionOver(t, protocol, address, remotecommand.StreamOptions{
+					Stdin: strings.NewReader(script + "you\n"), Stdout: &screen, Tty: true, TerminalSizeQueue: size,
+				})
+				close(size)
+				var exit utilexec.CodeExitError
+				if address == command && (!errors.As(err, &exit) || exit.Code != 3) || address != command && err != nil {
+					t.Errorf("over %s the session ends with %v", protocol, err)
+				}
+				screen.contains(n, "I hear you")
+			}
+			equal(t, "exit code", c.Exited().GetExitCode(), 3)
 		}
 	})
 }
