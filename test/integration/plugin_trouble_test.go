@@ -23,15 +23,15 @@ import (
 	"github.com/berth-runtime/berth/test/harness"
 )
 
-// impatient gives plugins little time, so that a test does not wait for long.
-func impatient(c *config.Config) { c.NRI.RequestTimeout = "300ms" }
+// pluginKinds are events of a pod and its container at which there may be trouble.
+var pluginKinds = []string{"Run", "Create", "Start", "Stop", "Remove"}
 
-// TestPluginTrouble: a plugin that hangs, dies or fails holds nobody up, and pods go with or without it.
-func TestPluginTrouble(t *testing.T) {
-	n := harness.Start(t, harness.Options{Configure: impatient})
+// TestPluginHangs: a plugin that hangs holds nobody up, and pods go without it.
+func TestPluginHangs(t *testing.T) {
+	n := harness.Start(t, harness.Options{Configure: func(c *config.Config) { c.NRI.RequestTimeout = "500ms" }})
 	n.Ready()
-	for _, kind := range []string{"Run", "Create", "Start", "Stop", "Remove"} {
-		t.Run("hangs-at-"+kind, func(t *testing.T) {
+	for _, kind := range pluginKinds {
+		t.Run("at-"+kind, func(t *testing.T) {
 			p := &plugin{}
 			p.on = func(_ context.Context, ev pluginEvent) error {
 				if ev.kind == kind {
@@ -47,6 +47,14 @@ func TestPluginTrouble(t *testing.T) {
 				t.Error("the plugin that hung is still connected")
 			}
 		})
+	}
+}
+
+// TestPluginTrouble: a plugin that dies or fails holds nobody up, and pods go with or without it.
+func TestPluginTrouble(t *testing.T) {
+	n := harness.Start(t, harness.Options{})
+	n.Ready()
+	for _, kind := range pluginKinds {
 		t.Run("dies-at-"+kind, func(t *testing.T) {
 			p := &plugin{}
 			p.on = func(_ context.Context, ev pluginEvent) error {
