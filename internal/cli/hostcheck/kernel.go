@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/config"
+	"github.com/berth-runtime/berth/internal/namespace"
 )
 
 const areaKernel = "kernel"
@@ -115,13 +115,7 @@ func (f *facts) overlay(c *config.Config, root bool) {
 		return
 	}
 	var volatileErr error
-	plainErr := onThread(func() error {
-		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-			return fmt.Errorf("make a mount namespace: %w", err)
-		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			return fmt.Errorf("make mounts private: %w", err)
-		}
+	plainErr := namespace.WithOwnMounts(func() error {
 		if volatileErr = tryOverlay(dir, "volatile", ",volatile"); volatileErr == nil {
 			return nil
 		}
@@ -165,17 +159,6 @@ func existing(path string) string {
 		}
 		path = filepath.Dir(path)
 	}
-}
-
-// onThread runs fn on a thread that ends with it, so that the namespaces which
-// fn entered or made end as well.
-func onThread(fn func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is of no use to others
-		result <- fn()
-	}()
-	return <-result
 }
 
 // isMissing says whether a file is simply not there.
