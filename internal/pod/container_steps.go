@@ -32,9 +32,11 @@ const (
 )
 
 // The levels of a container. One that has exited is at the level created
-// again; that it ran is in its record.
+// again; that it ran is in its record. Of one that a reboot has taken the
+// record remains, with its exit, until it is removed.
 const (
 	containerGone = iota
+	containerLost
 	containerCreated
 	containerRunning
 )
@@ -47,8 +49,9 @@ var containerKind = &machine.Kind{
 	Adopt: machine.Steps(stepProcess),
 	Levels: []machine.LevelSpec{
 		{Name: "gone"},
-		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepCheckpoint, stepVolumes, stepIDMap, stepBundle, stepNRI), Fallback: containerGone},
-		{Name: "running", Steps: allContainerSteps, Fallback: containerCreated},
+		{Name: "lost", Steps: machine.Steps(stepNRI)},
+		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepCheckpoint, stepVolumes, stepIDMap, stepBundle, stepNRI), Fallback: containerGone, Lost: containerLost},
+		{Name: "running", Steps: allContainerSteps, Fallback: containerCreated, Lost: containerCreated},
 	},
 }
 
@@ -120,8 +123,19 @@ func (c *container) undo(ctx context.Context, step int) error {
 	return fmt.Errorf("container has no step %d", step)
 }
 
-// probe looks whether a step survived what stopped the daemon.
+// probe looks whether a step survived what stopped the daemon. Without its
+// files a container has ended, also one that never ran.
 func (c *container) probe(_ context.Context, step int) error {
+	err := c.look(step)
+	if _, known := c.engine.supervised[c.rec.ID]; err != nil && step != stepProcess && !known {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.noteExitLocked(exitUnknown(err.Error()), time.Now())
+	}
+	return err
+}
+
+func (c *container) look(step int) error {
 	e, id := c.engine, c.rec.ID
 	switch step {
 	case stepRootfs:
@@ -135,8 +149,9 @@ func (c *container) probe(_ context.Context, step int) error {
 	case stepIDMap:
 		return c.probeMapped()
 	case stepBundle:
-		_, err := os.Stat(filepath.Join(e.bundleDir(id), "config.json"))
-		return err
+		if _, err := os.Stat(filepath.Join(e.bundleDir(id), "config.json")); err != nil {
+			return errors.New("its bundle is gone, as after a reboot of the node")
+		}
 	case stepProcess:
 		return c.adoptProcess()
 	}

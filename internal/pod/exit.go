@@ -85,7 +85,12 @@ func (c *container) lose(why string) {
 	if c.rec.StartedAt.IsZero() && c.rec.Problem == "" {
 		return
 	}
-	c.noteExitLocked(exitRecord{Code: codeUnknown, Reason: reasonUnknown, Message: "exit code unknown: " + why}, time.Now())
+	c.noteExitLocked(exitUnknown(why), time.Now())
+}
+
+// exitUnknown is the end of a container of which nobody can say how it ended.
+func exitUnknown(why string) exitRecord {
+	return exitRecord{Code: codeUnknown, Reason: reasonUnknown, Message: "exit code unknown: " + why}
 }
 
 func (c *container) hasExited() bool {
@@ -100,7 +105,7 @@ func exitOf(exit shim.Exit) exitRecord {
 	r := exitRecord{Code: int32(exit.Code), Reason: reasonError} //nolint:gosec // an exit code fits
 	switch {
 	case !exit.Known:
-		r.Code, r.Reason, r.Message = codeUnknown, reasonUnknown, "exit code unknown: "+exit.Reason
+		r = exitUnknown(exit.Reason)
 	case exit.OOM:
 		r.Reason, r.Message = reasonOOMKilled, "the kernel killed a process of the container for want of memory"
 	case exit.Code == 0:
@@ -155,7 +160,7 @@ func (c *container) adoptProcess() error {
 func (c *container) settled(e machine.Effect) {
 	c.mu.Lock()
 	if e.Level == containerCreated && e.Err != nil && c.rec.Exit == nil && !c.rec.StartedAt.IsZero() {
-		c.noteExitLocked(exitRecord{Code: codeUnknown, Reason: reasonUnknown, Message: "exit code unknown: " + e.Err.Error()}, time.Now())
+		c.noteExitLocked(exitUnknown(e.Err.Error()), time.Now())
 	}
 	exited, made := c.rec.Exit != nil, c.fresh && e.Level == containerCreated
 	c.fresh = c.fresh && !made
@@ -170,7 +175,7 @@ func (c *container) settled(e machine.Effect) {
 		if exited {
 			c.publish(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 		}
-	case e.Level == containerCreated && exited:
+	case e.Level == containerLost, e.Level == containerCreated && exited:
 		c.publish(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	case e.Level == containerCreated:
 		c.publish(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)

@@ -197,6 +197,14 @@ func (f *fakeShim) connect() {
 	}
 }
 
+// forget loses every process, as a reboot does.
+func (f *fakeShim) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.known)
+	clear(f.ids)
+}
+
 func (f *fakeShim) Start(_ context.Context, req shim.StartRequest) (shim.Started, error) {
 	if err := f.cgroups.Create(req.CgroupPath); err != nil {
 		return shim.Started{}, err

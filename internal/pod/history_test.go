@@ -81,6 +81,9 @@ func (n *node) command(words []string) string {
 		n.crash(false)
 		n.awaitExits()
 		return n.awaitRest()
+	case "reboot":
+		n.reboot()
+		return n.awaitRest()
 	case "run":
 		return n.result(n.run(ctx, name, words[2:]...))
 	case "begin-run":

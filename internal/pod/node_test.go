@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
@@ -96,6 +97,33 @@ func (n *node) open() {
 // performed, or it is but nobody notes it.
 func (n *node) crash(perform bool) {
 	n.t.Helper()
+	n.end(perform)
+	n.open()
+}
+
+// reboot ends the engine and takes what a machine loses when it starts anew:
+// processes, mounts and the state directory.
+func (n *node) reboot() {
+	n.t.Helper()
+	n.end(false)
+	n.shim.forget()
+	mounts, err := filepath.Glob(n.state + "/*/*/*")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, path := range mounts {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			n.t.Fatal(err)
+		}
+	}
+	if err := os.RemoveAll(n.state); err != nil {
+		n.t.Fatal(err)
+	}
+	n.open()
+}
+
+func (n *node) end(perform bool) {
+	n.t.Helper()
 	n.engine.stop()
 	n.faults.release(!perform)
 	n.engine.drivers.mu.Lock()
@@ -106,7 +134,6 @@ func (n *node) crash(perform bool) {
 	}
 	n.engine.drivers.wg.Wait()
 	n.faults.set("heal", "")
-	n.open()
 }
 
 // awaitExits waits until the engine has taken every exit that the supervisor

@@ -45,7 +45,7 @@ var sandboxKind = &machine.Kind{
 	Levels: []machine.LevelSpec{
 		{Name: "gone"},
 		{Name: "stopped", Steps: machine.Steps(stepFiles), Fallback: sandboxGone},
-		{Name: "ready", Steps: machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork, stepContainer, stepNRIPod), Fallback: sandboxGone},
+		{Name: "ready", Steps: machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork, stepContainer, stepNRIPod), Fallback: sandboxGone, Lost: sandboxStopped},
 	},
 }
 

@@ -13,7 +13,7 @@ var sandboxKind = &Kind{
 	Levels: []LevelSpec{
 		{Name: "gone"},
 		{Name: "stopped", Steps: Steps(0), Fallback: 0},
-		{Name: "ready", Steps: Steps(0, 1, 2, 3, 4), Fallback: 0},
+		{Name: "ready", Steps: Steps(0, 1, 2, 3, 4), Fallback: 0, Lost: 1},
 	},
 }
 

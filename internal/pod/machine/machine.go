@@ -83,6 +83,9 @@ type LevelSpec struct {
 	Steps Set
 	// Fallback is the level to go to when this one cannot be reached.
 	Fallback int
+	// Lost is the level to go to when this one was reached and a step of it is
+	// found to be gone, as after a reboot: a lower one.
+	Lost int
 }
 
 // Op says what is in flight.
@@ -312,7 +315,7 @@ func (k *Kind) dropUntried(s State) State {
 // lost lowers the goal to the first level that can do without the step.
 func (k *Kind) lost(s State, at int, err error) State {
 	for k.want(s).Has(at) {
-		s.Goal = k.Levels[s.Goal].Fallback
+		s.Goal = k.Levels[s.Goal].Lost
 	}
 	s.failure = err
 	return s
