@@ -5,11 +5,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-runtime/berth/internal/shim/proc"
 	"github.com/berth-runtime/berth/test/harness"
 )
 
@@ -204,26 +206,37 @@ func cgroupFiles(t *testing.T, c *harness.Container, v1, v2 string) []string {
 	return found
 }
 
-// containerPID finds the container's process from outside: it is the one which sees itself in the container's cgroup.
+// containerPID finds the container's process from outside.
 func containerPID(t *testing.T, c *harness.Container) string {
 	t.Helper()
 	return cgroupPID(t, c.ID)
 }
 
-// cgroupPID is a process in the cgroup whose path has these words.
+// cgroupPID is the first process of those in the cgroup whose path has these words: others come and go.
 func cgroupPID(t *testing.T, words string) string {
 	t.Helper()
 	procs, err := filepath.Glob("/proc/[0-9]*/cgroup")
 	if err != nil {
 		t.Fatal(err)
 	}
+	var first proc.Stat
 	for _, f := range procs {
-		if data, err := os.ReadFile(f); err == nil && strings.Contains(string(data), words) {
-			return filepath.Base(filepath.Dir(f))
+		if data, err := os.ReadFile(f); err != nil || !strings.Contains(string(data), words) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := proc.Read(pid)
+		if err == nil && (first.PID == 0 || p.Started < first.Started || p.PID == first.Parent) {
+			first = p
 		}
 	}
-	t.Fatalf("no process is in a cgroup of %s", words)
-	return ""
+	if first.PID == 0 {
+		t.Fatalf("no process is in a cgroup of %s", words)
+	}
+	return strconv.Itoa(first.PID)
 }
 
 // TestOOM: a container that takes too much memory says so in its status.

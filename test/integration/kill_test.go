@@ -185,10 +185,8 @@ func TestKillBoth(t *testing.T) {
 			if err := n.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			if pid, err := n.ShimPID(); err != nil {
+			if err := n.EndShim(unix.SIGKILL); err != nil { // there may be none
 				t.Fatal(err)
-			} else if pid != 0 {
-				n.KillShim()
 			}
 			if err := n.StartDaemon(n.Context()); err != nil {
 				t.Fatal(err)

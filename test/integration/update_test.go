@@ -146,7 +146,7 @@ func TestUpdateEverything(t *testing.T) {
 				t.Errorf("swap %s is limited to %s, want %d, or %d without memory", what, swap, k*48*mib, k*16*mib)
 			}
 			equal(t, "score "+what, oomScore(t, c), fmt.Sprint(k*100))
-			equal(t, "score of a child "+what, c.Output("sh", "-c", "cat /proc/$(pidof sleep)/oom_score_adj"), fmt.Sprint(k*100))
+			equal(t, "score of a child "+what, c.Output("sh", "-c", "until p=$(pidof sleep); do usleep 10000; done; cat /proc/$p/oom_score_adj"), fmt.Sprint(k*100))
 			if got := c.Status().GetResources().GetLinux(); !proto.Equal(got, limits(k)) {
 				t.Errorf("limits in the status %s are %v, want %v", what, got, limits(k))
 			}
