@@ -26,7 +26,7 @@ func TestLife(t *testing.T) {
 			t.Errorf("pod was created at %d with address %q, want both", s.GetCreatedAt(), s.GetNetwork().GetIp())
 		}
 
-		c := p.Start([]string{"sh", "-c", "echo begun; trap 'echo ending; exit 7' TERM; while true; do sleep 0.05; done"})
+		c := p.Start([]string{"sh", "-c", "trap 'echo ending; exit 7' TERM; echo begun; while true; do sleep 0.05; done"})
 		equal(t, "state of the container", c.Status().GetState(), runtimeapi.ContainerState_CONTAINER_RUNNING)
 		equal(t, "host name", c.Output("hostname"), p.Config.GetHostname())
 		n.Eventually("the first line is in the log", func() error { return logHas(c, "stdout F begun") })

@@ -78,7 +78,7 @@ func TestSandboxIsShared(t *testing.T) {
 		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	})
 	app := p.Start([]string{"sleep", "1001"}, shared)
-	other := p.Start([]string{"sh", "-c", "echo up; trap 'exit 9' TERM; while :; do sleep 0.1; done"}, shared)
+	other := p.Start([]string{"sh", "-c", "trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done"}, shared)
 	if got := inSandbox(t, "runsc-sandbox", n.Dir()); len(got) != 1 {
 		t.Errorf("the pod has the sandboxes %v, want one", got)
 	}
