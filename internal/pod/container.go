@@ -212,19 +212,28 @@ func (e *Engine) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("start container: %w", err)
 	}
-	c.mu.Lock()
-	state, fresh := c.stateLocked(), c.rec.Exit == nil && c.rec.StartedAt.IsZero()
-	c.mu.Unlock()
-	if !fresh {
-		return fmt.Errorf("start %s: it is %s, only a created container can be started: %w", c, stateName(state), errdefs.ErrFailedPrecondition)
+	outcome, err := c.requestStart()
+	if err != nil {
+		return fmt.Errorf("start %s: %w", c, err)
 	}
-	if v := c.sandbox.view.Load(); v == nil || v.State != runtimeapi.PodSandboxState_SANDBOX_READY {
-		return fmt.Errorf("start %s: its sandbox is not ready: %w", c, errdefs.ErrFailedPrecondition)
-	}
-	if err := c.await(ctx, c.request(machine.Event{Kind: machine.Raise, Level: containerRunning})); err != nil {
+	if err := c.await(ctx, outcome); err != nil {
 		return fmt.Errorf("start container: %w", err)
 	}
 	return nil
+}
+
+// requestStart asks for the start of a container that was never started. Whoever
+// stops it or its sandbox comes before that, and is seen, or after, and stops it.
+func (c *container) requestStart() (<-chan error, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rec.Exit != nil || !c.rec.StartedAt.IsZero() {
+		return nil, fmt.Errorf("it is %s, only a created container can be started: %w", stateName(c.stateLocked()), errdefs.ErrFailedPrecondition)
+	}
+	if v := c.sandbox.view.Load(); v == nil || v.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return nil, fmt.Errorf("its sandbox is not ready: %w", errdefs.ErrFailedPrecondition)
+	}
+	return c.requestLocked(machine.Event{Kind: machine.Raise, Level: containerRunning}), nil
 }
 
 // RemoveContainer makes the container gone, whatever its state; its log file

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -72,6 +73,7 @@ type object struct {
 	retry    *time.Timer
 	lastErr  error // of the undo that is being retried
 	rested   chan struct{}
+	doomed   bool // somebody wants it to be gone: it does not rise any more
 	gone     bool // forgotten: nothing of it is left
 }
 
@@ -100,14 +102,40 @@ func (d *drivers) start(fn func(context.Context)) bool {
 func (o *object) request(ev machine.Event) <-chan error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	return o.requestLocked(ev)
+}
+
+// requestLocked is request for a caller who has looked first whether it may ask.
+// Preconditions: object.mu is held.
+func (o *object) requestLocked(ev machine.Event) <-chan error {
 	w := waiter{level: ev.Level, rising: ev.Kind == machine.Raise, done: make(chan error, 1)}
-	if o.state.Settled() && (w.rising && o.state.Goal >= ev.Level || !w.rising && o.state.Goal <= ev.Level) {
+	switch {
+	case o.gone && !w.rising, o.state.Settled() && o.state.Goal > 0 &&
+		(w.rising && o.state.Goal >= ev.Level || !w.rising && o.state.Goal <= ev.Level):
 		w.done <- nil
 		return w.done
+	case w.rising && o.isWantedBelow(ev.Level):
+		w.done <- cmpErr(o.state.Failure(), errStopped)
+		return w.done
 	}
+	o.doomed = o.doomed || !w.rising && w.level == 0
 	o.waiters = append(o.waiters, w)
 	o.sendLocked(ev)
 	return w.done
+}
+
+// isWantedBelow tells whether somebody has asked for less than the level, and
+// was not answered yet or may rely on it for ever.
+func (o *object) isWantedBelow(level int) bool {
+	return o.gone || o.doomed || slices.ContainsFunc(o.waiters, func(w waiter) bool { return !w.rising && w.level < level })
+}
+
+// takeUp goes on where a previous daemon was. What was to be gone stays doomed.
+func (o *object) takeUp() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.sendLocked(machine.Event{Kind: machine.Recover})
+	o.doomed = o.state.Goal == 0
 }
 
 // send feeds an event to the machine and makes sure that its effects are performed.

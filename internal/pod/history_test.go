@@ -94,6 +94,8 @@ func (n *node) command(words []string) string {
 		return n.begin(name, func(ctx context.Context) error { return n.engine.StartContainer(ctx, n.ids[name]) })
 	case "begin-stop":
 		return n.begin(name, func(ctx context.Context) error { return n.engine.StopSandbox(ctx, n.ids[name]) })
+	case "begin-remove-container":
+		return n.begin(name, func(ctx context.Context) error { return n.engine.RemoveContainer(ctx, n.ids[name]) })
 	case "give-up":
 		n.cancels[name]()
 		return n.ended(name)

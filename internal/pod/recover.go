@@ -66,7 +66,7 @@ func (e *Engine) recover(ctx context.Context) error {
 	}
 	e.opts.Plugins.Start(ctx, e)
 	for _, o := range intact {
-		o.send(machine.Event{Kind: machine.Recover})
+		o.takeUp()
 	}
 	e.drivers.start(func(ctx context.Context) { e.removeOrphans(ctx, orphans) })
 	return nil

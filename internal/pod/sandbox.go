@@ -97,8 +97,7 @@ func (e *Engine) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfi
 				continue
 			}
 		}
-		outcome := s.request(machine.Event{Kind: machine.Raise, Level: sandboxReady})
-		if err := s.await(ctx, outcome); err != nil {
+		if err := s.await(ctx, s.requestReady()); err != nil {
 			return "", fmt.Errorf("run sandbox: %w", err)
 		}
 		s.mu.Lock()
@@ -106,6 +105,18 @@ func (e *Engine) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfi
 		s.mu.Unlock()
 		return s.rec.ID, nil
 	}
+}
+
+// requestReady asks for the sandbox, unless it is being stopped.
+func (s *sandbox) requestReady() <-chan error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		refused := make(chan error, 1)
+		refused <- errStopped
+		return refused
+	}
+	return s.requestLocked(machine.Event{Kind: machine.Raise, Level: sandboxReady})
 }
 
 // mayJoin decides what a second request with a name in use gets: the sandbox

@@ -122,16 +122,24 @@ func (c *container) applyCreated(ctx context.Context, before, r limits) (undoFun
 	if err := c.rewriteResources(r); err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	starting := c.state.Goal == containerRunning
-	c.mu.Unlock()
-	if !starting {
+	started := c.startInFlight()
+	if started == nil {
 		return func(context.Context) error { return c.rewriteResources(before) }, nil
 	}
-	if err := c.await(ctx, c.request(machine.Event{Kind: machine.Raise, Level: containerRunning})); err != nil {
+	if err := c.await(ctx, started); err != nil {
 		return nil, err
 	}
 	return c.applyRunning(ctx, before, r)
+}
+
+// startInFlight gets the outcome of a start that was requested; nil if none was.
+func (c *container) startInFlight() <-chan error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state.Goal != containerRunning {
+		return nil
+	}
+	return c.requestLocked(machine.Event{Kind: machine.Raise, Level: containerRunning})
 }
 
 // enforce gives limits to the kernel.
