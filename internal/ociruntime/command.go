@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +17,6 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -206,27 +204,6 @@ type State struct {
 	ID     string `json:"id"`
 	Status string `json:"status"` // creating, created, running, stopped
 	PID    int    `json:"pid"`
-}
-
-// RemoveScratch removes a directory that was a command's scratch, whatever a
-// runtime that was killed has left in it. One that is gone is no error.
-func RemoveScratch(dir string) error {
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !strings.HasPrefix(entry.Name(), "crun.") {
-			return nil
-		}
-		if err == nil {
-			err = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		}
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			return nil // it is no mount point (any more)
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("unmount what a runtime left: %w", err)
-	}
-	return os.RemoveAll(dir)
 }
 
 // State asks for the container's state; an unknown one is ErrNotFound.

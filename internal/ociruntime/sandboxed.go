@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"syscall"
 
@@ -32,18 +30,4 @@ func (r *Runtime) Wait(ctx context.Context, scratch, id string) (code int, err e
 		return 0, fmt.Errorf("%s wait: parse answer %.200q: %w", r.handler.Name, out, errors.Join(err, errdefs.ErrInternal))
 	}
 	return *answer.ExitStatus, nil
-}
-
-// RemoveState removes what a runtime has written down of a container and cannot read
-// any more: a directory of its name, or gVisor's files.
-func RemoveState(h Handler, id string) error {
-	files, err := filepath.Glob(filepath.Join(h.Root, id+"_sandbox:*"))
-	if err != nil {
-		return fmt.Errorf("find state of container %s: %w", id, err)
-	}
-	var errs []error
-	for _, file := range append(files, filepath.Join(h.Root, id)) {
-		errs = append(errs, os.RemoveAll(file))
-	}
-	return errors.Join(errs...)
 }

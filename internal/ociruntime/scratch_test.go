@@ -18,7 +18,7 @@ func TestRemoveScratchOfAKilledRuntime(t *testing.T) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range []string{"crun.abcdef", "crun.unmounted"} {
+		for _, name := range []string{"crun.abcdef", "crun.unmounted", "runc.unmounted"} {
 			if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -275,6 +275,32 @@ func TestDeleteEndsStart(t *testing.T) {
 	h.nothingLeft("c")
 }
 
+// TestDeleteAmidStart: whenever a start is given up, nothing of it is left when the call returns. crun goes on in a
+// process that is in no group of ours, and used to put the container's process into the cgroup that was being removed;
+// runc used to leave its own program, bound to a file beside its state.
+func TestDeleteAmidStart(t *testing.T) {
+	for _, name := range []string{"crun", "runc"} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			for n := range 12 {
+				id := "c" + itoa(n)
+				req := h.bundle(h.handler(name), id, "sleep 1000")
+				started := make(chan error, 1)
+				go func() {
+					_, err := h.client.Start(h.ctx(), req)
+					started <- err
+				}()
+				time.Sleep(time.Duration(n) * 3 * time.Millisecond) // any moment will do
+				h.must(h.client.Delete(h.ctx(), id))
+				_ = <-started // it got through before, or was cut off
+				h.must(h.client.Delete(h.ctx(), id)) // the start may not have begun when it was deleted first
+				h.must(h.cgroup.Remove("/" + h.name + "/" + id))
+				h.nothingLeft(id)
+			}
+		})
+	}
+}
+
 func TestStartJoins(t *testing.T) {
 	h := newHost(t)
 	req := h.bundle(h.handler("runc"), "c", "sleep 1000")

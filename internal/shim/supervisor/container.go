@@ -308,7 +308,11 @@ func (c *container) deleteFromRuntime(rec record) error {
 	defer cancel()
 	err := c.driver.delete(ctx, rec)
 	if err == nil || errdefs.IsNotFound(err) {
-		return nil
+		if rec.State == stateRunning || rec.Handler.Root == "" {
+			return nil
+		}
+		// A runtime that was killed has left what it does not call a container yet.
+		return ociruntime.RemoveState(rec.Handler, c.id)
 	}
 	c.s.log.Warn("OCI runtime cannot delete a container, removing what it left", "container", c.id, "error", err)
 	undo, cancelUndo := context.WithTimeout(context.Background(), undoTimeout)

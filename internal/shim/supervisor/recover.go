@@ -44,7 +44,7 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 		s.containers[rec.ID] = s.newContainer(rec)
 	}
 	if len(entries) > 0 {
-		if err := s.endRuntimes(ctx); err != nil {
+		if err := s.endRuntimes(ctx, s.containersDir()+"/", s.recorded()); err != nil {
 			s.log.Error("end OCI runtimes of a predecessor", "error", err)
 		}
 	}

@@ -183,6 +183,9 @@ func (c *container) undoStart(logIsNew bool) error {
 		_, err := c.s.ooms.end(rec.Cgroup)
 		errs = append(errs, err)
 	}
+	if rec.State != "" { // else nothing was started
+		errs = append(errs, c.s.endRuntimes(ctx, c.dir+"/", nil))
+	}
 	if rec.Cgroup != "" && rec.State != "" {
 		errs = append(errs, c.s.cfg.Cgroups.KillAll(ctx, rec.Cgroup))
 	}

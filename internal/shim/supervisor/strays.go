@@ -12,18 +12,41 @@ import (
 	"github.com/berth-runtime/berth/internal/shim/proc"
 )
 
-// endRuntimes ends the OCI runtimes that a predecessor had at work. They have
-// PR_SET_PDEATHSIG, but a killed process gives up its locks before the kernel
-// sends that signal. A runtime is known by its arguments: a path in here. So is
-// for a moment what it has started, until that executes its own program: crun does
-// not wait for it. What is on record as started is none of them.
-func (s *Supervisor) endRuntimes(ctx context.Context) error {
+// endRuntimes ends the OCI runtimes that are at work for the containers whose
+// directories begin with prefix. Nobody else does: crun leaves its process group, so
+// that killing the one that was started misses it; and those of a predecessor have
+// PR_SET_PDEATHSIG, but a killed process gives up its locks before the kernel sends
+// that signal. A runtime is known by its arguments: a path in here. So is for a moment
+// what it has started, until that executes its own program: crun does not wait for it.
+// What is on record as started is none of them.
+func (s *Supervisor) endRuntimes(ctx context.Context, prefix string, started map[int]uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, leftoverTimeout)
+	defer cancel()
+	// One may fork, and end or be killed, after a look has come past its child's place: so
+	// crun does once, when it leaves its group. A second look finds the child.
+	for looks := 0; looks < 2; looks++ {
+		atWork, err := runtimesAtWork(prefix, started)
+		if err != nil {
+			return fmt.Errorf("look for OCI runtimes at work: %w", err)
+		}
+		if len(atWork) == 0 {
+			continue
+		}
+		looks = -1
+		s.log.Info("end OCI runtimes that nobody waits for", "count", len(atWork))
+		if err := killAndWait(ctx, atWork); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func runtimesAtWork(prefix string, started map[int]uint64) ([]proc.Stat, error) {
 	pids, err := allProcesses()
 	if err != nil {
-		return fmt.Errorf("look for OCI runtimes at work: %w", err)
+		return nil, err
 	}
-	started := s.recorded()
-	mark := []byte(s.containersDir() + "/")
+	mark := []byte(prefix)
 	var atWork []proc.Stat
 	for _, pid := range pids {
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
@@ -35,13 +58,7 @@ func (s *Supervisor) endRuntimes(ctx context.Context) error {
 			atWork = append(atWork, stat)
 		}
 	}
-	if len(atWork) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, leftoverTimeout)
-	defer cancel()
-	s.log.Info("end OCI runtimes of a predecessor", "count", len(atWork))
-	return killAndWait(ctx, atWork)
+	return atWork, nil
 }
 
 // recorded are the processes that a predecessor had started and written down, with

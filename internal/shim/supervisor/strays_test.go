@@ -48,7 +48,7 @@ func TestStartedIsNoRuntime(t *testing.T) {
 	if err := save(filepath.Join(dir, recordFile), execRecord{ID: "through", PID: started.PID, Started: started.Started}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.endRuntimes(t.Context()); err != nil {
+	if err := s.endRuntimes(t.Context(), s.containersDir()+"/", s.recorded()); err != nil {
 		t.Fatal(err)
 	}
 	for what, tc := range map[string]struct {
