@@ -21,6 +21,8 @@ const (
 	spoolHeader = 32
 	spoolMagic  = 0x314c4f4f50534252 // "RBSPOOL1"
 	logMode     = 0o640
+	// faultPause is how long the same fault is not told again.
+	faultPause = time.Minute
 )
 
 // Writer writes the log of one container. Output moves from a FIFO into the log
@@ -38,6 +40,9 @@ const (
 type Writer struct {
 	// Tap, when set, is given all output, before it is logged.
 	Tap func(stream Stream, data []byte)
+	// Fault, when set, is told that output is dropped, how much it was so far, and
+	// why: at once, and then every faultPause while that lasts.
+	Fault func(dropped uint64, why error)
 
 	mu      sync.Mutex // guards what follows
 	path    string
@@ -45,7 +50,8 @@ type Writer struct {
 	inode   uint64
 	spool   *os.File
 	dropped uint64
-	err     error // why output was dropped last, nil after a success
+	err     error     // why output was dropped last, nil after a success
+	told    time.Time // when Fault was called last
 }
 
 var (
@@ -224,7 +230,7 @@ func (w *Writer) emit(stream Stream, data []byte) {
 	}
 	if w.log == nil {
 		if w.path != "" {
-			w.dropped += uint64(len(data))
+			w.drop(data)
 		}
 		return
 	}
@@ -235,7 +241,16 @@ func (w *Writer) emit(stream Stream, data []byte) {
 		}
 	}
 	if w.err = err; err != nil {
-		w.dropped += uint64(len(data))
+		w.drop(data)
+	}
+}
+
+// drop counts output that cannot be logged for w.err.
+func (w *Writer) drop(data []byte) {
+	w.dropped += uint64(len(data))
+	if now := time.Now(); w.Fault != nil && now.Sub(w.told) >= faultPause {
+		w.told = now
+		w.Fault(w.dropped, w.err)
 	}
 }
 

@@ -183,7 +183,8 @@ func TestReopenLosesNothing(t *testing.T) {
 }
 
 // TestFullDisk logs to a full filesystem: output is dropped and counted, no torn
-// record stays, and logging goes on once there is room.
+// record stays, and logging goes on once there is room. Whoever can do something
+// about it is told at once, and not with every line.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
@@ -201,6 +202,8 @@ func TestFullDisk(t *testing.T) {
 	}
 	f.Close()
 	f.Writer, f.log = w, filepath.Join(dir, "0.log")
+	var told []error
+	w.Fault = func(_ uint64, why error) { told = append(told, why) }
 	f.put(t, Stdout, "first\n")
 	ballast := filepath.Join(dir, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 64<<10), 0o600); !errors.Is(err, syscall.ENOSPC) {
@@ -210,6 +213,10 @@ func TestFullDisk(t *testing.T) {
 	f.put(t, Stdout, lost)
 	if n, err := f.Dropped(); n != uint64(len(lost)) || !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("dropped %d of %d: %v", n, len(lost), err)
+	}
+	f.put(t, Stdout, lost)
+	if len(told) != 1 || !errors.Is(told[0], syscall.ENOSPC) {
+		t.Errorf("told %v, want once that the disk is full", told)
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)

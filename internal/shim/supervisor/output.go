@@ -77,6 +77,10 @@ func newStdio(log *slog.Logger, wg *sync.WaitGroup, dir string, rec *record) (*s
 	rec.LogInode = writer.Inode()
 	o := &stdio{log: log, writer: writer, wg: wg, taps: map[string]*tap{}}
 	writer.Tap = o.copyToTaps
+	id := rec.ID
+	writer.Fault = func(dropped uint64, why error) {
+		log.Error("container output cannot be logged", "container", id, "bytes", dropped, "error", why)
+	}
 	return o, nil
 }
 
