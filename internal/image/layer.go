@@ -144,11 +144,22 @@ func unpackLayer(ctx context.Context, from io.Reader, into unpackTarget) (*layer
 		_, err = io.Copy(io.Discard, counted)
 	}
 	if err = errors.Join(err, archived.Close()); err != nil {
-		return nil, err
+		return nil, &layerError{err: err, dir: into.dir}
 	}
 	l.digest = hash.Digest()
 	return l, nil
 }
+
+// layerError names files as the image does: the directory that a layer is
+// unpacked into has another number at each attempt, and kubelet counts errors
+// with the same text.
+type layerError struct {
+	err error
+	dir string
+}
+
+func (e *layerError) Error() string { return strings.ReplaceAll(e.err.Error(), e.dir, "") }
+func (e *layerError) Unwrap() error { return e.err }
 
 // xattrRecord begins the name of an extended attribute in an archive.
 const xattrRecord = "SCHILY.xattr."

@@ -168,8 +168,12 @@ func TestBrokenLayers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
 			ref, _ := f.push("broken:1", imagefactory.Spec{Layers: []imagefactory.Layer{hello().Layers[0], layer}})
-			if _, err := f.Pull(t.Context(), ref, image.Auth{}); err == nil || !strings.Contains(err.Error(), "unpack layer") {
-				t.Errorf("got %v, want an error that names the layer", err)
+			_, err := f.Pull(t.Context(), ref, image.Auth{})
+			if err == nil || !strings.Contains(err.Error(), "unpack layer") {
+				t.Fatalf("got %v, want an error that names the layer", err)
+			}
+			if _, again := f.Pull(t.Context(), ref, image.Auth{}); again == nil || again.Error() != err.Error() {
+				t.Errorf("the second attempt says %v, the first said %v: kubelet cannot count them", again, err)
 			}
 			f.nothingLeft()
 		})
