@@ -58,7 +58,9 @@ func run(args []string) error {
 	handoverFD := flags.Int("handover-fd", -1, "`descriptor` with what a predecessor handed over")
 	flags.String("address", "", "`address` that a shim-v2 was given; of no use")
 	showVersion := flags.Bool("version", false, "print the version and exit")
-	if err := flags.Parse(args); err != nil {
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	if *showVersion {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -96,7 +97,7 @@ Wherever an ID is asked for, an unambiguous beginning of it will do, and so will
 	flags.DurationVar(&a.timeout, "timeout", defaultTimeout, "how long to wait for an answer to a simple question")
 	a.trust.add(flags)
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return &usageError{cmd: c, err: err}
+		return &usageError{cmd: c, err: flagError(err)}
 	})
 	a.group(cmd, "Containers and pods:", completeObjects, a.runCommand(), a.execCommand(), a.attachCommand(), a.logsCommand(),
 		a.podsCommand(), a.psCommand(), a.statsCommand(), a.inspectCommand(), a.updateCommand(), a.eventsCommand(), a.stopCommand(), a.rmCommand())
@@ -204,10 +205,31 @@ func (a *app) report(err error) int {
 func takes(check cobra.PositionalArgs, want string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			return &usageError{cmd: cmd, err: fmt.Errorf("%s takes %s, got %d arguments", cmd.CommandPath(), want, len(args))}
+			plural := "s"
+			if len(args) == 1 {
+				plural = ""
+			}
+			return &usageError{cmd: cmd, err: fmt.Errorf("%s takes %s, got %d argument%s", cmd.CommandPath(), want, len(args), plural)}
 		}
 		return nil
 	}
+}
+
+// flagError says of a flag's value what would be right, in words of its own
+// where the parser has only those of Go's library.
+func flagError(err error) error {
+	invalid, ok := errors.AsType[*pflag.InvalidValueError](err)
+	if !ok {
+		return err
+	}
+	want := map[string]string{
+		"float64": "a number such as 1.5", "int": "a whole number", "int64": "a whole number",
+		"bool": "true or false", "duration": "a duration such as 10s or 1m30s",
+	}[invalid.GetFlag().Value.Type()]
+	if want == "" {
+		return err
+	}
+	return fmt.Errorf("--%s %q: want %s", invalid.GetFlag().Name, invalid.GetValue(), want)
 }
 
 // terminal returns the descriptor of a terminal, or ok false if v is none.

@@ -21,7 +21,7 @@ func TestUsageErrors(t *testing.T) {
 		want string
 	}{
 		{[]string{"pod"}, exitUsage, `"pod" is no command; did you mean pods?`},
-		{[]string{"exec", "web"}, exitBerth, "berth exec takes a container and a command, got 1 arguments"},
+		{[]string{"exec", "web"}, exitBerth, "berth exec takes a container and a command, got 1 argument"},
 		{[]string{"run"}, exitBerth, "want the name of an image"},
 		{[]string{"ps", "--nope"}, exitUsage, "unknown flag: --nope"},
 		{[]string{"run", "-d", "--rm", "x"}, exitBerth, "cannot go with --detach"},

@@ -38,6 +38,7 @@ func TestCommandError(t *testing.T) {
 		{"crun run: open executable: Permission denied", exitCannot},
 		{"crun run: open executable: Operation not permitted", exitCannot},
 		{`exec: "/etc": is a directory`, exitCannot},
+		{`start container 1: runtime handler "mine": find program: exec: "mine": executable file not found in $PATH`, 0},
 		{"mount /proc: operation not permitted", 0},
 		{"open /var/log/x: permission denied", 0},
 	} {

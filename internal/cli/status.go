@@ -20,6 +20,9 @@ var (
 	notAllowed = regexp.MustCompile(`(?i)executable: (permission denied|operation not permitted)|exec: .*(permission denied|is a directory)`)
 )
 
+// noRuntime is what berthd says when it is the OCI runtime that is not there.
+var noRuntime = regexp.MustCompile(`runtime handler "[^"]*": find program: `)
+
 // commandError gives an error about a command that could not be run the exit
 // code that shells use for it, and passes on the code of one that ran.
 func commandError(err error) error {
@@ -28,6 +31,8 @@ func commandError(err error) error {
 	}
 	text := err.Error()
 	switch {
+	case noRuntime.MatchString(text):
+		return err
 	case notFound.MatchString(text):
 		return &codeError{code: exitNotFound, err: err}
 	case notAllowed.MatchString(text):
