@@ -9,13 +9,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/test/census"
 )
 
@@ -304,7 +304,7 @@ func TestOOMKills(t *testing.T) {
 		t.Fatalf("OOMKills before: got %d, %v, want 0", kills, err)
 	}
 	cmd := start(t, host, path+"/a", "exec tail /dev/zero")
-	if err := wait(deadline(t), pidfd(t, cmd.Process.Pid), unix.POLLIN); err != nil {
+	if err := proc.AwaitEnd(deadline(t), pidfd(t, cmd.Process.Pid)); err != nil {
 		t.Fatalf("wait for the OOM killer: %v", err)
 	}
 	if kills, err := host.OOMKills(path); err != nil || kills != 1 {
@@ -312,14 +312,15 @@ func TestOOMKills(t *testing.T) {
 	}
 }
 
-func pidfd(t *testing.T, pid int) int {
+func pidfd(t *testing.T, pid int) *os.File {
 	t.Helper()
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		t.Fatalf("pidfd_open: %v", err)
 	}
-	t.Cleanup(func() { check(t, syscall.Close(fd)) })
-	return fd
+	file := os.NewFile(uintptr(fd), "pidfd")
+	t.Cleanup(func() { check(t, file.Close()) })
+	return file
 }
 
 // TestCpuset puts a process into a new cgroup of a new cgroup: on v1 both

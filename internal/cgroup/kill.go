@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/proc"
 )
 
 // KillAll sends SIGKILL to every process of the cgroup at path and of those
@@ -76,7 +78,7 @@ func awaitEvent(ctx context.Context, dir, line string) error {
 		if strings.Contains(string(buffer[:n]), line) {
 			return nil
 		}
-		if err := wait(ctx, int(file.Fd()), unix.POLLPRI); err != nil {
+		if err := awaitChange(ctx, int(file.Fd())); err != nil {
 			return err
 		}
 	}
@@ -92,14 +94,14 @@ func (h *Host) killLegacy(ctx context.Context, path string) error {
 		if err := h.setFrozen(path, true); err != nil {
 			return err
 		}
-		fds, found, err := h.signalAll(path)
+		killed, found, err := h.signalAll(path)
 		// The signal takes effect only once the freezer lets go, also of what was paused before.
 		err = errors.Join(err, h.setFrozen(path, false))
-		for _, fd := range fds {
+		for _, pidfd := range killed {
 			if err == nil {
-				err = wait(ctx, fd, unix.POLLIN)
+				err = proc.AwaitEnd(ctx, pidfd)
 			}
-			err = errors.Join(err, unix.Close(fd))
+			err = errors.Join(err, pidfd.Close())
 		}
 		if err != nil || !found {
 			return err
@@ -112,12 +114,12 @@ func (h *Host) killLegacy(ctx context.Context, path string) error {
 //
 // The processes are listed again after their pidfds are open: a number that
 // was reused in between for a process elsewhere is not in the second list.
-func (h *Host) signalAll(path string) (fds []int, found bool, err error) {
+func (h *Host) signalAll(path string) (killed []*os.File, found bool, err error) {
 	before, err := h.pids(path)
 	if err != nil || len(before) == 0 {
 		return nil, false, err
 	}
-	opened := map[int]int{}
+	opened := map[int]*os.File{}
 	var errs []error
 	for pid := range before {
 		if pid == os.Getpid() {
@@ -127,24 +129,24 @@ func (h *Host) signalAll(path string) (fds []int, found bool, err error) {
 		fd, err := unix.PidfdOpen(pid, 0)
 		switch {
 		case err == nil:
-			opened[pid] = fd
+			opened[pid] = os.NewFile(uintptr(fd), "pidfd")
 		case !errors.Is(err, syscall.ESRCH):
 			errs = append(errs, fmt.Errorf("open process %d: %w", pid, err))
 		}
 	}
 	after, err := h.pids(path)
 	errs = append(errs, err)
-	for pid, fd := range opened {
+	for pid, pidfd := range opened {
 		if !after[pid] {
-			errs = append(errs, unix.Close(fd))
+			errs = append(errs, pidfd.Close())
 			continue
 		}
-		fds = append(fds, fd)
-		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
+		killed = append(killed, pidfd)
+		if err := proc.Signal(pidfd, syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
 		}
 	}
-	return fds, true, errors.Join(errs...)
+	return killed, true, errors.Join(errs...)
 }
 
 // pids returns every process of the cgroup and of those below it.
@@ -158,8 +160,8 @@ func (h *Host) pids(path string) (map[int]bool, error) {
 	return set, nil
 }
 
-// wait blocks until the descriptor has one of the events or ctx ends.
-func wait(ctx context.Context, fd int, events int16) error {
+// awaitChange blocks until a file of the kernel has changed or ctx ends.
+func awaitChange(ctx context.Context, fd int) error {
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 		return err
@@ -178,7 +180,7 @@ func wait(ctx context.Context, fd int, events int16) error {
 		<-closed
 	}()
 	for {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(pipe[0])}}
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}, {Fd: int32(pipe[0])}}
 		_, err := unix.Poll(poll, -1)
 		if errors.Is(err, syscall.EINTR) {
 			continue

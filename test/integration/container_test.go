@@ -11,7 +11,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/test/harness"
 )
 

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,7 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/test/harness"
 )
 
@@ -171,6 +172,35 @@ func kernelKeepsStatus(t *testing.T) bool {
 	defer file.Close()
 	_, err := proc.ExitStatus(file, cmd.Process.Pid, 0)
 	return err == nil
+}
+
+// TestKillShimUnderAParentThatDoesNotReap: what the supervisor leaves behind falls to this test, which reaps no more than a
+// PID 1 that was never meant to be one. The first process of a PID namespace then does not become a zombie when it is killed:
+// the pod can be stopped and removed all the same, and it is known how its containers ended.
+func TestKillShimUnderAParentThatDoesNotReap(t *testing.T) {
+	n := harness.Start(t, harness.Options{Handler: "crun"}) // runc looks for ten seconds whether it has ended
+	for _, mode := range []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER} {
+		p := n.RunPod(func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.Pid = mode })
+		c := p.Start([]string{"sh", "-c", "sleep 1000 & sleep 1001"}, likePod(p))
+		left := make(chan struct{})
+		go func() { // a process whose parent is the supervisor
+			defer close(left)
+			_, err := n.Runtime.ExecSync(n.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"sleep", "1002"}})
+			t.Logf("a command in a container that is killed ends with %v", err)
+		}()
+		n.Eventually("the command runs", func() error {
+			if ps := c.Output("ps", "-o", "args"); !strings.Contains(ps, "sleep 1002") {
+				return errors.New(ps)
+			}
+			return nil
+		})
+		n.KillShim()
+		c.Stop(0)
+		<-left
+		equal(t, "exit code", c.Status().GetExitCode(), 137)
+		p.Stop()
+		p.Remove()
+	}
 }
 
 // TestKillBoth: daemon and supervisor are killed at once, in either order. The containers live and their logs go on.

@@ -301,13 +301,8 @@ func TestUserNamespaceKill(t *testing.T) {
 	c := steady.Start([]string{"sleep", "1000"}, mapped(dir, "/data"))
 	for i := range 12 {
 		done := make(chan struct{})
-		// PID 1 of a shared namespace ends after all others in there are reaped. When the supervisor is killed they fall to
-		// the nearest subreaper, which here is the test, and that reaps nobody but its own.
-		withShim := i%4 == 3
 		sandbox := n.PodConfig(userNamespace, func(c *runtimeapi.PodSandboxConfig) {
-			if !withShim {
-				c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
-			}
+			c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 		})
 		container := n.ContainerConfig([]string{"sleep", "1000"}, mapped(dir, "/data"), func(c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.NamespaceOptions = sandbox.GetLinux().GetSecurityContext().GetNamespaceOptions()
@@ -318,7 +313,7 @@ func TestUserNamespaceKill(t *testing.T) {
 		}()
 		// Neither early nor late in particular: every run kills at other moments.
 		time.Sleep(time.Duration(i*13) * time.Millisecond)
-		if withShim {
+		if i%4 == 3 {
 			n.KillShim()
 		}
 		n.KillDaemon()

@@ -12,10 +12,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/proc"
 )
 
 const (
@@ -86,32 +88,15 @@ func (t *Trial) kill(ctx context.Context, pid int, cmdline string) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = unix.Close(fd) }()
+	pidfd := os.NewFile(uintptr(fd), "pidfd")
+	defer func() { _ = pidfd.Close() }()
 	if !t.owns(cmdline) {
 		return nil
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := proc.Signal(pidfd, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	return ended(ctx, fd)
-}
-
-// ended waits until the process of a pidfd has ended, or until the deadline of ctx.
-func ended(ctx context.Context, pidfd int) error {
-	deadline, _ := ctx.Deadline()
-	for {
-		left := max(time.Until(deadline), 0)
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(left.Milliseconds()))
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return fmt.Errorf("wait for the end of a process: %w", err)
-		case n == 0:
-			return fmt.Errorf("wait for the end of a process: %w", context.DeadlineExceeded)
-		default:
-			return nil
-		}
-	}
+	return proc.AwaitEnd(ctx, pidfd)
 }
 
 // removeCgroups empties and removes the cgroup of the container, whoever manages it.

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
-	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/proc"
 )
 
 // children starts and reaps every child of this process: OCI runtimes, which are
@@ -266,7 +266,7 @@ func (u unreaped) Run(ctx context.Context, cmd *ociruntime.Command) (int, error)
 	}
 	pidfd := os.NewFile(uintptr(fd), "pidfd")
 	defer func() { _ = pidfd.Close() }()
-	late := waitEnded(ctx, pidfd)
+	late := proc.AwaitEnd(ctx, pidfd)
 	if late != nil {
 		if err := syscall.Kill(-pid, syscall.SIGKILL); err != nil {
 			return -1, fmt.Errorf("kill OCI runtime: %w", err)

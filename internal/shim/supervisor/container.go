@@ -12,8 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/internal/shim/journal"
-	"github.com/berth-runtime/berth/internal/shim/proc"
 	"github.com/berth-runtime/berth/internal/shim/wire"
 )
 
@@ -231,7 +231,7 @@ func (c *container) kill(ctx context.Context, sig syscall.Signal) error {
 }
 
 // signalInit signals the init process by its pidfd.
-func (c *container) signalInit(sig syscall.Signal) error {
+func (c *container) signalInit(ctx context.Context, sig syscall.Signal) error {
 	pidfd := c.init.fd()
 	if pidfd == nil {
 		return fmt.Errorf("container %s has no pidfd: %w", c.id, errdefs.ErrNotFound)
@@ -239,11 +239,15 @@ func (c *container) signalInit(sig syscall.Signal) error {
 	if err := proc.Signal(pidfd, sig); err != nil {
 		return fmt.Errorf("signal process %d: %w", c.init.pid, err)
 	}
+	if sig == syscall.SIGKILL {
+		c.s.expectEnd(ctx, c.init)
+	}
 	return nil
 }
 
 // killAll kills every process of the container.
 func (c *container) killAll(ctx context.Context) error {
+	defer c.s.expectEnd(ctx, c.init)
 	rec := c.record()
 	if rec.Cgroup == "" || rec.Infra {
 		if err := c.kill(ctx, syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
-	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/internal/shim/wire"
 )
 
@@ -142,8 +142,8 @@ func (d command) resume(context.Context) {
 	}
 }
 
-func (d command) kill(_ context.Context, sig syscall.Signal) error {
-	return d.c.signalInit(sig)
+func (d command) kill(ctx context.Context, sig syscall.Signal) error {
+	return d.c.signalInit(ctx, sig)
 }
 
 func (d command) killAll(ctx context.Context) error {

@@ -18,7 +18,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/ociruntime/shimv2"
-	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/internal/shim/wire"
 )
 
@@ -265,13 +265,13 @@ func (h *host) kill(ctx context.Context) error {
 	return h.onProcess(func(pidfd *os.File) error {
 		patience, cancel := context.WithTimeout(ctx, callTime)
 		defer cancel()
-		if waitEnded(patience, pidfd) == nil {
+		if proc.AwaitEnd(patience, pidfd) == nil {
 			return nil
 		}
 		if err := killShim(pidfd); err != nil {
 			return err
 		}
-		return waitEnded(ctx, pidfd)
+		return proc.AwaitEnd(ctx, pidfd)
 	})
 }
 

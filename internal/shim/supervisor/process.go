@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"sync"
@@ -8,7 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/proc"
 )
 
 // unknownCode is the exit code of a process whose status nobody could learn.
@@ -151,6 +152,26 @@ func (s *Supervisor) watch(p *process, pidfd *os.File, w *watcher) {
 		case statusErr != nil:
 			p.end(0, false, statusErr.Error(), time.Now())
 		default:
+			p.exited(status)
+		}
+	})
+}
+
+// expectEnd sees to it that the end of a killed process is told, also if its
+// parent, which is not this process any more, does not reap what is needed for
+// it: see proc.Released.
+func (s *Supervisor) expectEnd(ctx context.Context, p *process) {
+	pidfd := p.fd()
+	if pidfd == nil || !p.running() {
+		return
+	}
+	s.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+		defer cancel()
+		if proc.AwaitEnd(ctx, pidfd) != nil {
+			return // whoever waits for it says so
+		}
+		if status, err := proc.ExitStatus(pidfd, p.pid, p.started); err == nil {
 			p.exited(status)
 		}
 	})

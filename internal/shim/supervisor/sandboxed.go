@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
-	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/proc"
 )
 
 // sandboxEnded is why the exit of a container is unknown that went with its sandbox.
@@ -128,7 +128,7 @@ func (d sandboxed) killAll(ctx context.Context) error {
 		return nil // no process is left
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && sandbox != nil:
 		d.c.s.log.Error("a sandbox does not answer and is killed", "container", d.c.id, "sandbox", sandbox.id, "error", err)
-		return sandbox.signalInit(syscall.SIGKILL)
+		return sandbox.signalInit(ctx, syscall.SIGKILL)
 	}
 	return err
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
-	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/proc"
 )
 
 // TestStartedIsNoRuntime: crun is through before what it has started executes its own program, which takes a while on

@@ -15,7 +15,7 @@ import (
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/ociruntime/shimv2"
 	"github.com/berth-runtime/berth/internal/ociruntime/shimv2/task"
-	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/proc"
 )
 
 // shimDied is why an exit is unknown when the process that was to tell it is gone.

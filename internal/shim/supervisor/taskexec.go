@@ -16,7 +16,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/ociruntime/shimv2"
 	"github.com/berth-runtime/berth/internal/ociruntime/shimv2/task"
-	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/internal/shim/wire"
 )
 

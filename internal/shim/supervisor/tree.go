@@ -11,9 +11,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
-	"github.com/berth-runtime/berth/internal/shim/proc"
+	"github.com/berth-runtime/berth/internal/proc"
 )
 
 // killTimeout bounds the killing of one exec's processes.
@@ -150,28 +149,9 @@ func killAndWait(ctx context.Context, list []proc.Stat) error {
 		}
 	}
 	for _, f := range pidfds {
-		if err := waitEnded(ctx, f); err != nil {
+		if err := proc.AwaitEnd(ctx, f); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// waitEnded waits for the process of a pidfd.
-func waitEnded(ctx context.Context, pidfd *os.File) error {
-	deadline, _ := ctx.Deadline()
-	for {
-		left := time.Until(deadline)
-		if left <= 0 || ctx.Err() != nil {
-			return fmt.Errorf("wait for a killed process: %w", context.DeadlineExceeded)
-		}
-		fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, int(left.Milliseconds())+1)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for a killed process: %w", err)
-		}
-		if n > 0 {
-			return nil
-		}
-	}
 }

@@ -19,9 +19,11 @@ import (
 type Stat struct {
 	PID, Parent, Group, Session int
 	State                       byte
+	// Flags are the kernel's PF_ flags.
+	Flags uint64
 	// Started is when the process started, in clock ticks since boot: with the PID it identifies a process.
 	Started uint64
-	// ExitStatus is the wait status; it means something in state Z.
+	// ExitStatus is the wait status; it means something once the process has ended.
 	ExitStatus uint32
 }
 
@@ -34,6 +36,7 @@ const (
 	fieldParent  = 1
 	fieldGroup   = 2
 	fieldSession = 3
+	fieldFlags   = 6
 	fieldStarted = 19
 	fieldExit    = 49
 )
@@ -69,7 +72,7 @@ func parseStat(pid int, text []byte) (Stat, error) {
 	}
 	return Stat{
 		PID: pid, State: fields[fieldState][0], Parent: int(number(fieldParent)), Group: int(number(fieldGroup)), Session: int(number(fieldSession)),
-		Started: number(fieldStarted), ExitStatus: uint32(number(fieldExit)),
+		Flags: number(fieldFlags), Started: number(fieldStarted), ExitStatus: uint32(number(fieldExit)),
 	}, nil
 }
 
@@ -146,8 +149,8 @@ const (
 	pidfdGetInfoCmd = 0xc0000000 | unsafe.Sizeof(pidfdInfo{})<<16 | 0xff<<8 | 11 // _IOWR(0xFF, 11, struct pidfd_info)
 )
 
-// ExitStatus returns the wait status of a process that has ended. While it is a
-// zombie the status is in /proc; once reaped the pidfd has it, if it was open
+// ExitStatus returns the wait status of a process that has ended or is
+// released. While it is a zombie the status is in /proc; once reaped the pidfd has it, if it was open
 // before and the kernel is 6.15 or later. ErrNotFound means that nobody has it.
 func ExitStatus(pidfd *os.File, pid int, started uint64) (uint32, error) {
 	// Between the two looks somebody may reap it, so look at the pidfd again.
@@ -163,7 +166,7 @@ func ExitStatus(pidfd *os.File, pid int, started uint64) (uint32, error) {
 		if err == nil && info.mask&pidfdInfoExit != 0 {
 			return uint32(info.exitCode), nil
 		}
-		if stat, err := Read(pid); err == nil && stat.Started == started && stat.Dead() {
+		if stat, err := Read(pid); err == nil && stat.Started == started && (stat.Dead() || Released(pidfd)) {
 			return stat.ExitStatus, nil
 		}
 	}
