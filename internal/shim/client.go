@@ -225,11 +225,13 @@ func (c *Client) current(ctx context.Context) (*link, error) {
 }
 
 // connect makes one link. A supervisor that answers may be about to end, or about
-// to be dead; then the next one is tried.
+// to be dead, and one that was started may be killed before it serves; then the
+// next one is tried.
 func (c *Client) connect(ctx context.Context) (*link, error) {
 	for attempt := 1; ; attempt++ {
 		l, err := c.tryConnect(ctx)
-		if err == nil || !lostLink(err) && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, errLeft) || attempt == maxAttempts {
+		again := lostLink(err) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, errLeft) || errors.Is(err, errDied)
+		if err == nil || !again || attempt == maxAttempts {
 			return l, err
 		}
 		select {

@@ -31,6 +31,9 @@ const (
 // errLeft tells that the supervisor that served has ended before it was connected to.
 var errLeft = errors.New("the supervisor has ended again")
 
+// errDied tells that a supervisor that was started has ended without a word.
+var errDied = fmt.Errorf("it ended before it served, see shim.log: %w", errdefs.ErrUnavailable)
+
 // rpcConn is a ttrpc connection which says when it ended.
 type rpcConn struct {
 	client *ttrpc.Client
@@ -170,7 +173,7 @@ func await(ctx context.Context, report *os.File) error {
 	case err != nil:
 		return fmt.Errorf("wait for it to serve: %w", err)
 	default:
-		return fmt.Errorf("it ended before it served, see shim.log: %w", errdefs.ErrUnavailable)
+		return errDied
 	}
 }
 
