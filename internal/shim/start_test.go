@@ -292,7 +292,7 @@ func TestDeleteAmidStart(t *testing.T) {
 				}()
 				time.Sleep(time.Duration(n) * 3 * time.Millisecond) // any moment will do
 				h.must(h.client.Delete(h.ctx(), id))
-				_ = <-started // it got through before, or was cut off
+				_ = <-started                        // it got through before, or was cut off
 				h.must(h.client.Delete(h.ctx(), id)) // the start may not have begun when it was deleted first
 				h.must(h.cgroup.Remove("/" + h.name + "/" + id))
 				h.nothingLeft(id)
