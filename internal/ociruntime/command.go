@@ -2,6 +2,7 @@ package ociruntime
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -248,9 +249,17 @@ func (r *Runtime) do(ctx context.Context, op, scratch, dir string, args []string
 		errFile = f
 	}
 	defer func() { _ = os.Remove(logFile) }()
+	var null *os.File
+	if op == "run" || op == "exec" { // the streams become those of a container's process
+		var err error
+		if null, err = openNull(); err != nil {
+			return fmt.Errorf("%s %s: %w", r.handler.Name, op, err)
+		}
+		defer func() { _ = null.Close() }()
+	}
 	code, err := r.runner.Run(ctx, &Command{
 		Path: r.path, Args: append(r.global(logFile), args...), Dir: dir, Env: append([]string{CloneDirectory + "=" + scratch}, r.env...),
-		Stdin: stdio.Stdin, Stdout: stdio.Stdout, Stderr: errFile,
+		Stdin: cmp.Or(stdio.Stdin, null), Stdout: cmp.Or(stdio.Stdout, null), Stderr: cmp.Or(errFile, null),
 	})
 	switch {
 	case err != nil && ctx.Err() != nil:

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"google.golang.org/grpc/codes"
+	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/test/harness"
@@ -111,4 +112,30 @@ func TestExecInWrongPlace(t *testing.T) {
 	if err == nil {
 		t.Error("running a program which is not there succeeds, want an error")
 	}
+}
+
+// TestStreamsThatNobodyAskedFor: they are /dev/null, which any user can read, write and open again.
+func TestStreamsThatNobodyAskedFor(t *testing.T) {
+	eachHandler(t, func(t *testing.T, n *harness.Node) {
+		asUser := func(c *runtimeapi.ContainerConfig) {
+			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
+		}
+		const input = "cat && cat </proc/self/fd/0 && echo read"
+		plain, users := n.RunPod(), n.RunPod(userNamespace)
+		for _, c := range []*harness.Container{
+			plain.Start([]string{"sh", "-c", input + "; exec sleep 1000"}, asUser),
+			users.Start([]string{"sh", "-c", input + "; exec sleep 1000"}, asUser, likePod(users)),
+		} {
+			n.Eventually("it has read", func() error { return logHas(c, "stdout F read") })
+			equal(t, "a command", c.Output("sh", "-c", input), "read")
+			var said buffer
+			address := execURL(t, n, &runtimeapi.ExecRequest{
+				ContainerId: c.ID, Stdout: true, Cmd: []string{"sh", "-c", input + " && echo x >&2 && echo x >/proc/self/fd/2 && echo written"},
+			})
+			if err := session(t, address, remotecommand.StreamOptions{Stdout: &said}); err != nil {
+				t.Errorf("the session ends with %v", err)
+			}
+			equal(t, "a session", said.String(), "read\nwritten\n")
+		}
+	})
 }
