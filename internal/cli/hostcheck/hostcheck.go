@@ -73,6 +73,6 @@ func Run(ctx context.Context, c *config.Config) []Fact {
 	f.storage(c)
 	f.network(c, root)
 	f.runtimes(ctx, c, root)
-	f.plugins(ctx, c)
+	f.plugins(c)
 	return f
 }

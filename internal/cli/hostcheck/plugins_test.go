@@ -1,12 +1,16 @@
 package hostcheck
 
 import (
+	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/berth-runtime/berth/internal/config"
+	"github.com/berth-runtime/berth/test/census"
 )
 
 // TestPlugins: the check says where plugins connect and which are started, and finds a name that keeps all of them out.
@@ -24,7 +28,7 @@ func TestPlugins(t *testing.T) {
 		c.NRI.PluginDir = dir
 		change(c)
 		var f facts
-		f.plugins(t.Context(), c)
+		f.plugins(c)
 		return find(t, f, areaPlugins, name)
 	}
 	add("10-limits", 0o755)
@@ -46,5 +50,34 @@ func TestPlugins(t *testing.T) {
 	add("limits", 0o755)
 	if got := check(nothing, "plugin_dir"); got.Level != Warn || !strings.Contains(got.Found, "limits is no name") {
 		t.Errorf("a program without a number: got %+v", got)
+	}
+}
+
+// TestListens: it is seen whether somebody listens, and who does is not troubled with a connection.
+func TestListens(t *testing.T) {
+	census.Check(t)
+	socket := filepath.Join(census.Dir(t), "nri socket")
+	if listens(socket) {
+		t.Error("nobody listens, there is no socket")
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if !listens(socket) || listens(filepath.Dir(socket)+"/nri") {
+		t.Error("somebody listens, with that name")
+	}
+	if err := l.SetDeadline(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("there was a connection: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if listens(socket) {
+		t.Error("nobody listens any more")
 	}
 }
