@@ -109,19 +109,19 @@ func (f *facts) overlay(c *config.Config, root bool) {
 		return
 	}
 	base := existing(c.Root)
-	dir, err := os.MkdirTemp(base, ".berth-check-")
+	dir, err := newScratch(base, overlayPrefix)
 	if err != nil {
 		f.fail(areaKernel, "overlay", fmt.Sprintf("not tried: %v", err), "make "+base+" writable, or set root to another directory")
 		return
 	}
 	var volatileErr error
 	plainErr := namespace.WithOwnMounts(func() error {
-		if volatileErr = tryOverlay(dir, "volatile", ",volatile"); volatileErr == nil {
+		if volatileErr = tryOverlay(dir.path, "volatile", ",volatile"); volatileErr == nil {
 			return nil
 		}
-		return tryOverlay(dir, "plain", "")
+		return tryOverlay(dir.path, "plain", "")
 	})
-	cleanErr := os.RemoveAll(dir)
+	cleanErr := errors.Join(dir.remove(), sweep(base, overlayPrefix, (*scratch).remove))
 	switch {
 	case plainErr != nil:
 		f.fail(areaKernel, "overlay", plainErr.Error(),
@@ -129,7 +129,7 @@ func (f *facts) overlay(c *config.Config, root bool) {
 	case volatileErr != nil:
 		f.warn(areaKernel, "overlay", "works in "+base+", without volatile", "with Linux 5.10 or newer, containers do not wait for disks")
 	case cleanErr != nil:
-		f.warn(areaKernel, "overlay", cleanErr.Error(), "remove "+dir)
+		f.warn(areaKernel, "overlay", cleanErr.Error(), "remove "+filepath.Join(base, overlayPrefix)+"*")
 	default:
 		f.ok(areaKernel, "overlay", "works in "+base+", with volatile")
 	}

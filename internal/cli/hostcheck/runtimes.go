@@ -27,18 +27,25 @@ func (f *facts) runtimes(ctx context.Context, c *config.Config, root bool) {
 		f.needsRoot(areaRuntime, "handlers")
 		return
 	}
-	trials, err := trialsDir()
+	if err := sweepTrials(ctx); err != nil {
+		f.warn(areaRuntime, "handlers", "of an earlier check something is left: "+err.Error(), "remove it")
+	}
+	trials, err := newScratch(os.TempDir(), trialsPrefix)
 	if err != nil {
 		f.warn(areaRuntime, "handlers", "not tried: "+err.Error(), "make room where $TMPDIR points to")
 		return
 	}
-	defer func() { _ = os.Remove(trials) }() // it is empty, unless a problem below says what is left
+	defer func() {
+		if err := trials.removeEmpty(); err != nil {
+			f.warn(areaRuntime, "handlers", "something is left of the trials: "+err.Error(), "remove it")
+		}
+	}()
 	systemd := cgroup.ChooseDriver(c.Runtime.CgroupDriver) == cgroup.Systemd
 	works := map[string]bool{}
 	var checkpoint []string
 	for _, name := range slices.Sorted(maps.Keys(c.Runtime.Handlers)) {
 		var features ociruntime.Features
-		features, works[name] = f.handler(ctx, name, c.Runtime.Handlers[name], systemd, trials)
+		features, works[name] = f.handler(ctx, name, c.Runtime.Handlers[name], systemd, trials.path)
 		if works[name] && features.Checkpoint {
 			checkpoint = append(checkpoint, name)
 		}
@@ -60,15 +67,6 @@ func (f *facts) checkpoints(with []string, problem error) {
 	default:
 		f.ok(areaRuntime, name, "CRIU works, with "+strings.Join(with, ", "))
 	}
-}
-
-// trialsDir makes a directory that is open to root of a user namespace.
-func trialsDir() (string, error) {
-	dir, err := os.MkdirTemp("", "berth-check-")
-	if err != nil {
-		return "", err
-	}
-	return dir, os.Chmod(dir, 0o711) //nolint:gosec // nobody can list it
 }
 
 func (f *facts) handler(ctx context.Context, name string, h config.Handler, systemd bool, trials string) (_ ociruntime.Features, works bool) {
