@@ -17,7 +17,7 @@ import (
 // gone tells whether err means that a cgroup does not exist any more. A file
 // that was opened before its cgroup went answers reads with ENODEV.
 func gone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV)
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENAMETOOLONG)
 }
 
 // readString returns the content of a control file without white space

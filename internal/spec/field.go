@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
@@ -54,6 +55,34 @@ func checkAbsolute(field, value string) error {
 	}
 	if !path.IsAbs(value) {
 		return invalid(field, value, "must be an absolute path")
+	}
+	return nil
+}
+
+// maxName bounds the names of pods and containers, which are in every error and log
+// line about them. Those of Kubernetes have at most 253 bytes.
+const maxName = 255
+
+// checkName refuses what would not do as a name in an error or a log line.
+func checkName(field, value string) error {
+	if len(value) > maxName {
+		return invalid(field, value, fmt.Sprintf("is longer than %d bytes", maxName))
+	}
+	if strings.ContainsFunc(value, unicode.IsControl) {
+		return invalid(field, value, "contains a control character")
+	}
+	return nil
+}
+
+// maxElement is NAME_MAX of the kernel.
+const maxElement = 255
+
+// checkElements refuses a path with an element that is too long for any file system.
+func checkElements(field, value string) error {
+	for part := range strings.SplitSeq(value, "/") {
+		if len(part) > maxElement {
+			return invalid(field, value, fmt.Sprintf("has an element of more than %d bytes", maxElement))
+		}
 	}
 	return nil
 }

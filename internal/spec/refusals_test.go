@@ -46,6 +46,10 @@ var invalidContainers = map[string]change{
 	"envs[0].value":             func(in *Input) { in.Config.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte{0xff}}} },
 	"log_path \"/abs\"":         func(in *Input) { in.Config.LogPath = "/abs" },
 	"log_path \"../x\"":         func(in *Input) { in.Config.LogPath = "../x" },
+	"metadata.name \"a\\n\"":    func(in *Input) { in.Config.Metadata.Name = "a\n" },
+	"log_path \"a/..":           func(in *Input) { in.Config.LogPath = "a/.." },
+	"log_path \".\"":            func(in *Input) { in.Config.LogPath = "." },
+	"log_path \"aaaa":           func(in *Input) { in.Config.LogPath = strings.Repeat("a", 256) },
 	"log_directory":             func(in *Input) { in.Config.LogPath, in.Pod.LogDirectory = "x", "" },
 	"mounts[0].container_path":  withMount(&runtimeapi.Mount{ContainerPath: "rel", HostPath: "/"}),
 	"below /":                   withMount(&runtimeapi.Mount{ContainerPath: "//", HostPath: "/"}),
@@ -210,10 +214,15 @@ func TestSandboxRefusals(t *testing.T) {
 		return func(pod *runtimeapi.PodSandboxConfig) { pod.Linux.Sysctls = map[string]string{name: value} }
 	}
 	for text, change := range map[string]func(*runtimeapi.PodSandboxConfig){
-		"metadata.name":      func(pod *runtimeapi.PodSandboxConfig) { pod.Metadata = nil },
-		"hostname \"aaaa":    func(pod *runtimeapi.PodSandboxConfig) { pod.Hostname = strings.Repeat("a", 65) },
-		"hostname \"a\\nb\"": func(pod *runtimeapi.PodSandboxConfig) { pod.Hostname = "a\nb" },
-		"log_directory":      func(pod *runtimeapi.PodSandboxConfig) { pod.LogDirectory = "rel" },
+		"metadata.name":             func(pod *runtimeapi.PodSandboxConfig) { pod.Metadata = nil },
+		"metadata.name \"aaaa":      func(pod *runtimeapi.PodSandboxConfig) { pod.Metadata.Name = strings.Repeat("a", 256) },
+		"metadata.namespace \"aaaa": func(pod *runtimeapi.PodSandboxConfig) { pod.Metadata.Namespace = strings.Repeat("a", 256) },
+		"metadata.uid \"\\x00\"":    func(pod *runtimeapi.PodSandboxConfig) { pod.Metadata.Uid = "\x00" },
+		"log_directory \"/aaaa":     func(pod *runtimeapi.PodSandboxConfig) { pod.LogDirectory = "/" + strings.Repeat("a", 256) },
+		"cgroup_parent \"/aaaa":     func(pod *runtimeapi.PodSandboxConfig) { pod.Linux.CgroupParent = "/" + strings.Repeat("a", 256) },
+		"hostname \"aaaa":           func(pod *runtimeapi.PodSandboxConfig) { pod.Hostname = strings.Repeat("a", 65) },
+		"hostname \"a\\nb\"":        func(pod *runtimeapi.PodSandboxConfig) { pod.Hostname = "a\nb" },
+		"log_directory":             func(pod *runtimeapi.PodSandboxConfig) { pod.LogDirectory = "rel" },
 		"dns_config.servers[0]": func(pod *runtimeapi.PodSandboxConfig) {
 			pod.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"1.1.1.1\nx"}}
 		},

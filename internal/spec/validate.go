@@ -26,6 +26,9 @@ func Validate(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConf
 	if config.GetMetadata().GetName() == "" {
 		return invalid("metadata.name", "", "must not be empty")
 	}
+	if err := checkName("metadata.name", config.GetMetadata().GetName()); err != nil {
+		return err
+	}
 	if config.GetImage().GetImage() == "" {
 		return invalid("image.image", "", "must not be empty")
 	}
@@ -81,8 +84,11 @@ func validateLog(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxC
 	if err := checkText("log_path", file); err != nil {
 		return err
 	}
-	if path.IsAbs(file) || hasDotDot(file) {
+	if path.IsAbs(file) || hasDotDot(file) || path.Clean(file) == "." {
 		return invalid("log_path", file, "must be relative to log_directory and stay below it")
+	}
+	if err := checkElements("log_path", file); err != nil {
+		return err
 	}
 	if pod.GetLogDirectory() == "" {
 		return invalid("log_path", file, "needs log_directory in the config of the sandbox")

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -25,6 +26,11 @@ func ValidateSandbox(pod *runtimeapi.PodSandboxConfig) error {
 	if pod.GetMetadata().GetName() == "" {
 		return invalid("metadata.name", "", "must not be empty")
 	}
+	m := pod.GetMetadata()
+	err := errors.Join(checkName("metadata.name", m.GetName()), checkName("metadata.namespace", m.GetNamespace()), checkName("metadata.uid", m.GetUid()))
+	if err != nil {
+		return err
+	}
 	if name := pod.GetHostname(); len(name) > maxHostname {
 		return invalid("hostname", name, fmt.Sprintf("is longer than the %d bytes that Linux allows", maxHostname))
 	}
@@ -32,7 +38,7 @@ func ValidateSandbox(pod *runtimeapi.PodSandboxConfig) error {
 		return err
 	}
 	if dir := pod.GetLogDirectory(); dir != "" {
-		if err := checkAbsolute("log_directory", dir); err != nil {
+		if err := errors.Join(checkAbsolute("log_directory", dir), checkElements("log_directory", dir)); err != nil {
 			return err
 		}
 	}
@@ -48,7 +54,7 @@ func ValidateSandbox(pod *runtimeapi.PodSandboxConfig) error {
 		return err
 	}
 	parent := pod.GetLinux().GetCgroupParent()
-	if err := checkText("linux.cgroup_parent", parent); err != nil {
+	if err := errors.Join(checkText("linux.cgroup_parent", parent), checkElements("linux.cgroup_parent", parent)); err != nil {
 		return err
 	}
 	if hasDotDot(parent) {
