@@ -52,6 +52,15 @@ func TestErrorsGetTheCodeOfTheirKind(t *testing.T) {
 	}
 }
 
+// A request of any length makes an error of some length, which has the cause at its end.
+func TestErrorsHaveALimit(t *testing.T) {
+	err := statusOf(fmt.Errorf("config.image.image %q: %w", strings.Repeat("x", 1<<20), errdefs.ErrInvalidArgument))
+	text := status.Convert(err).Message()
+	if len(text) > maxErrorText+10 || !strings.HasPrefix(text, "config.image.image") || !strings.HasSuffix(text, "x\": invalid argument") {
+		t.Errorf("error of %d bytes: %.50s…", len(text), text)
+	}
+}
+
 // An error says which pod and container it is about, after the text that the
 // client may look at.
 func TestErrorsNamePodAndContainer(t *testing.T) {
@@ -164,9 +173,12 @@ func TestRequestsWithoutTheirSubjectAreRefused(t *testing.T) {
 		"attach":        {func() error { return second(e.runtime.Attach(ctx, &runtimeapi.AttachRequest{})) }, "container_id"},
 		"exec_sync":     {func() error { return second(e.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{})) }, "container_id"},
 		"exec_sync_cmd": {func() error { return second(e.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: "c"})) }, "cmd"},
-		"pull":          {func() error { return second(e.image.PullImage(ctx, &runtimeapi.PullImageRequest{})) }, "image.image"},
-		"image_status":  {func() error { return second(e.image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{})) }, "image.image"},
-		"remove_image":  {func() error { return second(e.image.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{})) }, "image.image"},
+		"exec_sync_nul": {func() error {
+			return second(e.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: "c", Cmd: []string{"a", "b\x00c"}}))
+		}, "cmd[1]"},
+		"pull":         {func() error { return second(e.image.PullImage(ctx, &runtimeapi.PullImageRequest{})) }, "image.image"},
+		"image_status": {func() error { return second(e.image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{})) }, "image.image"},
+		"remove_image": {func() error { return second(e.image.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{})) }, "image.image"},
 	} {
 		err := c.call()
 		if status.Code(err) != codes.InvalidArgument || !strings.HasPrefix(status.Convert(err).Message(), c.field+": ") {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -19,8 +20,8 @@ func (s *runtimeService) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncR
 	if req.GetContainerId() == "" {
 		return nil, invalid("container_id", "missing")
 	}
-	if len(req.GetCmd()) == 0 {
-		return nil, invalid("cmd", "missing, want at least the program to run")
+	if err := checkCommand(req.GetCmd()); err != nil {
+		return nil, err
 	}
 	timeout, err := seconds("timeout", req.GetTimeout())
 	if err != nil {
@@ -36,6 +37,9 @@ func (s *runtimeService) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncR
 // Exec answers the URL at which a command can be run in a running container.
 func (s *runtimeService) Exec(_ context.Context, req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	view, err := s.running(req.GetContainerId())
+	if err == nil {
+		err = checkCommand(req.GetCmd())
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +84,19 @@ func (s *runtimeService) PortForward(_ context.Context, req *runtimeapi.PortForw
 		return nil, err
 	}
 	return &runtimeapi.PortForwardResponse{Url: url}, nil
+}
+
+// checkCommand refuses a command that no process can be given.
+func checkCommand(cmd []string) error {
+	if len(cmd) == 0 {
+		return invalid("cmd", "missing, want at least the program to run")
+	}
+	for i, word := range cmd {
+		if strings.ContainsRune(word, 0) {
+			return invalid(fmt.Sprintf("cmd[%d]", i), "contains a NUL byte")
+		}
+	}
+	return nil
 }
 
 // running answers the container if it is running now.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/containerd/errdefs"
 )
@@ -18,7 +19,7 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("log level %q: want debug, info, warn or error: %w", level, errdefs.ErrInvalidArgument)
 	}
-	options := &slog.HandlerOptions{Level: l}
+	options := &slog.HandlerOptions{Level: l, ReplaceAttr: bounded}
 	switch format {
 	case "text":
 		return slog.New(slog.NewTextHandler(w, options)), nil
@@ -27,6 +28,24 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	default:
 		return nil, fmt.Errorf("log format %q: want text or json: %w", format, errdefs.ErrInvalidArgument)
 	}
+}
+
+// maxValue bounds what a line says of one thing: errors and requests may be of any length.
+const maxValue = 16 << 10
+
+// bounded cuts a text that would flood the log.
+func bounded(_ []string, a slog.Attr) slog.Attr {
+	var text string
+	switch v := a.Value.Any().(type) {
+	case string:
+		text = v
+	case error:
+		text = v.Error()
+	}
+	if len(text) > maxValue {
+		a.Value = slog.StringValue(strings.ToValidUTF8(text[:maxValue], "") + "…")
+	}
+	return a
 }
 
 // ForLibraries returns a logger for libraries that log by themselves: what

@@ -33,6 +33,20 @@ func TestLoggerHonoursLevelAndFormat(t *testing.T) {
 	}
 }
 
+// A request of any length must not flood the log, be it a text or an error.
+func TestLongTextsAreCut(t *testing.T) {
+	var out bytes.Buffer
+	log, err := NewLogger(&out, "info", "text")
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("x", 1<<20)
+	log.With("pod", long).Info("oh", "error", errors.New(long), "number", 7)
+	if n := out.Len(); n > 3*maxValue || !strings.Contains(out.String(), "number=7") {
+		t.Errorf("the line has %d bytes", n)
+	}
+}
+
 // What libraries call errors does not alarm anybody.
 func TestLibrariesLogForDebuggingOnly(t *testing.T) {
 	for level, want := range map[string]string{"info": "", "debug": "level=DEBUG msg=oh part=lib g.k=v"} {
