@@ -177,6 +177,7 @@ type fakeShim struct {
 	*books
 	cgroups *cgroup.Host
 	dump    func(context.Context, shim.CheckpointRequest) error // in place of CRIU
+	deaf    bool                                                // Kill fails once
 	exits   chan shim.Exit
 	known   map[string]shim.Container
 }
@@ -226,6 +227,10 @@ func (f *fakeShim) StartInfra(context.Context, shim.InfraRequest) (int, error) {
 }
 
 func (f *fakeShim) Kill(_ context.Context, id string, sig syscall.Signal) error {
+	if f.deaf {
+		f.deaf = false
+		return fmt.Errorf("container %s: %w", id, errdefs.ErrUnavailable)
+	}
 	return f.finish(id, 128+int(sig))
 }
 

@@ -59,6 +59,9 @@ func (c *container) askToEnd(ctx context.Context, grace time.Duration) error {
 		err = c.engine.opts.Shim.Kill(ctx, c.rec.ID, sig)
 		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
 			c.log.Warn("send stop signal", "signal", name, "error", err)
+			c.mu.Lock()
+			c.signalled = false // the next caller tries again
+			c.mu.Unlock()
 		}
 	}
 	timer := time.NewTimer(grace)
