@@ -13,7 +13,6 @@ import (
 
 // openLog opens the file with the given inode in the directory of path, or path itself.
 func openLog(path string, inode uint64) (*os.File, error) {
-	const flags = os.O_WRONLY | os.O_APPEND | syscall.O_CLOEXEC
 	if inode != 0 {
 		entries, err := os.ReadDir(filepath.Dir(path))
 		if err != nil {
@@ -25,11 +24,11 @@ func openLog(path string, inode uint64) (*os.File, error) {
 				continue // removed meanwhile
 			}
 			if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Ino == inode {
-				return os.OpenFile(filepath.Join(filepath.Dir(path), entry.Name()), flags, logMode)
+				return os.OpenFile(filepath.Join(filepath.Dir(path), entry.Name()), logFlags, logMode)
 			}
 		}
 	}
-	file, err := os.OpenFile(path, flags|os.O_CREATE, logMode)
+	file, err := os.OpenFile(path, logFlags|os.O_CREATE, logMode)
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}

@@ -23,6 +23,9 @@ const (
 	logMode     = 0o640
 	// faultPause is how long the same fault is not told again.
 	faultPause = time.Minute
+	// logFlags open a log. What somebody put in its place must not hold the container
+	// up: a FIFO that nobody reads from is refused.
+	logFlags = os.O_WRONLY | os.O_APPEND | syscall.O_CLOEXEC | syscall.O_NONBLOCK
 )
 
 // Writer writes the log of one container. Output moves from a FIFO into the log
@@ -292,11 +295,10 @@ func (w *Writer) Reopen(commit func(inode uint64) error) error {
 	if w.path == "" {
 		return nil
 	}
-	const flags = os.O_WRONLY | os.O_APPEND | syscall.O_CLOEXEC
-	file, err := os.OpenFile(w.path, flags|os.O_CREATE|os.O_EXCL, logMode)
+	file, err := os.OpenFile(w.path, logFlags|os.O_CREATE|os.O_EXCL, logMode)
 	made := err == nil
 	if errors.Is(err, os.ErrExist) {
-		file, err = os.OpenFile(w.path, flags, logMode)
+		file, err = os.OpenFile(w.path, logFlags, logMode)
 	}
 	if err != nil {
 		return fmt.Errorf("reopen log: %w", err)

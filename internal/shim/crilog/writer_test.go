@@ -182,6 +182,20 @@ func TestReopenLosesNothing(t *testing.T) {
 	}
 }
 
+// TestReopenFIFO: a FIFO that nobody reads from in the log's place does not hold the container up.
+func TestReopenFIFO(t *testing.T) {
+	f := setUp(t)
+	if err := os.Rename(f.log, f.log+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(f.log, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Reopen(func(uint64) error { return nil }); !errors.Is(err, unix.ENXIO) {
+		t.Errorf("reopen: %v, want %v", err, unix.ENXIO)
+	}
+}
+
 // TestFullDisk logs to a full filesystem: output is dropped and counted, no torn
 // record stays, and logging goes on once there is room. Whoever can do something
 // about it is told at once, and not with every line.
