@@ -80,6 +80,12 @@ func TestLimitsOfMachine(t *testing.T) {
 		if limits, err := host.Limits(path); err != nil || limits.Pids == nil || *limits.Pids != 12 {
 			t.Errorf("Limits: got %+v, %v, want 12 tasks", limits, err)
 		}
+		if err := host.LiftTaskLimit(path); err != nil {
+			t.Errorf("LiftTaskLimit: %v", err)
+		}
+		if limits, err := host.Limits(path); err != nil || limits.Pids != nil {
+			t.Errorf("Limits: got %+v, %v, want no limit on tasks", limits, err)
+		}
 	})
 }
 
@@ -91,7 +97,7 @@ func TestLiftCPUQuota(t *testing.T) {
 		}
 		dir, ok := host.Dir("cpu", path)
 		if !ok {
-			if err := host.LiftCPUQuota(path); err != nil {
+			if err := host.LiftCPUQuota(path, 0); err != nil {
 				t.Errorf("LiftCPUQuota without the controller: %v", err)
 			}
 			return
@@ -106,13 +112,15 @@ func TestLiftCPUQuota(t *testing.T) {
 		if limits, err := host.Limits(path); err != nil || limits.CPUQuota == nil || *limits.CPUQuota != 20000 {
 			t.Fatalf("Limits: got %+v, %v, want the quota", limits, err)
 		}
-		if err := host.LiftCPUQuota(path); err != nil {
-			t.Errorf("LiftCPUQuota: %v", err)
+		for _, period := range []int64{0, 50000} {
+			if err := host.LiftCPUQuota(path, period); err != nil {
+				t.Errorf("LiftCPUQuota with period %d: %v", period, err)
+			}
 		}
 		if limits, err := host.Limits(path); err != nil || limits.CPUQuota != nil {
 			t.Errorf("Limits: got %+v, %v, want no quota", limits, err)
 		}
-		if err := host.LiftCPUQuota(path + "-gone"); err == nil {
+		if err := host.LiftCPUQuota(path+"-gone", 0); err == nil {
 			t.Error("LiftCPUQuota of a cgroup that does not exist: got no error")
 		}
 	})

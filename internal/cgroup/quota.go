@@ -41,18 +41,37 @@ func (h *Host) LimitHugepages(path, size string, bytes uint64) error {
 }
 
 // LiftCPUQuota lets the processes of the cgroup at path use all the CPU time
-// that they get in its parent.
-func (h *Host) LiftCPUQuota(path string) error {
-	dir, ok := h.Dir("cpu", path)
-	if !ok {
-		return nil // without the controller there is no quota
-	}
-	file, value := "cpu.cfs_quota_us", "-1"
+// that they get in its parent. A period in microseconds, if not 0, is that of a
+// later quota.
+func (h *Host) LiftCPUQuota(path string, period int64) error {
+	values := [][2]string{{"cpu.cfs_quota_us", "-1"}, {"cpu.cfs_period_us", strconv.FormatInt(period, 10)}}
 	if h.Mode == V2 {
-		file, value = "cpu.max", "max"
+		values = [][2]string{{"cpu.max", "max"}, {"cpu.max", fmt.Sprintf("max %d", period)}}
 	}
-	if err := writeString(filepath.Join(LimitDir(dir), file), value); err != nil {
-		return fmt.Errorf("lift CPU quota of cgroup %s: %w", path, err)
+	if period == 0 {
+		values = values[:1]
+	}
+	for _, v := range values {
+		if err := h.lift("cpu", path, v[0], v[1]); err != nil {
+			return fmt.Errorf("lift CPU quota of cgroup %s: %w", path, err)
+		}
 	}
 	return nil
+}
+
+// LiftTaskLimit lets the cgroup at path have all the tasks that its parent may.
+func (h *Host) LiftTaskLimit(path string) error {
+	if err := h.lift("pids", path, "pids.max", "max"); err != nil {
+		return fmt.Errorf("lift limit on tasks of cgroup %s: %w", path, err)
+	}
+	return nil
+}
+
+// lift writes a value that is no limit. Without the controller there is none.
+func (h *Host) lift(controller, path, file, value string) error {
+	dir, ok := h.Dir(controller, path)
+	if !ok {
+		return nil
+	}
+	return writeString(filepath.Join(LimitDir(dir), file), value)
 }

@@ -56,6 +56,17 @@ func (l limits) put(s *specs.Spec, host spec.Host) error {
 	return nil
 }
 
+// dropUnbounded removes from limits that there shall be none on tasks, which crun
+// 1.8 writes as -1 where the kernel wants "max", and tells whether it did. A new
+// cgroup has no such limit; where one may be, the caller has to lift it.
+func dropUnbounded(oci *specs.LinuxResources) bool {
+	if oci == nil || oci.Pids == nil || oci.Pids.Limit == nil || *oci.Pids.Limit >= 0 {
+		return false
+	}
+	oci.Pids = nil
+	return true
+}
+
 // limits are those in force.
 func (c *container) limits() limits {
 	c.mu.Lock()
@@ -87,6 +98,7 @@ func (c *container) readSpec() (*specs.Spec, error) {
 // container, with the process section once more, by itself: it is what commands
 // in the container begin with.
 func (e *Engine) writeSpec(id string, s *specs.Spec) error {
+	dropUnbounded(s.Linux.Resources)
 	dir := e.bundleDir(id)
 	for name, value := range map[string]any{"config.json": s, "process.json": s.Process} {
 		data, err := json.Marshal(value)

@@ -23,7 +23,7 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, r *runtimeapi.L
 		return fmt.Errorf("update container: %w", err)
 	}
 	// By itself first: an error then counts the request's own items.
-	if _, err := spec.Resources(r, e.opts.Host); err != nil {
+	if err := spec.CheckUpdate(r, e.opts.Host); err != nil {
 		return fmt.Errorf("update %s: %w", c, err)
 	}
 	wanted, err := e.opts.Plugins.UpdateContainer(ctx, c.subject(), r)
@@ -149,16 +149,27 @@ func (c *container) enforce(ctx context.Context, r limits) error {
 		return err
 	}
 	nri.Apply(oci, r.more)
+	unbounded := dropUnbounded(oci)
+	cgroups, path := c.engine.opts.Cgroups, c.rec.CgroupPath
+	unthrottled := spec.Unthrottled(r.cri, c.engine.opts.Host)
+	if unthrottled && oci.CPU != nil { // by a period alone runc means one for the quota that was
+		oci.CPU.Period = nil
+	}
 	if err := c.engine.opts.Shim.Update(ctx, c.rec.ID, oci); err != nil {
 		return err
 	}
 	for _, l := range oci.HugepageLimits { // which runc leaves out of an update
-		if err := c.engine.opts.Cgroups.LimitHugepages(c.rec.CgroupPath, l.Pagesize, l.Limit); err != nil {
+		if err := cgroups.LimitHugepages(path, l.Pagesize, l.Limit); err != nil {
 			return err
 		}
 	}
-	if spec.Unthrottled(r.cri, c.engine.opts.Host) {
-		return c.engine.opts.Cgroups.LiftCPUQuota(c.rec.CgroupPath)
+	if unbounded {
+		if err := cgroups.LiftTaskLimit(path); err != nil {
+			return err
+		}
+	}
+	if unthrottled {
+		return cgroups.LiftCPUQuota(path, r.cri.GetCpuPeriod())
 	}
 	return nil
 }

@@ -195,7 +195,10 @@ func TestResources(t *testing.T) {
 		{"v1-refused", v1, unified("memory.oom.group", "1"), true, nil},
 		{"v1-high", v1, unified("memory.high", "1000"), true, nil},
 		{"v1-pids", v1, unified("pids.max", "5"), false, func(r *specs.LinuxResources) bool { return *r.Pids.Limit == 5 }},
-		{"v2-pids-max", v2, unified("pids.max", "max"), false, func(r *specs.LinuxResources) bool { return *r.Pids.Limit == -1 }},
+		{"v2-pids-max", v2, unified("pids.max", "max"), false, func(r *specs.LinuxResources) bool {
+			return r.Pids == nil && r.Unified["pids.max"] == "max"
+		}},
+		{"v1-pids-max", v1, unified("pids.max", "max"), false, func(r *specs.LinuxResources) bool { return *r.Pids.Limit == -1 }},
 		{"v2-passed-on", v2, unified("memory.min", "0"), false, func(r *specs.LinuxResources) bool { return r.Unified["memory.min"] == "0" }},
 		{"v2-swap-wins", v2, unified("memory.swap.max", "7"), false, func(r *specs.LinuxResources) bool {
 			return r.Unified["memory.swap.max"] == "7" && r.Memory.Swap == nil && *r.Memory.Limit == 1<<20
@@ -212,6 +215,8 @@ func TestResources(t *testing.T) {
 			HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1}}}, true, nil},
 		{"one-share", v2, &runtimeapi.LinuxContainerResources{CpuShares: 1}, false,
 			func(r *specs.LinuxResources) bool { return *r.CPU.Shares == 2 }},
+		{"most-shares", v2, &runtimeapi.LinuxContainerResources{CpuShares: 1 << 40}, false,
+			func(r *specs.LinuxResources) bool { return *r.CPU.Shares == 1<<18 }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := Resources(test.request, test.host)

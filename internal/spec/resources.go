@@ -14,19 +14,22 @@ import (
 const (
 	// The bounds of the kernel for a CPU quota and its period, in microseconds.
 	minCPUQuota  = 1000
+	maxCPUQuota  = 1<<44 - 1
 	minCPUPeriod = 1000
 	maxCPUPeriod = 1000000
 
-	// minCPUShares is the least weight that the kernel takes.
+	// The bounds of a weight. The kernel takes what is outside for the nearer one, some OCI runtimes refuse it.
 	minCPUShares = 2
+	maxCPUShares = 1 << 18
 
 	minOOMScoreAdj = -1000
 	maxOOMScoreAdj = 1000
 
 	unlimited = -1
 
-	// defaultCPUShares is the weight of a new cgroup.
+	// The weight and the period of a new cgroup.
 	defaultCPUShares = 1024
+	defaultCPUPeriod = 100000
 )
 
 var (
@@ -45,6 +48,20 @@ var (
 //
 // For an update, merge it into the former request first (MergeResources).
 func Resources(request *runtimeapi.LinuxContainerResources, host Host) (*specs.LinuxResources, error) {
+	if swap := request.GetMemorySwapLimitInBytes(); swap > 0 && request.GetMemoryLimitInBytes() <= 0 {
+		return nil, invalid("linux.resources.memory_swap_limit_in_bytes", swap, "needs memory_limit_in_bytes")
+	}
+	return translate(request, host)
+}
+
+// CheckUpdate refuses what Resources refuses, by the names that fields have in
+// an update; only what a limit needs beside it may be in force already.
+func CheckUpdate(update *runtimeapi.LinuxContainerResources, host Host) error {
+	_, err := translate(update, host)
+	return err
+}
+
+func translate(request *runtimeapi.LinuxContainerResources, host Host) (*specs.LinuxResources, error) {
 	const field = "linux.resources"
 	if err := validateResources(field, request); err != nil {
 		return nil, err
@@ -93,10 +110,7 @@ func MergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi
 	}
 	for _, values := range []map[string]string{old.GetUnified(), update.GetUnified()} {
 		for key, value := range values {
-			if result.Unified == nil {
-				result.Unified = map[string]string{}
-			}
-			result.Unified[key] = value
+			result.Unified = withValue(result.Unified, key, value)
 		}
 	}
 	return result
@@ -111,6 +125,9 @@ func RevertResources(old, update *runtimeapi.LinuxContainerResources) *runtimeap
 	if update.GetCpuQuota() != 0 {
 		open.CpuQuota = unlimited
 	}
+	if update.GetCpuPeriod() != 0 {
+		open.CpuPeriod = defaultCPUPeriod
+	}
 	if update.GetCpuShares() != 0 {
 		open.CpuShares = defaultCPUShares
 	}
@@ -122,10 +139,7 @@ func RevertResources(old, update *runtimeapi.LinuxContainerResources) *runtimeap
 	}
 	for key := range update.GetUnified() {
 		if value, ok := newCgroup[key]; ok {
-			if open.Unified == nil {
-				open.Unified = map[string]string{}
-			}
-			open.Unified[key] = value
+			open.Unified = withValue(open.Unified, key, value)
 		}
 	}
 	return MergeResources(open, old)
@@ -147,8 +161,8 @@ func validateResources(field string, r *runtimeapi.LinuxContainerResources) erro
 			return err
 		}
 	}
-	if quota := r.GetCpuQuota(); quota != 0 && quota != unlimited && quota < minCPUQuota {
-		return invalid(field+".cpu_quota", quota, fmt.Sprintf("must be -1 or at least %d", minCPUQuota))
+	if quota := r.GetCpuQuota(); quota != 0 && quota != unlimited && (quota < minCPUQuota || quota > maxCPUQuota) {
+		return invalid(field+".cpu_quota", quota, fmt.Sprintf("must be -1 or between %d and %d", minCPUQuota, int64(maxCPUQuota)))
 	}
 	if r.GetCpuShares() < 0 {
 		return invalid(field+".cpu_shares", r.GetCpuShares(), "must not be negative")
@@ -190,13 +204,10 @@ func Unthrottled(r *runtimeapi.LinuxContainerResources, host Host) bool {
 func cpuLimits(r *runtimeapi.LinuxContainerResources, host Host) *specs.LinuxCPU {
 	cpu := &specs.LinuxCPU{Cpus: r.GetCpusetCpus(), Mems: r.GetCpusetMems()}
 	if shares := r.GetCpuShares(); shares > 0 {
-		value := uint64(max(shares, minCPUShares))
+		value := uint64(min(max(shares, minCPUShares), maxCPUShares))
 		cpu.Shares = &value
 	}
-	if Unthrottled(r, host) {
-		return cpu
-	}
-	if quota := r.GetCpuQuota(); quota != 0 {
+	if quota := r.GetCpuQuota(); quota != 0 && !Unthrottled(r, host) {
 		cpu.Quota = &quota
 	}
 	if r.GetCpuPeriod() != 0 {

@@ -58,7 +58,11 @@ func applyUnified(field string, result *specs.LinuxResources, values map[string]
 			if err != nil {
 				return invalid(field+"."+key, value, "must be a positive number or max")
 			}
-			result.Pids = &specs.LinuxPids{Limit: &limit}
+			if limit == unlimited && host.onUnified() {
+				result.Unified = withValue(result.Unified, key, noLimit)
+			} else {
+				result.Pids = &specs.LinuxPids{Limit: &limit}
+			}
 		case key == swapMax && !host.SwapLimit:
 			// Without accounting nothing can be limited, and "0" and "max" are
 			// what kubelet sends to pods that do not care.
@@ -66,10 +70,7 @@ func applyUnified(field string, result *specs.LinuxResources, values map[string]
 				return unavailable(field, key, "this host does not account swap")
 			}
 		case host.onUnified() && host.hasController(controller):
-			if result.Unified == nil {
-				result.Unified = map[string]string{}
-			}
-			result.Unified[key] = value
+			result.Unified = withValue(result.Unified, key, value)
 			dropTyped(result, key)
 		case meansNothing(key, value):
 		case host.onUnified():
@@ -79,6 +80,14 @@ func applyUnified(field string, result *specs.LinuxResources, values map[string]
 		}
 	}
 	return nil
+}
+
+func withValue(values map[string]string, key, value string) map[string]string {
+	if values == nil {
+		values = map[string]string{}
+	}
+	values[key] = value
+	return values
 }
 
 // pidsLimit reads a number of tasks, with -1 for "max".

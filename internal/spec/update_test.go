@@ -3,6 +3,7 @@ package spec
 import (
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -34,11 +35,11 @@ func TestMergeResources(t *testing.T) {
 func TestRevertResources(t *testing.T) {
 	old := &runtimeapi.LinuxContainerResources{CpuShares: 5, CpusetCpus: "0", Unified: map[string]string{"memory.low": "7"}}
 	got := RevertResources(old, &runtimeapi.LinuxContainerResources{
-		CpuQuota: 1000, CpuShares: 6, CpusetCpus: "1", MemoryLimitInBytes: 8, MemorySwapLimitInBytes: 9,
+		CpuPeriod: 2000, CpuQuota: 1000, CpuShares: 6, CpusetCpus: "1", MemoryLimitInBytes: 8, MemorySwapLimitInBytes: 9,
 		Unified: map[string]string{"memory.low": "1", "memory.high": "2", "pids.max": "3"},
 	})
 	want := &runtimeapi.LinuxContainerResources{
-		CpuQuota: -1, CpuShares: 5, CpusetCpus: "0", MemoryLimitInBytes: -1, MemorySwapLimitInBytes: -1,
+		CpuPeriod: 100000, CpuQuota: -1, CpuShares: 5, CpusetCpus: "0", MemoryLimitInBytes: -1, MemorySwapLimitInBytes: -1,
 		Unified: map[string]string{"memory.low": "7", "memory.high": "max", "pids.max": "max"},
 	}
 	if !proto.Equal(got, want) {
@@ -49,7 +50,7 @@ func TestRevertResources(t *testing.T) {
 	}
 }
 
-// TestUnlimitedQuota: an OCI runtime is told only where all of them can do it.
+// TestUnlimitedQuota: an OCI runtime is told only where all of them can do it. The period is one without a quota too.
 func TestUnlimitedQuota(t *testing.T) {
 	r := &runtimeapi.LinuxContainerResources{CpuQuota: -1, CpuPeriod: 100000, CpuShares: 7}
 	for mode, told := range map[cgroup.Mode]bool{cgroup.V1: false, cgroup.Hybrid: false, cgroup.V2: true} {
@@ -58,11 +59,26 @@ func TestUnlimitedQuota(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if (got.CPU.Quota != nil) != told || (got.CPU.Period != nil) != told || *got.CPU.Shares != 7 {
+		if (got.CPU.Quota != nil) != told || *got.CPU.Period != 100000 || *got.CPU.Shares != 7 {
 			t.Errorf("%v: got %+v, want a quota: %t", mode, got.CPU, told)
 		}
 		if Unthrottled(r, host) == told {
 			t.Errorf("%v: Unthrottled is %t", mode, told)
 		}
+	}
+}
+
+// TestCheckUpdate: what an update leaves open may be in force already, what it says counts.
+func TestCheckUpdate(t *testing.T) {
+	host := testHost(cgroup.V2)
+	swap := &runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: 1 << 20}
+	if err := CheckUpdate(swap, host); err != nil {
+		t.Errorf("a limit of swap beside a limit that may be there: %v", err)
+	}
+	if _, err := Resources(swap, host); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a limit of swap without one of memory: got %v, want an invalid argument", err)
+	}
+	if err := CheckUpdate(&runtimeapi.LinuxContainerResources{CpuQuota: 5}, host); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a quota that is too small: got %v, want an invalid argument", err)
 	}
 }

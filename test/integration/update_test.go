@@ -169,6 +169,15 @@ func TestUpdateEverything(t *testing.T) {
 		check("after the daemon was killed", 2)
 		equal(t, "PID", containerPID(t, c), pid)
 		equal(t, "start", c.Status().GetStartedAt(), begun)
+
+		lifted := &runtimeapi.LinuxContainerResources{CpuQuota: -1, CpuPeriod: 50000, CpuShares: 1 << 20, Unified: map[string]string{"pids.max": "max"}}
+		if err := update(n, c, lifted); err != nil {
+			t.Fatalf("lift the limits: %v", err)
+		}
+		equal(t, "limit on tasks after it was lifted", cgroupFile(t, c, "pids.max", "pids.max"), "max")
+		if period := cgroupFile(t, c, "cpu.cfs_period_us", "cpu.max"); period != "50000" && period != "max 50000" {
+			t.Errorf("period without a quota is %q, want 50000", period)
+		}
 		c.Stop(0)
 		wantError(t, update(n, c, limits(1)), codes.FailedPrecondition, "exited")
 	})
@@ -178,15 +187,17 @@ func TestUpdateEverything(t *testing.T) {
 func TestUpdateNothing(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	always := &runtimeapi.LinuxContainerResources{
-		Unified:        map[string]string{"memory.min": "0", "memory.low": "0", "memory.high": "max"},
+		Unified:        map[string]string{"memory.min": "0", "memory.low": "0", "memory.high": "max", "pids.max": "max"},
 		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}, {PageSize: "64KB"}},
 	}
 	c := n.RunPod().Start([]string{"sleep", "1000"}, func(c *runtimeapi.ContainerConfig) { c.Linux.Resources = always })
 	if err := update(n, c, always); err != nil {
 		t.Errorf("update: %v", err)
 	}
-	if err := update(n, c, nil); err != nil {
-		t.Errorf("an update of nothing: %v", err)
+	for _, nothing := range []*runtimeapi.LinuxContainerResources{nil, {CpuQuota: -1}} {
+		if err := update(n, c, nothing); err != nil {
+			t.Errorf("an update with %v: %v", nothing, err)
+		}
 	}
 	err := update(n, c, &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "64KB", Limit: 1 << 20}}})
 	wantError(t, err, codes.FailedPrecondition, "hugepage_limits[0].page_size", "64KB")
