@@ -46,9 +46,9 @@ func (e *Engine) writeFiles(rec *sandboxRecord) error {
 	return nil
 }
 
-// resolvConf renders a DNS configuration; none means that of the host.
+// resolvConf renders a DNS configuration; one that says nothing, or none, means that of the host.
 func resolvConf(dns *runtimeapi.DNSConfig) (string, error) {
-	if dns == nil {
+	if len(dns.GetServers()) == 0 && len(dns.GetSearches()) == 0 && len(dns.GetOptions()) == 0 {
 		data, err := os.ReadFile(hostResolvConf)
 		if errors.Is(err, os.ErrNotExist) {
 			return "", nil

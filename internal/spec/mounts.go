@@ -224,6 +224,9 @@ func (s *mountSet) propagate(field string, mount *runtimeapi.Mount, source strin
 		wanted, groups = propagationShared, []string{"shared:"}
 		s.propagation = propagationShared
 	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
+		if mount.GetImage() != nil {
+			return propagationPrivate, nil // nobody mounts anything in an image
+		}
 		wanted, groups = propagationSlave, []string{"shared:", "master:"}
 		if s.propagation == "" {
 			s.propagation = propagationSlave

@@ -68,7 +68,10 @@ var invalidContainers = map[string]change{
 	"annotations[\"cdi.k8s.io/x\"] \"\"": func(in *Input) {
 		in.Config.Annotations = map[string]string{"cdi.k8s.io/x": "example.com/gpu=0,"}
 	},
-	"beside image":       withMount(&runtimeapi.Mount{HostPath: "/", Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}),
+	"beside image": withMount(&runtimeapi.Mount{HostPath: "/", Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}),
+	"mounts[0].propagation \"PROPAGATION_BIDIRECTIONAL\": mounts cannot": withMount(&runtimeapi.Mount{
+		Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL,
+	}),
 	"mounts[0].readonly": withMount(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "x"}}),
 	"image_sub_path \"../x\"": withMount(&runtimeapi.Mount{
 		Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true, ImageSubPath: "../x",
@@ -113,15 +116,17 @@ var invalidContainers = map[string]change{
 		ids := []*runtimeapi.IDMapping{{Length: 1}}
 		sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Uids: ids, Gids: ids}}
 	},
-	"cpu_period":                 withResources(&runtimeapi.LinuxContainerResources{CpuPeriod: 5}),
-	"cpu_quota":                  withResources(&runtimeapi.LinuxContainerResources{CpuQuota: 5}),
-	"cpu_shares":                 withResources(&runtimeapi.LinuxContainerResources{CpuShares: -1}),
-	"memory_limit_in_bytes -2":   withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -2}),
-	"memory_swap_limit_in_bytes": withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 8}),
-	"oom_score_adj":              withResources(&runtimeapi.LinuxContainerResources{OomScoreAdj: 1001}),
-	"cpuset_cpus":                withResources(&runtimeapi.LinuxContainerResources{CpusetCpus: "0,a"}),
-	"2-1 is no range":            withResources(&runtimeapi.LinuxContainerResources{CpusetCpus: "2-1"}),
-	"cpuset_mems":                withResources(&runtimeapi.LinuxContainerResources{CpusetMems: "0-"}),
+	"cpu_period":                  withResources(&runtimeapi.LinuxContainerResources{CpuPeriod: 5}),
+	"cpu_quota":                   withResources(&runtimeapi.LinuxContainerResources{CpuQuota: 5}),
+	"cpu_quota 17592186044416":    withResources(&runtimeapi.LinuxContainerResources{CpuQuota: 1 << 44}),
+	"cpu_shares":                  withResources(&runtimeapi.LinuxContainerResources{CpuShares: -1}),
+	"memory_limit_in_bytes -2":    withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -2}),
+	"memory_swap_limit_in_bytes":  withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 8}),
+	"needs memory_limit_in_bytes": withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -1, MemorySwapLimitInBytes: 8}),
+	"oom_score_adj":               withResources(&runtimeapi.LinuxContainerResources{OomScoreAdj: 1001}),
+	"cpuset_cpus":                 withResources(&runtimeapi.LinuxContainerResources{CpusetCpus: "0,a"}),
+	"2-1 is no range":             withResources(&runtimeapi.LinuxContainerResources{CpusetCpus: "2-1"}),
+	"cpuset_mems":                 withResources(&runtimeapi.LinuxContainerResources{CpusetMems: "0-"}),
 	"hugepage_limits[0].page_size": withResources(&runtimeapi.LinuxContainerResources{
 		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2 MB"}},
 	}),
@@ -232,6 +237,9 @@ func TestSandboxRefusals(t *testing.T) {
 		"port_mappings[0].container": func(pod *runtimeapi.PodSandboxConfig) { pod.PortMappings = []*runtimeapi.PortMapping{{HostPort: 7}} },
 		"port_mappings[0].host_ip":   func(pod *runtimeapi.PodSandboxConfig) { pod.PortMappings = []*runtimeapi.PortMapping{{HostIp: "x"}} },
 		"port_mappings[0].protocol":  func(pod *runtimeapi.PodSandboxConfig) { pod.PortMappings = []*runtimeapi.PortMapping{{Protocol: 7}} },
+		"run_as_user -1": func(pod *runtimeapi.PodSandboxConfig) {
+			pod.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: -1}
+		},
 		"run_as_group": func(pod *runtimeapi.PodSandboxConfig) {
 			pod.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1}
 		},

@@ -155,6 +155,9 @@ func validateMountSource(field string, mount *runtimeapi.Mount) error {
 	if !mount.GetReadonly() {
 		return invalid(field+".readonly", false, "must be true for an image")
 	}
+	if mount.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL {
+		return invalid(field+".propagation", mount.GetPropagation().String(), "mounts cannot come out of an image")
+	}
 	sub := mount.GetImageSubPath()
 	if path.IsAbs(sub) || hasDotDot(sub) {
 		return invalid(field+".image_sub_path", sub, "must be relative and must not contain \"..\"")

@@ -68,7 +68,10 @@ func TestImageVolume(t *testing.T) {
 		p := n.RunPod()
 		whole := p.Start([]string{"sleep", "1000"}, imageMount("/whole", id, ""), imageMount("/dir", id, "dir"))
 		part := p.Start([]string{"sleep", "1000"},
-			imageMount("/file", ref, "dir/more"), imageMount("/link", ref, "etc/file"), imageMount("/up", ref, "up/file"))
+			imageMount("/file", ref, "dir/more"), imageMount("/link", ref, "etc/file"), imageMount("/up", ref, "up/file"),
+			func(c *runtimeapi.ContainerConfig) {
+				c.Mounts[0].Propagation = runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
+			})
 		check := func() {
 			t.Helper()
 			equal(t, "files", whole.Output("sh", "-c", "cd /whole && echo * && cat dir/*"), "dir etc run up\nbelowabove")

@@ -119,7 +119,8 @@ func sameSet(t *testing.T, got, want []string) {
 	}
 }
 
-// TestPodFiles: a pod has its resolver, its host name, its sysctls and its shared memory.
+// TestPodFiles: a pod has its resolver, its host name, its sysctls and its shared memory; what it says about a process of its
+// own does not keep it from running.
 func TestPodFiles(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	p := n.RunPod(func(c *runtimeapi.PodSandboxConfig) {
@@ -128,6 +129,10 @@ func TestPodFiles(t *testing.T) {
 			Servers: []string{"10.9.8.7"}, Searches: []string{"cluster.local"}, Options: []string{"ndots:5"},
 		}
 		c.Linux.Sysctls = map[string]string{"net.ipv4.ping_group_range": "0 100", "kernel.shm_rmid_forced": "1"}
+		sc := c.Linux.SecurityContext
+		sc.RunAsUser, sc.SupplementalGroups, sc.ReadonlyRootfs = &runtimeapi.Int64Value{Value: 1000}, []int64{7}, true
+		sc.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
+		sc.Seccomp, sc.Apparmor = &runtimeapi.SecurityProfile{}, &runtimeapi.SecurityProfile{}
 	})
 	c := p.Start([]string{"sleep", "1000"})
 	equal(t, "host name", c.Output("hostname"), "named")
@@ -143,6 +148,13 @@ func TestPodFiles(t *testing.T) {
 	c.Output("sh", "-c", "echo shared >/dev/shm/file")
 	other := p.Start([]string{"sleep", "1000"})
 	equal(t, "/dev/shm of another container", other.Output("cat", "/dev/shm/file"), "shared")
+
+	unsaid := n.RunPod(func(c *runtimeapi.PodSandboxConfig) { c.DnsConfig = &runtimeapi.DNSConfig{} }).Start([]string{"sleep", "1000"})
+	host, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "resolv.conf of a pod that names no resolver", unsaid.Output("cat", "/etc/resolv.conf"), strings.TrimRight(string(host), "\n"))
 }
 
 // TestNamespaces: each mode of each namespace is what it says.
