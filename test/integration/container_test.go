@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/proc"
@@ -79,6 +80,10 @@ func TestContainerOptions(t *testing.T) {
 					}
 				})
 				equal(t, c.run, container.Output("sh", "-c", c.run), c.want)
+				var null unix.Stat_t
+				if err := unix.Stat(os.DevNull, &null); err != nil || null.Uid != 0 || null.Gid != 0 {
+					t.Errorf("the node's %s belongs to %d:%d, %v", os.DevNull, null.Uid, null.Gid, err)
+				}
 				container.Remove()
 			})
 		}
