@@ -29,6 +29,8 @@ type container struct {
 	exited chan struct{}
 	// pending is an exit that was reported before the start was.
 	pending *shim.Exit
+	// exitKept tells that the record on disk has the exit.
+	exitKept bool
 	// signalled tells that the stop signal was sent: it is sent once.
 	signalled bool
 	// updating is held while limits are changed, which are one at a time.
@@ -195,7 +197,7 @@ func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, from 
 
 // adoptContainer makes the object for a record.
 func (e *Engine) adoptContainer(s *sandbox, rec containerRecord, state machine.State) *container {
-	c := &container{engine: e, sandbox: s, rec: rec, exited: make(chan struct{})}
+	c := &container{engine: e, sandbox: s, rec: rec, exited: make(chan struct{}), exitKept: rec.Exit != nil}
 	c.skipTold()
 	if rec.Exit != nil {
 		close(c.exited)

@@ -289,6 +289,9 @@ func (c *container) endProcess(ctx context.Context) error {
 	if err := e.opts.Cgroups.KillAll(ctx, c.rec.CgroupPath); err != nil {
 		return err
 	}
+	if err := c.keepExit(); err != nil {
+		c.log.Warn("write down how the container ended, before the supervisor forgets it", "error", err)
+	}
 	if err := e.opts.Shim.Delete(ctx, id); err != nil {
 		return err
 	}

@@ -205,8 +205,20 @@ func (c *container) save() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.rec.Listed = rec.Listed
+	c.rec.Listed, c.exitKept = rec.Listed, rec.Exit != nil
 	return nil
+}
+
+// keepExit has the exit in the record on disk: the supervisor is about to
+// forget it, and then a successor could learn it from nobody.
+func (c *container) keepExit() error {
+	c.mu.Lock()
+	kept := c.exitKept || c.rec.Exit == nil
+	c.mu.Unlock()
+	if kept {
+		return nil
+	}
+	return c.save()
 }
 
 // forget removes what is written down; nothing of the container is left.
