@@ -148,7 +148,7 @@ func TestAttachFailuresLeaveNothing(t *testing.T) {
 	before := hostState(t)
 	pod := r.pod("six", PortMapping{ContainerPort: 80, HostPort: 8080, HostIP: "::1"})
 	_, err := r.Attach(t.Context(), pod, keep.Plan)
-	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "[::1]:8080/tcp") {
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), `host_ip "::1" of host port 8080/tcp: the pod has no IPv6 address`) {
 		t.Errorf("IPv6 port of an IPv4 pod: %v", err)
 	}
 	must(t, namespace.Remove(t.Context(), filepath.Dir(pod.NetNS)))

@@ -205,8 +205,16 @@ func checkServed(ports []port, addresses []netip.Prefix) error {
 		for _, address := range addresses {
 			served = served || p.serves(address.Addr())
 		}
-		if !served {
-			return fmt.Errorf("host port %s: the pod has no address of this family: %w", p, errdefs.ErrFailedPrecondition)
+		refuse := func(reason string) error {
+			return fmt.Errorf("host_ip %q of host port %d/%s: %s: %w", p.Address, p.Host, p.Protocol, reason, errdefs.ErrFailedPrecondition)
+		}
+		switch {
+		case !served && p.Address.Is6():
+			return refuse("the pod has no IPv6 address")
+		case !served:
+			return refuse("the pod has no IPv4 address")
+		case p.Address == loopback6.Addr() && bridgeFilters6():
+			return refuse("with br_netfilter the kernel lets no answer to it through (net.bridge.bridge-nf-call-ip6tables is 1)")
 		}
 	}
 	return nil

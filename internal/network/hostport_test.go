@@ -14,7 +14,7 @@ import (
 
 // Host ports answer to the host, the outside, a neighbour and the pod itself, at every address and at loopback, whether
 // bridged frames go through the packet filter or not. With br_netfilter the kernel allows no answer to [::1], and the
-// connection is refused at once.
+// connection is refused at once; so is a port that would answer there only.
 func TestBuiltinHostPorts(t *testing.T) {
 	for _, filter := range []string{"0", "1"} {
 		t.Run("BridgeFilter"+filter, func(t *testing.T) {
@@ -39,6 +39,10 @@ func TestBuiltinHostPorts(t *testing.T) {
 			if filter == "1" {
 				if _, _, err := ask("", "tcp", "[::1]:8080"); err == nil || !strings.Contains(err.Error(), "refused") {
 					t.Errorf("[::1] with br_netfilter: %v, want refused", err)
+				}
+				only := r.pod("only", PortMapping{ContainerPort: 80, HostPort: 8081, HostIP: "::1"})
+				if _, err := r.Attach(t.Context(), only, a.Plan); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), `host_ip "::1"`) {
+					t.Errorf("a port of ::1 alone: %v, want that host_ip is refused", err)
 				}
 				return
 			}
