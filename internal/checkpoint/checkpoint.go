@@ -42,12 +42,25 @@ const (
 	dirMode  = 0o700
 	fileMode = 0o600
 
+	// crioAnnotation names the container in an image that CRI-O has made of a checkpoint.
+	crioAnnotation = "io.kubernetes.cri-o.annotations.checkpoint.name"
+
 	// maxDocument bounds one of the small files of an archive.
 	maxDocument = 32 << 20
 )
 
 // documents are the small files, which come first.
 var documents = []string{configFile, specFile, deletedFile}
+
+// OfImage tells from the annotations of an image whether it is a checkpoint, as `checkpointctl build` and CRI-O make them.
+func OfImage(annotations map[string]string) bool {
+	for _, name := range []string{metadata.CheckpointAnnotationName, crioAnnotation} {
+		if annotations[name] != "" {
+			return true
+		}
+	}
+	return false
+}
 
 // Container tells what a container was when it was written down.
 type Container struct {

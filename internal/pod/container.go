@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/checkpoint"
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/internal/spec"
@@ -164,6 +165,10 @@ func (e *Engine) reserveContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, f
 func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, from string) (*container, error) {
 	ref := cfg.GetImage().GetImage()
 	img, err := e.opts.Images.Resolve(ref)
+	if filepath.IsAbs(ref) || err == nil && checkpoint.OfImage(img.Annotations) {
+		return nil, fmt.Errorf("config.image.image %q: it is no image that a container can run from; of checkpoints, RestorePod makes whole pods, from what CheckpointPod has written: %w",
+			ref, errdefs.ErrInvalidArgument)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("config.image.image %q: %w", ref, err)
 	}

@@ -101,7 +101,11 @@ func (f fakeImages) Resolve(ref string) (*image.Image, error) {
 	if ref == "missing" {
 		return nil, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
 	}
-	return &image.Image{ID: "sha256:" + ref}, nil
+	img := &image.Image{ID: "sha256:" + ref}
+	if ref == "checkpoint" {
+		img.Annotations = map[string]string{"org.criu.checkpoint.container.name": "app"}
+	}
+	return img, nil
 }
 
 func (f fakeImages) PrepareRootfs(_ context.Context, key, _ string) error {

@@ -183,6 +183,22 @@ func TestRestoreRefused(t *testing.T) {
 	n.finish()
 }
 
+// TestContainerOfACheckpointRefused: other engines take the path of an archive, or an image of it, for the image of a
+// container. Here the error says what there is instead.
+func TestContainerOfACheckpointRefused(t *testing.T) {
+	n := newNode(t)
+	n.started("web")
+	for _, ref := range []string{"/var/lib/kubelet/checkpoints/app.tar", "checkpoint"} {
+		_, err := n.engine.CreateContainer(t.Context(), n.ids["web"], &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "app"}, Image: &runtimeapi.ImageSpec{Image: ref}, Command: []string{"/bin/sh"},
+		}, nil)
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), ref) || !strings.Contains(err.Error(), "RestorePod") {
+			t.Errorf("image %s: got %v, want one that names RestorePod", ref, err)
+		}
+	}
+	n.finish()
+}
+
 // restoreEffects are those at which a restore differs from a life without one.
 var restoreEffects = []string{
 	"save", "do network", "do rootfs", "do checkpoint", "undo checkpoint", "do bundle", "do process", "undo process",
