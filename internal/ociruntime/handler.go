@@ -9,6 +9,19 @@ const TypeOCI = "oci"
 // TypeShimV2 is the type of a handler whose runtime is a containerd shim: a process that serves tasks, see package shimv2.
 const TypeShimV2 = "shim-v2"
 
+// The annotations that runtimes with sandboxes look at: whether a container stands for its pod, and which pod that is.
+// The names are containerd's.
+const (
+	AnnotationContainerType = "io.kubernetes.cri.container-type"
+	AnnotationSandboxID     = "io.kubernetes.cri.sandbox-id"
+)
+
+// The values of AnnotationContainerType.
+const (
+	ContainerTypeSandbox   = "sandbox"
+	ContainerTypeContainer = "container"
+)
+
 // Handler is one configured OCI runtime.
 type Handler struct {
 	// Name is how pods ask for it.

@@ -6,23 +6,24 @@ import (
 	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-runtime/berth/internal/ociruntime"
 )
 
 // defaultOCIVersion is understood by every OCI runtime in use.
 const defaultOCIVersion = "1.0.2"
 
 // The annotations by which hooks and sandboxing OCI runtimes recognise a
-// container of Kubernetes. Annotations of the request are passed on only where
-// the administrator has allowed it: some OCI runtimes change their behaviour by
-// annotation, which is not for a pod's author to decide.
+// container of Kubernetes, beside those that package ociruntime names.
+// Annotations of the request are passed on only where the administrator has
+// allowed it: some OCI runtimes change their behaviour by annotation, which is
+// not for a pod's author to decide.
 const (
 	annotationContainerName = "io.kubernetes.cri.container-name"
 	annotationImageName     = "io.kubernetes.cri.image-name"
-	annotationSandboxID     = "io.kubernetes.cri.sandbox-id"
 	annotationSandboxName   = "io.kubernetes.cri.sandbox-name"
 	annotationNamespace     = "io.kubernetes.cri.sandbox-namespace"
 	annotationSandboxUID    = "io.kubernetes.cri.sandbox-uid"
-	annotationContainerType = "io.kubernetes.cri.container-type"
 )
 
 // Build makes the spec of a container, and refuses what cannot be granted:
@@ -137,7 +138,7 @@ func annotations(in Input) map[string]string {
 		annotationImageName:     choose(image.GetUserSpecifiedImage(), image.GetImage()),
 	})
 	if in.Sandboxed {
-		result[annotationContainerType] = "container"
+		result[ociruntime.AnnotationContainerType] = ociruntime.ContainerTypeContainer
 	}
 	return result
 }
@@ -154,10 +155,10 @@ func podAnnotations(in Input) map[string]string {
 		}
 	}
 	maps.Copy(result, map[string]string{
-		annotationSandboxID:   in.SandboxID,
-		annotationSandboxName: in.Pod.GetMetadata().GetName(),
-		annotationNamespace:   in.Pod.GetMetadata().GetNamespace(),
-		annotationSandboxUID:  in.Pod.GetMetadata().GetUid(),
+		ociruntime.AnnotationSandboxID: in.SandboxID,
+		annotationSandboxName:          in.Pod.GetMetadata().GetName(),
+		annotationNamespace:            in.Pod.GetMetadata().GetNamespace(),
+		annotationSandboxUID:           in.Pod.GetMetadata().GetUid(),
 	})
 	return result
 }

@@ -5,6 +5,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/ociruntime"
 )
 
 // Annotations of sandbox containers, as containerd writes them: a runtime sizes
@@ -66,7 +68,7 @@ func BuildSandbox(in Input, program string, resources *runtimeapi.LinuxContainer
 
 func sandboxAnnotations(in Input) map[string]string {
 	result := podAnnotations(in)
-	result[annotationContainerType] = "sandbox"
+	result[ociruntime.AnnotationContainerType] = ociruntime.ContainerTypeSandbox
 	result[annotationLogDirectory] = in.Pod.GetLogDirectory()
 	if r := in.Pod.GetLinux().GetResources(); r != nil {
 		result[annotationCPUPeriod] = strconv.FormatInt(r.GetCpuPeriod(), 10)

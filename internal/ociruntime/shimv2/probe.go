@@ -84,7 +84,9 @@ func (p *Program) features(ctx context.Context, scratch string) (ociruntime.Feat
 func (p *Program) tryRun(ctx context.Context, t *trial.Trial) error {
 	spec := t.Spec("", p.handler.SystemdCgroup)
 	if p.sandboxes() { // gVisor's shim makes no sandbox for a container that does not say this
-		spec.Annotations = map[string]string{"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": t.ID}
+		spec.Annotations = map[string]string{
+			ociruntime.AnnotationContainerType: ociruntime.ContainerTypeSandbox, ociruntime.AnnotationSandboxID: t.ID,
+		}
 	}
 	if err := t.Write(spec); err != nil {
 		return err
