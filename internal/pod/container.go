@@ -36,6 +36,8 @@ type container struct {
 	signalled bool
 	// updating is held while limits are changed, which are one at a time.
 	updating sync.Mutex
+	// bundling is held while the bundle is made anew, or removed.
+	bundling sync.Mutex
 	// saving is held while the record is written: an update of limits saves
 	// beside the driver. It guards forgotten: there shall be no record any more.
 	saving    sync.Mutex

@@ -109,6 +109,8 @@ func (c *container) undo(ctx context.Context, step int) error {
 	case stepIDMap:
 		return e.unmapMounts(ctx, id)
 	case stepBundle:
+		c.bundling.Lock()
+		defer c.bundling.Unlock()
 		return e.removeSpec(id)
 	case stepNRI:
 		c.tellRemoved(ctx)

@@ -109,6 +109,8 @@ func (n *node) command(words []string) string {
 		return n.result(n.create(ctx, name, words[2], words[3:]...))
 	case "start":
 		return n.result(n.engine.StartContainer(ctx, n.ids[name]))
+	case "update":
+		return n.result(n.engine.UpdateContainer(ctx, n.ids[name], &runtimeapi.LinuxContainerResources{CpuShares: 512}))
 	case "stop-container":
 		return n.result(n.engine.StopContainer(ctx, n.ids[name], 0))
 	case "remove-container":

@@ -175,8 +175,17 @@ func (c *container) enforce(ctx context.Context, r limits) error {
 }
 
 // rewriteResources changes the limits in the bundle of a created container; all
-// else in there stays as the request and plugins made it.
+// else in there stays as the request and plugins made it. What is to be removed
+// stays as it is: nothing may come into the bundle any more.
 func (c *container) rewriteResources(r limits) error {
+	c.bundling.Lock()
+	defer c.bundling.Unlock()
+	c.mu.Lock()
+	goal := c.state.Goal
+	c.mu.Unlock()
+	if goal < containerCreated {
+		return errStopped
+	}
 	s, err := c.readSpec()
 	if err != nil {
 		return err
