@@ -34,6 +34,8 @@ func (h *host) inSandbox(id, script string, change ...func(*specs.Spec)) shim.St
 	}
 	req := h.bundle(handler, id, script, append(change, func(s *specs.Spec) {
 		s.Annotations = map[string]string{"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": h.sandboxID()}
+		// As a pod's. gVisor cannot start where others make and remove devices meanwhile: "no such device".
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	})...)
 	req.SandboxID, req.Sandboxed = h.sandboxID(), id != h.sandboxID()
 	return req
