@@ -41,7 +41,7 @@ func Build(in Input) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	linux, err := linuxSection(in)
+	linux, binds, err := linuxSection(in)
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +61,8 @@ func Build(in Input) (*Output, error) {
 	if mounts.has(devDir) {
 		// The device nodes come with it; making them would change the source.
 		linux.Devices = nil
+	} else {
+		result.Mounts = append(result.Mounts, binds...)
 	}
 	if err := applySeccomp(sc, in.Host, result); err != nil {
 		return nil, err
@@ -109,25 +111,29 @@ func firstProcess(in Input) (process *specs.Process, warnings []string, err erro
 }
 
 // linuxSection makes the linux section but for seccomp and the propagation of
-// the root, which depend on other sections.
-func linuxSection(in Input) (*specs.Linux, error) {
-	linux := &specs.Linux{CgroupsPath: in.CgroupsPath, MountLabel: in.MountLabel}
-	var err error
+// the root, which depend on other sections. The mounts are devices too.
+func linuxSection(in Input) (linux *specs.Linux, binds []specs.Mount, err error) {
+	linux = &specs.Linux{CgroupsPath: in.CgroupsPath, MountLabel: in.MountLabel}
 	if linux.Namespaces, err = namespaces(in); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if linux.Resources, err = Resources(in.Config.GetLinux().GetResources(), in.Host); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	devices, err := devices(in)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	var mapped bool
+	if linux.UIDMappings, linux.GIDMappings, mapped = UserNamespace(in.Pod); mapped {
+		if binds, err = devices.bindRenamed(); err != nil {
+			return nil, nil, err
+		}
 	}
 	linux.Devices = devices.nodes
 	linux.Resources.Devices = devices.rules
-	linux.UIDMappings, linux.GIDMappings, _ = UserNamespace(in.Pod)
 	applyPaths(in.Config.GetLinux().GetSecurityContext(), linux)
-	return linux, nil
+	return linux, binds, nil
 }
 
 func annotations(in Input) map[string]string {

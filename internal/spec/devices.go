@@ -30,13 +30,15 @@ var elsewhere = []string{"console", "pts", "shm", "fd", "mqueue", ".lxc", ".lxd-
 type deviceSet struct {
 	nodes []specs.LinuxDevice
 	rules []specs.LinuxDeviceCgroup
+	// sources are the paths of the nodes on the host, by path in the container.
+	sources map[string]string
 }
 
 // devices lists the device nodes of a container beyond those that every OCI
 // runtime makes, and the rules of its device cgroup, the last match of which
 // counts.
 func devices(in Input) (*deviceSet, error) {
-	set := &deviceSet{}
+	set := &deviceSet{sources: map[string]string{}}
 	privileged := in.Config.GetLinux().GetSecurityContext().GetPrivileged()
 	if privileged {
 		set.rules = []specs.LinuxDeviceCgroup{{Allow: true, Access: allAccess}}
@@ -44,7 +46,9 @@ func devices(in Input) (*deviceSet, error) {
 		if err != nil {
 			return nil, err
 		}
-		set.nodes = nodes
+		for _, node := range nodes {
+			set.put(node)
+		}
 	} else {
 		set.rules = defaultRules()
 	}
@@ -71,19 +75,49 @@ func devices(in Input) (*deviceSet, error) {
 }
 
 // put adds a node, in place of one of the same path.
-func (s *deviceSet) put(node specs.LinuxDevice) {
+func (s *deviceSet) put(node hostNode) {
+	s.sources[node.Path] = node.source
 	for i := range s.nodes {
 		if s.nodes[i].Path == node.Path {
-			s.nodes[i] = node
+			s.nodes[i] = node.LinuxDevice
 			return
 		}
 	}
-	s.nodes = append(s.nodes, node)
+	s.nodes = append(s.nodes, node.LinuxDevice)
+}
+
+// bindRenamed takes those nodes from the set that have another path in the
+// container than on the host, and returns mounts in their place. In a user
+// namespace, where nobody can make nodes, OCI runtimes bind those of the host,
+// by the path that they have in the container.
+func (s *deviceSet) bindRenamed() ([]specs.Mount, error) {
+	var binds []specs.Mount
+	for _, node := range s.nodes {
+		if source := s.sources[node.Path]; source != node.Path {
+			binds = append(binds, specs.Mount{
+				Type: "bind", Source: source, Destination: node.Path, Options: []string{"bind", propagationPrivate, "rw"},
+			})
+		}
+	}
+	for i := range binds {
+		if err := keepLocked(&binds[i]); err != nil {
+			return nil, err
+		}
+	}
+	s.nodes = slices.DeleteFunc(s.nodes, func(node specs.LinuxDevice) bool { return s.sources[node.Path] != node.Path })
+	return binds, nil
+}
+
+// hostNode is a device node with its path in the container, and the one that it
+// has on the host.
+type hostNode struct {
+	specs.LinuxDevice
+	source string
 }
 
 // findDevices returns the device that a path of the host leads to, or all
 // devices below it if it is a directory, with their paths in the container.
-func findDevices(field, hostPath, containerPath string) ([]specs.LinuxDevice, error) {
+func findDevices(field, hostPath, containerPath string) ([]hostNode, error) {
 	target, err := filepath.EvalSymlinks(hostPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, invalid(field, hostPath, "does not exist")
@@ -102,7 +136,7 @@ func findDevices(field, hostPath, containerPath string) ([]specs.LinuxDevice, er
 			return nil, invalid(field, hostPath, "is not a device node")
 		}
 		node.Path = containerPath
-		return []specs.LinuxDevice{*node}, nil
+		return []hostNode{{*node, target}}, nil
 	}
 	nodes, err := walkDevices(field, target, containerPath, nil)
 	if err == nil && len(nodes) == 0 {
@@ -112,8 +146,8 @@ func findDevices(field, hostPath, containerPath string) ([]specs.LinuxDevice, er
 }
 
 // walkDevices returns the devices below a directory but for those with the names to leave out.
-func walkDevices(field, dir, containerPath string, leaveOut []string) ([]specs.LinuxDevice, error) {
-	var nodes []specs.LinuxDevice
+func walkDevices(field, dir, containerPath string, leaveOut []string) ([]hostNode, error) {
+	var nodes []hostNode
 	entries := 0
 	err := filepath.WalkDir(dir, func(file string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -147,7 +181,7 @@ func walkDevices(field, dir, containerPath string, leaveOut []string) ([]specs.L
 			return err
 		}
 		node.Path = filepath.Join(containerPath, relative)
-		nodes = append(nodes, *node)
+		nodes = append(nodes, hostNode{*node, file})
 		return nil
 	})
 	if err != nil {

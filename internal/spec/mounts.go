@@ -170,6 +170,10 @@ func (s *mountSet) add(index int, mount *runtimeapi.Mount, in Input) error {
 		options = append(options, "rw")
 	}
 	for _, option := range mount.GetMountOptions() {
+		if mapped && strings.HasSuffix(option, "atime") {
+			return unavailable(field+".mount_options", option,
+				"a pod that has a user namespace cannot change when a mount notes the time of access")
+		}
 		options = slices.DeleteFunc(options, func(have string) bool {
 			return have == option || have == mountOptions[option]
 		})

@@ -63,7 +63,26 @@ func resolveUser(in Input) (specs.User, error) {
 		groups = append(groups, uint32(group))
 	}
 	slices.Sort(groups)
-	return specs.User{UID: who.uid, GID: who.gid, AdditionalGids: slices.Compact(groups)}, nil
+	result := specs.User{UID: who.uid, GID: who.gid, AdditionalGids: slices.Compact(groups)}
+	return result, checkMapped(result, in.Pod)
+}
+
+// checkMapped refuses who is nobody in the user namespace of a pod.
+func checkMapped(who specs.User, pod *runtimeapi.PodSandboxConfig) error {
+	uids, gids, ok := UserNamespace(pod)
+	if !ok {
+		return nil
+	}
+	const reason = "is not in the user namespace of the pod, which has the IDs below %d"
+	if size := uids[0].Size; who.UID >= size {
+		return invalid("user of the container", who.UID, fmt.Sprintf(reason, size))
+	}
+	for _, gid := range who.AdditionalGids { // that of the user among them
+		if size := gids[0].Size; gid >= size {
+			return invalid("group of the container", gid, fmt.Sprintf(reason, size))
+		}
+	}
+	return nil
 }
 
 // containerUser is an identity as ContainerStatus reports it.

@@ -120,3 +120,45 @@ func TestUserNamespaceKeepsRestrictions(t *testing.T) {
 		t.Errorf("bidirectional: got %v, want a failed precondition about the propagation", err)
 	}
 }
+
+// TestUserNamespaceDevices: a device that has another path in the container than on the host is bound by the latter: an OCI
+// runtime would bind the host's device of the former.
+func TestUserNamespaceDevices(t *testing.T) {
+	in := testInput(t)
+	ids := &runtimeapi.IDMapping{HostId: 100000, Length: 65536}
+	in.Pod.Linux.SecurityContext.NamespaceOptions.UsernsOptions = usernsOf(modePod, ids, ids)
+	in.Config.Devices = []*runtimeapi.Device{
+		{HostPath: "/dev/zero", ContainerPath: "/dev/kmsg", Permissions: "r"}, {HostPath: "/dev/random", ContainerPath: "/dev/random"},
+	}
+	out, err := Build(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := out.Spec.Linux.Devices; len(d) != 1 || d[0].Path != "/dev/random" {
+		t.Errorf("device nodes are %v, want only /dev/random", d)
+	}
+	i := slices.IndexFunc(out.Spec.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev/kmsg" })
+	if i < 0 || out.Spec.Mounts[i].Source != "/dev/zero" || slices.Contains(out.Spec.Mounts[i].Options, "nodev") {
+		t.Errorf("mounts are %v, want /dev/zero as a device at /dev/kmsg", out.Spec.Mounts)
+	}
+}
+
+// TestUserNamespaceHasNot: what is not in a user namespace, or not its own to change, is refused by name.
+func TestUserNamespaceHasNot(t *testing.T) {
+	ids := &runtimeapi.IDMapping{HostId: 100000, Length: 65536}
+	for want, change := range map[string]func(*Input){
+		"user of the container 70000":  func(in *Input) { sc(in).RunAsUser = &runtimeapi.Int64Value{Value: 70000} },
+		"group of the container 65536": func(in *Input) { sc(in).SupplementalGroups = []int64{65536} },
+		"mounts[0].mount_options \"noatime\"": func(in *Input) {
+			in.Config.Mounts = []*runtimeapi.Mount{{HostPath: "/", ContainerPath: "/host", MountOptions: []string{"noexec", "noatime"}}}
+		},
+	} {
+		in := testInput(t)
+		in.Pod.Linux.SecurityContext.NamespaceOptions.UsernsOptions = usernsOf(modePod, ids, ids)
+		sc(&in).RunAsUser, sc(&in).RunAsGroup, sc(&in).SupplementalGroups = nil, nil, nil
+		change(&in)
+		if _, err := Build(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want an error that contains %q", err, want)
+		}
+	}
+}

@@ -114,7 +114,10 @@ func TestUserNamespace(t *testing.T) {
 		equal(t, "the pod's page from the host", fetch(n, t, net.JoinHostPort(p.IP(), "8080")), p.Config.GetHostname())
 		other := p.Start([]string{"sleep", "1000"}, likePod(p), func(c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
+			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/zero", ContainerPath: "/dev/kmsg", Permissions: "rw"}}
 		})
+		equal(t, "device at the path that another one has on the host", other.Output("stat", "-c", "%t:%T", "/dev/kmsg"), "1:5")
+		equal(t, "a byte of that device", other.Output("sh", "-c", "head -c1 /dev/kmsg | od -An -tx1"), " 00")
 		equal(t, "what the other container left in /dev/shm", other.Output("cat", "/dev/shm/new"), "x")
 		equal(t, "owner of a process on the host", usermap.Owner(t, "/proc/"+containerPID(t, other)), podRoot+1000)
 		equal(t, "user in the status", other.Status().GetUser().GetLinux().GetUid(), 1000)
