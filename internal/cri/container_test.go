@@ -41,6 +41,13 @@ func TestContainerStatusShowsEverything(t *testing.T) {
 	if !strings.Contains(resp.Info["info"], `"pid":4711`) {
 		t.Errorf("info = %s", resp.Info["info"])
 	}
+	view.State, view.FinishedAt = runtimeapi.ContainerState_CONTAINER_EXITED, time.Unix(202, 0)
+	view.ExitCode, view.Reason, view.Message = 3, "Error", "no such luck"
+	want.State, want.FinishedAt, want.ExitCode, want.Reason, want.Message = view.State, 202e9, 3, view.Reason, view.Message
+	resp, err = e.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: "container1"})
+	if err != nil || !proto.Equal(resp.GetStatus(), want) {
+		t.Errorf("status after the end =\n%v, %v, want\n%v", resp.GetStatus(), err, want)
+	}
 }
 
 func TestShownImageIsWhatPeopleKnow(t *testing.T) {

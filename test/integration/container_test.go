@@ -141,7 +141,8 @@ func TestMounts(t *testing.T) {
 // TestResources: limits reach the cgroup, and an update of them too.
 func TestResources(t *testing.T) {
 	eachHandler(t, func(t *testing.T, n *harness.Node) {
-		c := n.RunPod().Start([]string{"sleep", "1000"}, func(c *runtimeapi.ContainerConfig) {
+		p := n.RunPod()
+		c := p.Start([]string{"sleep", "1000"}, func(c *runtimeapi.ContainerConfig) {
 			c.Linux.Resources = &runtimeapi.LinuxContainerResources{
 				CpuShares: 256, CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 64 << 20,
 				HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 0}},
@@ -154,10 +155,14 @@ func TestResources(t *testing.T) {
 		r := c.Status().GetResources().GetLinux()
 		equal(t, "memory limit in the status", r.GetMemoryLimitInBytes(), 64<<20)
 		equal(t, "shares in the status", r.GetCpuShares(), 256)
+		cgroups, err := os.ReadFile("/proc/" + containerPID(t, c) + "/cgroup")
+		if parent := filepath.Base(p.Config.GetLinux().GetCgroupParent()); err != nil || !strings.Contains(string(cgroups), parent+"/") {
+			t.Errorf("the container is in %s, %v, want it below %s", cgroups, err, parent)
+		}
 		memory := cgroupFile(t, c, "memory.limit_in_bytes", "memory.max")
 		equal(t, "memory limit of the cgroup", memory, fmt.Sprint(64<<20))
 
-		_, err := n.Runtime.UpdateContainerResources(n.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+		_, err = n.Runtime.UpdateContainerResources(n.Context(), &runtimeapi.UpdateContainerResourcesRequest{
 			ContainerId: c.ID, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 96 << 20},
 		})
 		if err != nil {
