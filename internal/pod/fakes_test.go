@@ -181,7 +181,7 @@ type fakeShim struct {
 	*books
 	cgroups *cgroup.Host
 	dump    func(context.Context, shim.CheckpointRequest) error // in place of CRIU
-	deaf    bool                                                // Kill fails once
+	deaf    func()                                              // is told of the one Kill that fails
 	exits   chan shim.Exit
 	known   map[string]shim.Container
 }
@@ -231,8 +231,9 @@ func (f *fakeShim) StartInfra(context.Context, shim.InfraRequest) (int, error) {
 }
 
 func (f *fakeShim) Kill(_ context.Context, id string, sig syscall.Signal) error {
-	if f.deaf {
-		f.deaf = false
+	if f.deaf != nil {
+		f.deaf()
+		f.deaf = nil
 		return fmt.Errorf("container %s: %w", id, errdefs.ErrUnavailable)
 	}
 	return f.finish(id, 128+int(sig))

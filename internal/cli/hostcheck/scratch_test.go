@@ -25,9 +25,12 @@ func TestKilledCheck(t *testing.T) {
 	tmp := census.Dir(t)
 	t.Setenv("TMPDIR", tmp)
 	var f facts
-	begun := time.Now()
-	f.runtimes(t.Context(), host(t), true)
-	whole := time.Since(begun)
+	var whole time.Duration
+	for range 2 { // the first one may have to read the programs from a disk
+		begun := time.Now()
+		f.runtimes(t.Context(), host(t), true)
+		whole = time.Since(begun)
+	}
 	const rounds = 6
 	cutOff := map[string]bool{}
 	for round := range rounds {
