@@ -72,9 +72,9 @@ func TestPage(t *testing.T) {
 
 var testFunction = regexp.MustCompile(`(?m)^func (Test\w+)\(`)
 
-// TestNamedTestsExist: a test that is renamed or removed takes its evidence with it.
-func TestNamedTestsExist(t *testing.T) {
-	l, _ := page(t)
+// existingTests returns the names of all test functions of the tree.
+func existingTests(t *testing.T) map[string]bool {
+	t.Helper()
 	out, err := exec.Command("git", "ls-files", "-co", "--exclude-standard", "../../*_test.go").Output()
 	if err != nil {
 		t.Fatalf("list the tests: %v", err)
@@ -92,10 +92,49 @@ func TestNamedTestsExist(t *testing.T) {
 			exists[m[1]] = true
 		}
 	}
+	return exists
+}
+
+// TestNamedTestsExist: a test that is renamed or removed takes its evidence with it.
+func TestNamedTestsExist(t *testing.T) {
+	l, _ := page(t)
+	exists := existingTests(t)
 	for _, r := range l.rules {
 		for _, name := range r.tests {
 			if !exists[name] {
 				t.Errorf("%s:%d: there is no test %s", listFile, r.line, name)
+			}
+		}
+	}
+}
+
+var quotedTest = regexp.MustCompile("`(Test\\w+)`")
+
+// TestThreatModelNamesTests checks that each row of the threat model's boundaries names a test, and
+// that each named test exists.
+func TestThreatModelNamesTests(t *testing.T) {
+	const file = "../../docs/threat-model.md"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, boundaries, found := strings.Cut(string(text), "\n## Boundaries and tests\n")
+	if !found {
+		t.Fatalf("%s has no section of boundaries", file)
+	}
+	boundaries, _, _ = strings.Cut(boundaries, "\n## ")
+	exists := existingTests(t)
+	for row := range strings.Lines(boundaries) {
+		if !strings.HasPrefix(row, "|") || strings.HasPrefix(row, "|---") || strings.HasPrefix(row, "| threat |") {
+			continue
+		}
+		names := quotedTest.FindAllStringSubmatch(row, -1)
+		if len(names) == 0 {
+			t.Errorf("%s: this row names no test: %s", file, row)
+		}
+		for _, name := range names {
+			if !exists[name[1]] {
+				t.Errorf("%s: test %s does not exist", file, name[1])
 			}
 		}
 	}
