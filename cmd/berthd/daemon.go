@@ -213,6 +213,7 @@ func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup
 		Cgroups: cgroups, CgroupDriver: d.cgroupDriver(), Host: host,
 		InjectCDI: injectCDI,
 		Handlers:  d.handlers,
+		Warned:    d.metrics.Unsupported,
 		Log:       d.log.With("part", "pod"),
 	})
 	if err != nil {

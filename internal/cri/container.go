@@ -12,6 +12,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/berth-runtime/berth/internal/pod"
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 // CreateContainer prepares a container in a sandbox that is READY.
@@ -248,8 +249,9 @@ func containerInfo(v *pod.Container) any {
 		CgroupPath  string                      `json:"cgroupPath"`
 		SnapshotKey string                      `json:"snapshotKey"`
 		Stage       *stage                      `json:"stage,omitempty"`
+		Warnings    warning.List                `json:"warnings,omitempty"`
 		Config      *runtimeapi.ContainerConfig `json:"config"`
-	}{v.SandboxID, v.PID, v.Handler, v.CgroupPath, v.SnapshotKey, stageOf(v.Stage, v.StageSince), v.Config}
+	}{v.SandboxID, v.PID, v.Handler, v.CgroupPath, v.SnapshotKey, stageOf(v.Stage, v.StageSince), v.Warnings, v.Config}
 }
 
 // unixNano is how the CRI writes a time; what has not happened is 0.

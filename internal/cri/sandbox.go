@@ -7,6 +7,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/pod"
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 // RunPodSandbox makes a pod's sandbox; on success it is READY.
@@ -182,6 +183,7 @@ func sandboxInfo(v *pod.Sandbox) any {
 		Resources    *runtimeapi.LinuxContainerResources `json:"resources,omitempty"`
 		Problem      string                              `json:"problem,omitempty"`
 		Stage        *stage                              `json:"stage,omitempty"`
+		Warnings     warning.List                        `json:"warnings,omitempty"`
 		Config       *runtimeapi.PodSandboxConfig        `json:"config"`
-	}{v.PID, v.NetNS, v.CgroupParent, v.Overhead, v.Resources, v.Problem, stageOf(v.Stage, v.StageSince), v.Config}
+	}{v.PID, v.NetNS, v.CgroupParent, v.Overhead, v.Resources, v.Problem, stageOf(v.Stage, v.StageSince), v.Warnings, v.Config}
 }

@@ -40,7 +40,7 @@ func (l limits) revert(update limits) limits {
 
 // put writes the limits into a spec. Devices are no limits and stay.
 func (l limits) put(s *specs.Spec, host spec.Host) error {
-	oci, err := spec.Resources(l.cri, host)
+	oci, err := spec.Resources(l.cri, host, nil)
 	if err != nil {
 		return err
 	}

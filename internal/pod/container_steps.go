@@ -176,12 +176,10 @@ func (c *container) writeBundle(ctx context.Context, cfg *runtimeapi.ContainerCo
 			return fmt.Errorf("make directory for config.log_path: %w", err)
 		}
 	}
-	for _, w := range out.Warnings {
-		c.log.Warn(w)
-	}
 	if err := e.writeSpec(c.rec.ID, out.Spec); err != nil {
 		return err
 	}
+	c.warn(out.Warnings)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rec.User.M, c.rec.StopSignal = out.User, out.StopSignal

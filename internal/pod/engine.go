@@ -142,6 +142,9 @@ type Options struct {
 
 	Handlers Handlers
 
+	// Warned counts an unsupported request by field; nil counts nothing.
+	Warned func(field string)
+
 	// NetworkDeadline bounds attaching and detaching one pod, RuntimeDeadline
 	// one call of the OCI runtime; zero means two minutes.
 	NetworkDeadline, RuntimeDeadline time.Duration

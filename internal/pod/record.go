@@ -12,6 +12,7 @@ import (
 	"github.com/berth-runtime/berth/internal/network"
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/selinux"
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 // message is a protobuf message inside a JSON record. Fields that this version
@@ -62,6 +63,8 @@ type sandboxRecord struct {
 	Resources message[*runtimeapi.LinuxContainerResources] `json:"resources,omitzero"`
 	// Problem says why the sandbox is not ready although nobody stopped it.
 	Problem string `json:"problem,omitempty"`
+	// Warnings are the unsupported parts of the request.
+	Warnings warning.List `json:"warnings,omitempty"`
 }
 
 // containerRecord is what is written down of a container.
@@ -91,6 +94,8 @@ type containerRecord struct {
 	CgroupPath string      `json:"cgroupPath"`
 	Exit       *exitRecord `json:"exit,omitempty"`
 	Problem    string      `json:"problem,omitempty"`
+	// Warnings are the unsupported parts of the request.
+	Warnings warning.List `json:"warnings,omitempty"`
 }
 
 // exitRecord is how a container ended, or why it could not start.

@@ -95,6 +95,7 @@ func (e *Engine) recoverSandbox(id string) []*object {
 		s.log.Error("reserve the SELinux level of the pod", "error", err)
 	}
 	s.claimed, s.stopping = true, err != nil
+	s.logged.Append(rec.Warnings...)
 	s.known = rec.Listed || s.state.Marks[stepNRIPod] != machine.Absent
 	e.mu.Lock()
 	e.sandboxes.add(s)
@@ -162,6 +163,7 @@ func (e *Engine) recoverContainer(s *sandbox, id string) (*container, bool) {
 	if err := selinux.Reserve(rec.Labels); err != nil {
 		c.log.Error("reserve SELinux level", "error", err)
 	}
+	s.logged.Append(rec.Warnings...)
 	c.state = containerKind.Adapt(c.state, stepNRI)
 	c.claimed, c.known = true, c.state.Marks[stepNRI] != machine.Absent
 	if state.Marks[stepVolumes] != machine.Absent {

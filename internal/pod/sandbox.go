@@ -17,6 +17,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/spec"
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 // sandbox is one pod sandbox. What has no comment is guarded by object.mu.
@@ -46,6 +47,9 @@ type sandbox struct {
 	// beside the driver. It guards forgotten: there shall be no record any more.
 	saving    sync.Mutex
 	forgotten bool
+	// logged are the warnings of it and its containers that the log has, guarded by logging.
+	logged  warning.List
+	logging sync.Mutex
 	// told are the events that were published.
 	told told
 	// cpu is what readings of its figures remember.
@@ -88,7 +92,9 @@ func (e *Engine) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfi
 		if err != nil {
 			return "", fmt.Errorf("run sandbox: %w", err)
 		}
-		if !created {
+		if created {
+			s.noteWarnings(s.rec.Warnings)
+		} else {
 			again, err := s.mayJoin(ctx, cfg, handler)
 			if err != nil {
 				return "", fmt.Errorf("run sandbox: %w", err)
@@ -185,6 +191,9 @@ func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string, co
 		rec.Network = &plan
 	}
 	var err error
+	if rec.Warnings, err = spec.SandboxWarnings(cfg, e.opts.Host); err != nil {
+		return nil, err
+	}
 	if rec.Labels, err = e.podLabels(cfg); err != nil {
 		return nil, err
 	}
@@ -277,7 +286,7 @@ func (s *sandbox) changed() {
 		ID: s.rec.ID, Config: s.rec.Config.M, Handler: s.rec.Handler, CreatedAt: s.rec.CreatedAt,
 		State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY, IPs: s.rec.IPs, NetNS: s.rec.Namespaces.Net,
 		CgroupParent: s.rec.CgroupParent, PID: s.rec.PID, Problem: s.rec.Problem, Stage: s.stage, StageSince: s.since,
-		Overhead: s.rec.Overhead.M, Resources: s.rec.Resources.M,
+		Overhead: s.rec.Overhead.M, Resources: s.rec.Resources.M, Warnings: slices.Clone(s.rec.Warnings),
 	}
 	if s.state.Goal == sandboxReady && !s.stopping {
 		v.State = runtimeapi.PodSandboxState_SANDBOX_READY

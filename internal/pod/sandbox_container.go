@@ -133,7 +133,7 @@ func (s *sandbox) passLimits(ctx context.Context) {
 	if !s.hasContainer {
 		return
 	}
-	oci, err := spec.Resources(s.limits(), s.engine.opts.Host)
+	oci, err := spec.Resources(s.limits(), s.engine.opts.Host, nil)
 	if err == nil {
 		err = s.engine.opts.Shim.Update(ctx, s.rec.ID, oci)
 	}

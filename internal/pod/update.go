@@ -12,6 +12,7 @@ import (
 	"github.com/berth-runtime/berth/internal/nri"
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/spec"
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 // UpdateContainer changes the limits of a created or running container without
@@ -62,7 +63,8 @@ type undoFunc func(context.Context) error
 // apply puts limits in force: in the kernel for a running container, in the
 // bundle for one that is to be started.
 func (c *container) apply(ctx context.Context, before, r limits) (undoFunc, error) {
-	if _, err := spec.Resources(r.cri, c.engine.opts.Host); err != nil {
+	var warnings warning.List
+	if _, err := spec.Resources(r.cri, c.engine.opts.Host, &warnings); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
@@ -82,6 +84,7 @@ func (c *container) apply(ctx context.Context, before, r limits) (undoFunc, erro
 		return nil, err
 	}
 	c.setLimits(r)
+	c.warn(warnings)
 	return func(ctx context.Context) error {
 		c.setLimits(before)
 		return undo(ctx)
@@ -144,7 +147,7 @@ func (c *container) startInFlight() <-chan error {
 
 // enforce gives limits to the kernel.
 func (c *container) enforce(ctx context.Context, r limits) error {
-	oci, err := spec.Resources(r.cri, c.engine.opts.Host)
+	oci, err := spec.Resources(r.cri, c.engine.opts.Host, nil)
 	if err != nil {
 		return err
 	}

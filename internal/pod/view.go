@@ -4,6 +4,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 // Sandbox is an immutable view of a pod sandbox at one instant. What it points
@@ -33,6 +35,8 @@ type Sandbox struct {
 	// Problem says why a sandbox is not ready although nobody stopped it, or
 	// what its clean-up is waiting for.
 	Problem string
+	// Warnings are the unsupported parts of the request.
+	Warnings warning.List
 	// Stage names the operation in flight, "" if there is none.
 	Stage string
 	// StageSince is when Stage began.
@@ -81,6 +85,8 @@ type Container struct {
 	VolumeImages map[string]string
 	// Handler is the runtime handler of the sandbox; "" is the default.
 	Handler string
+	// Warnings are the unsupported parts of the request.
+	Warnings warning.List
 	// Stage names the operation in flight, "" if there is none.
 	Stage string
 	// StageSince is when Stage began.

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 // defaultOCIVersion is understood by every OCI runtime in use.
@@ -33,7 +34,8 @@ func Build(in Input) (*Output, error) {
 	if err := Validate(in.Config, in.Pod); err != nil {
 		return nil, err
 	}
-	process, warnings, err := firstProcess(in)
+	in.warnings = &warning.List{}
+	process, err := firstProcess(in)
 	if err != nil {
 		return nil, err
 	}
@@ -64,50 +66,48 @@ func Build(in Input) (*Output, error) {
 	} else {
 		result.Mounts = append(result.Mounts, binds...)
 	}
-	if err := applySeccomp(sc, in.Host, result); err != nil {
+	if err := applySeccomp(in, result); err != nil {
 		return nil, err
 	}
-	signal, warning := stopSignal(in)
 	return &Output{
 		Spec:       result,
 		User:       containerUser(process.User),
-		StopSignal: signal,
-		Warnings:   nonEmpty(slices.Concat(warnings, mounts.warnings, []string{warning})),
+		StopSignal: stopSignal(in),
+		Warnings:   *in.warnings,
 	}, nil
 }
 
 // firstProcess makes the process section.
-func firstProcess(in Input) (process *specs.Process, warnings []string, err error) {
+func firstProcess(in Input) (process *specs.Process, err error) {
 	sc := in.Config.GetLinux().GetSecurityContext()
 	process = &specs.Process{
 		Terminal:        in.Config.GetTty(),
 		NoNewPrivileges: sc.GetNoNewPrivs(),
 	}
 	if process.User, err = resolveUser(in); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if process.Args, err = arguments(in); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if process.Env, err = environment(in); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if process.Cwd, err = workingDir(in); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if process.Capabilities, err = capabilities(sc, in.Host); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if process.ApparmorProfile, err = appArmorProfile(sc, in.Host); err != nil {
-		return nil, nil, err
+	if process.ApparmorProfile, err = appArmorProfile(sc, in.Host, in.warnings); err != nil {
+		return nil, err
 	}
-	if err = checkSELinux(sc, in.Host); err != nil {
-		return nil, nil, err
+	if err = checkSELinux(sc, in.Host, in.warnings); err != nil {
+		return nil, err
 	}
 	process.SelinuxLabel = in.ProcessLabel
-	score, warning := oomScoreAdj(in)
-	process.OOMScoreAdj = score
-	return process, []string{warning}, nil
+	process.OOMScoreAdj = oomScoreAdj(in)
+	return process, nil
 }
 
 // linuxSection makes the linux section but for seccomp and the propagation of
@@ -117,7 +117,7 @@ func linuxSection(in Input) (linux *specs.Linux, binds []specs.Mount, err error)
 	if linux.Namespaces, err = namespaces(in); err != nil {
 		return nil, nil, err
 	}
-	if linux.Resources, err = Resources(in.Config.GetLinux().GetResources(), in.Host); err != nil {
+	if linux.Resources, err = Resources(in.Config.GetLinux().GetResources(), in.Host, in.warnings); err != nil {
 		return nil, nil, err
 	}
 	devices, err := devices(in)
@@ -173,9 +173,4 @@ func podAnnotations(in Input) map[string]string {
 func matches(pattern, key string) bool {
 	matched, err := path.Match(pattern, key)
 	return err == nil && matched
-}
-
-// nonEmpty removes empty strings.
-func nonEmpty(texts []string) []string {
-	return slices.DeleteFunc(texts, func(text string) bool { return text == "" })
 }

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 func build(t *testing.T, in Input) *Output {
@@ -192,8 +193,8 @@ func TestResources(t *testing.T) {
 		{"nil", v1, nil, false, func(r *specs.LinuxResources) bool { return r.CPU == nil && r.Memory == nil }},
 		{"v1-no-op", v1, unified("memory.min", "0", "memory.low", "0", "memory.high", "max", "memory.oom.group", "0"), false,
 			func(r *specs.LinuxResources) bool { return r.Unified == nil }},
-		{"v1-refused", v1, unified("memory.oom.group", "1"), true, nil},
-		{"v1-high", v1, unified("memory.high", "1000"), true, nil},
+		{"v1-ignored", v1, unified("memory.oom.group", "1"), false, func(r *specs.LinuxResources) bool { return r.Unified == nil }},
+		{"v1-high", v1, unified("memory.high", "1000"), false, func(r *specs.LinuxResources) bool { return r.Unified == nil }},
 		{"v1-pids", v1, unified("pids.max", "5"), false, func(r *specs.LinuxResources) bool { return *r.Pids.Limit == 5 }},
 		{"v2-pids-max", v2, unified("pids.max", "max"), false, func(r *specs.LinuxResources) bool {
 			return r.Pids == nil && r.Unified["pids.max"] == "max"
@@ -211,7 +212,10 @@ func TestResources(t *testing.T) {
 			func(r *specs.LinuxResources) bool { return r.Memory.Swap == nil }},
 		{"hugepages-absent", Host{}, &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}}}, false,
 			func(r *specs.LinuxResources) bool { return r.HugepageLimits == nil }},
-		{"hugepages-refused", Host{}, &runtimeapi.LinuxContainerResources{
+		{"hugepages-uncounted", Host{}, &runtimeapi.LinuxContainerResources{
+			HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1}}}, false,
+			func(r *specs.LinuxResources) bool { return r.HugepageLimits == nil }},
+		{"hugepages-refused", Host{HugepageSizes: []string{"1GB"}}, &runtimeapi.LinuxContainerResources{
 			HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1}}}, true, nil},
 		{"one-share", v2, &runtimeapi.LinuxContainerResources{CpuShares: 1}, false,
 			func(r *specs.LinuxResources) bool { return *r.CPU.Shares == 2 }},
@@ -219,7 +223,7 @@ func TestResources(t *testing.T) {
 			func(r *specs.LinuxResources) bool { return *r.CPU.Shares == 1<<18 }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := Resources(test.request, test.host)
+			got, err := Resources(test.request, test.host, nil)
 			if test.refused {
 				if !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("got %v, want a failed precondition", err)
@@ -246,9 +250,10 @@ func TestSignals(t *testing.T) {
 		}
 		in := testInput(t)
 		in.Config.StopSignal = runtimeapi.Signal(number)
-		name, warning := stopSignal(in)
-		if warning != "" {
-			t.Errorf("%s: %s", key, warning)
+		in.warnings = &warning.List{}
+		name := stopSignal(in)
+		if len(*in.warnings) > 0 {
+			t.Errorf("%s: %v", key, *in.warnings)
 		}
 		want := runtimeapi.Signal(number)
 		if alias, ok := same[key]; ok {
@@ -264,7 +269,7 @@ func TestSignals(t *testing.T) {
 	} {
 		in := testInput(t)
 		in.Image.StopSignal = text
-		if name, _ := stopSignal(in); name != want {
+		if name := stopSignal(in); name != want {
 			t.Errorf("image says %q: got %s, want %s", text, name, want)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 // TestReadHost reads this machine and checks what holds on every one.
@@ -129,14 +130,14 @@ func TestLabels(t *testing.T) {
 		"privileged":     {&runtimeapi.LinuxContainerSecurityContext{Privileged: true, Apparmor: local("x")}, ""},
 	} {
 		host := Host{AppArmor: true, AppArmorDefault: "berth-default", AppArmorProfiles: []string{"berth-default", "x"}}
-		if got, err := appArmorProfile(test.sc, host); err != nil || got != test.want {
+		if got, err := appArmorProfile(test.sc, host, nil); err != nil || got != test.want {
 			t.Errorf("%s: got %q, %v, want %q", name, got, err, test.want)
 		}
 	}
 	for what, test := range map[string]struct {
-		sc      *runtimeapi.LinuxContainerSecurityContext
-		host    Host
-		refused bool
+		sc     *runtimeapi.LinuxContainerSecurityContext
+		host   Host
+		warned bool
 	}{
 		"confined here":      {withSELinux(&runtimeapi.SELinuxOption{Level: "s0:c1,c2"}, false), Host{SELinux: true}, false},
 		"confined elsewhere": {withSELinux(&runtimeapi.SELinuxOption{Level: "s0:c1,c2"}, false), Host{}, true},
@@ -144,8 +145,9 @@ func TestLabels(t *testing.T) {
 		"privileged":         {withSELinux(&runtimeapi.SELinuxOption{Level: "s0"}, true), Host{}, false},
 		"nothing":            {withSELinux(&runtimeapi.SELinuxOption{}, false), Host{}, false},
 	} {
-		if err := checkSELinux(test.sc, test.host); (err != nil) != test.refused {
-			t.Errorf("%s: got %v, want refused %v", what, err, test.refused)
+		var warnings warning.List
+		if err := checkSELinux(test.sc, test.host, &warnings); err != nil || (len(warnings) > 0) != test.warned {
+			t.Errorf("%s: got %v, warnings %v, want warned %v", what, err, warnings, test.warned)
 		}
 	}
 }
@@ -164,7 +166,7 @@ func TestUnifiedReplacesTyped(t *testing.T) {
 			"hugetlb.2MB.max": "7",
 		},
 	}
-	got, err := Resources(request, testHost(cgroup.V2))
+	got, err := Resources(request, testHost(cgroup.V2), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,6 @@ type mountSet struct {
 	// propagation is that of the root mount: it must let through what the
 	// mounts below it receive or send.
 	propagation string
-	warnings    []string
 }
 
 // mounts lists the default mounts that the request does not replace, and then
@@ -152,7 +151,7 @@ func (s *mountSet) add(index int, mount *runtimeapi.Mount, in Input) error {
 		return err
 	}
 	_, _, mapped := UserNamespace(in.Pod)
-	propagation, err := s.propagate(field, mount, source, mapped)
+	propagation, err := s.propagate(field, mount, source, in)
 	if err != nil {
 		return err
 	}
@@ -171,8 +170,9 @@ func (s *mountSet) add(index int, mount *runtimeapi.Mount, in Input) error {
 	}
 	for _, option := range mount.GetMountOptions() {
 		if mapped && strings.HasSuffix(option, "atime") {
-			return unavailable(field+".mount_options", option,
-				"a pod that has a user namespace cannot change when a mount notes the time of access")
+			in.warnings.Add(field+".mount_options", option,
+				"is ignored: a user namespace cannot change when a mount records the time of access")
+			continue
 		}
 		options = slices.DeleteFunc(options, func(have string) bool {
 			return have == option || have == mountOptions[option]
@@ -214,19 +214,20 @@ func MountSource(index int, mount *runtimeapi.Mount, volumes map[string]string) 
 
 // propagate chooses the propagation of a mount and checks that its source can
 // take part in it: mounts travel only between mounts of one peer group.
-func (s *mountSet) propagate(field string, mount *runtimeapi.Mount, source string, mapped bool) (string, error) {
+func (s *mountSet) propagate(field string, mount *runtimeapi.Mount, source string, in Input) (string, error) {
 	var wanted string
 	var groups []string
 	switch mount.GetPropagation() {
 	case runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
 		return propagationPrivate, nil
 	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
-		if mapped {
-			return "", unavailable(field+".propagation", mount.GetPropagation().String(),
-				"mounts in a pod that has a user namespace cannot come out of it")
-		}
 		wanted, groups = propagationShared, []string{"shared:"}
 		s.propagation = propagationShared
+		if _, _, mapped := UserNamespace(in.Pod); mapped {
+			in.warnings.Add(field+".propagation", mount.GetPropagation().String(),
+				"the host does not see mounts of the container: the kernel lets none leave a user namespace")
+			wanted, s.propagation = propagationSlave, propagationSlave
+		}
 	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
 		if mount.GetImage() != nil {
 			return propagationPrivate, nil // nobody mounts anything in an image
@@ -236,8 +237,7 @@ func (s *mountSet) propagate(field string, mount *runtimeapi.Mount, source strin
 			s.propagation = propagationSlave
 		}
 	default:
-		s.warnings = append(s.warnings, fmt.Sprintf("%s.propagation %d is unknown here, the mount is private",
-			field, int32(mount.GetPropagation())))
+		in.warnings.Add(field+".propagation", int32(mount.GetPropagation()), "is unknown; the mount is private")
 		return propagationPrivate, nil
 	}
 	info, err := mountOf(source)

@@ -151,7 +151,6 @@ var ungrantable = map[string]change{
 		in.Host.AppArmor, in.Host.AppArmorProfiles = true, []string{"y"}
 		sc(in).Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "localhost/x"}
 	},
-	"SELinux is not enabled": func(in *Input) { sc(in).SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0:c1,c2"} },
 	"no seccomp filters": func(in *Input) {
 		in.Host.Seccomp = false
 		localhost(in, filepath.Join(filepath.Dir(in.Rootfs), "profile.json"))
@@ -176,10 +175,6 @@ var ungrantable = map[string]change{
 	},
 	"CDI_devices[0].name \"example.com/gpu=0\": the Container Device Interface is switched off": func(in *Input) {
 		in.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "example.com/gpu=0"}}
-	},
-	"needs cgroup v2": func(in *Input) {
-		in.Host = testHost(cgroup.Hybrid)
-		in.Config.Linux.Resources.Unified = map[string]string{"memory.low": "1"}
 	},
 }
 
@@ -267,6 +262,56 @@ func TestSandboxRefusals(t *testing.T) {
 		change(pod)
 		if err := ValidateSandbox(pod); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), text) {
 			t.Errorf("got %v, want an invalid argument that contains %q", err, text)
+		}
+	}
+}
+
+// unsupported are requests that are accepted with a warning about the field.
+var unsupported = map[string]change{
+	"linux.security_context.selinux_options": func(in *Input) { sc(in).SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0"} },
+	"linux.security_context.apparmor":        func(in *Input) { sc(in).Apparmor = &runtimeapi.SecurityProfile{} },
+	"linux.security_context.seccomp": func(in *Input) {
+		in.Host.Seccomp = false
+		sc(in).Seccomp = &runtimeapi.SecurityProfile{}
+	},
+	"linux.resources.unified.memory.low": func(in *Input) {
+		in.Host = testHost(cgroup.Hybrid)
+		in.Config.Linux.Resources.Unified = map[string]string{"memory.low": "1"}
+	},
+	"linux.resources.unified.memory.swap.max": func(in *Input) {
+		in.Host.SwapLimit = false
+		in.Config.Linux.Resources.Unified = map[string]string{"memory.swap.max": "1"}
+	},
+	"linux.resources.hugepage_limits[0].page_size": func(in *Input) {
+		in.Host.HugepageSizes = nil
+		in.Config.Linux.Resources.HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1}}
+	},
+	"linux.resources.oom_score_adj": func(in *Input) {
+		in.Host.MinOOMScoreAdj = -10
+		in.Config.Linux.Resources.OomScoreAdj = -11
+	},
+	"mounts[0].mount_options": func(in *Input) {
+		ids := &runtimeapi.IDMapping{HostId: 100000, Length: 65536}
+		in.Pod.Linux.SecurityContext.NamespaceOptions.UsernsOptions = usernsOf(modePod, ids, ids)
+		sc(in).RunAsUser, sc(in).RunAsGroup, sc(in).SupplementalGroups = nil, nil, nil
+		in.Config.Mounts = []*runtimeapi.Mount{{HostPath: "/", ContainerPath: "/host", MountOptions: []string{"noexec", "noatime"}}}
+	},
+	"stop_signal":             func(in *Input) { in.Config.StopSignal = 999 },
+	"StopSignal of the image": func(in *Input) { in.Image.StopSignal = "SIGNONSENSE" },
+	"mounts[0].propagation":   withMount(&runtimeapi.Mount{HostPath: "/", Propagation: 9}),
+}
+
+// TestUnsupportedRequestsAreAccepted: what other runtimes accept is accepted, and the warning names the field.
+func TestUnsupportedRequestsAreAccepted(t *testing.T) {
+	for field, change := range unsupported {
+		in := testInput(t)
+		if out, err := Build(in); err != nil || len(out.Warnings) > 0 {
+			t.Fatalf("a plain request: got %v and %+v", err, out)
+		}
+		change(&in)
+		out, err := Build(in)
+		if err != nil || len(out.Warnings) != 1 || out.Warnings[0].Field != field {
+			t.Errorf("%s: got %v and %+v, want one warning about it", field, err, out)
 		}
 	}
 }

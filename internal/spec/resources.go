@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 const (
@@ -41,27 +42,27 @@ var (
 )
 
 // Resources translates the limits of a request for an OCI runtime on this
-// host: a nil request gives no limits. What the host cannot enforce is an
-// error of kind errdefs.ErrFailedPrecondition, unless the value means "no
-// limit", which needs no enforcing. A key of unified wins over the typed field
-// for the same limit.
+// host: a nil request gives no limits. What the host cannot enforce is a warning
+// where other runtimes accept it, else an error of kind errdefs.ErrFailedPrecondition,
+// unless the value means "no limit", which needs no enforcing. A key of unified wins
+// over the typed field for the same limit. A nil list drops warnings.
 //
 // For an update, merge it into the former request first (MergeResources).
-func Resources(request *runtimeapi.LinuxContainerResources, host Host) (*specs.LinuxResources, error) {
+func Resources(request *runtimeapi.LinuxContainerResources, host Host, warnings *warning.List) (*specs.LinuxResources, error) {
 	if swap := request.GetMemorySwapLimitInBytes(); swap > 0 && request.GetMemoryLimitInBytes() <= 0 {
 		return nil, invalid("linux.resources.memory_swap_limit_in_bytes", swap, "needs memory_limit_in_bytes")
 	}
-	return translate(request, host)
+	return translate(request, host, warnings)
 }
 
 // CheckUpdate refuses what Resources refuses, by the names that fields have in
 // an update; only what a limit needs beside it may be in force already.
 func CheckUpdate(update *runtimeapi.LinuxContainerResources, host Host) error {
-	_, err := translate(update, host)
+	_, err := translate(update, host, nil)
 	return err
 }
 
-func translate(request *runtimeapi.LinuxContainerResources, host Host) (*specs.LinuxResources, error) {
+func translate(request *runtimeapi.LinuxContainerResources, host Host, warnings *warning.List) (*specs.LinuxResources, error) {
 	const field = "linux.resources"
 	if err := validateResources(field, request); err != nil {
 		return nil, err
@@ -77,10 +78,10 @@ func translate(request *runtimeapi.LinuxContainerResources, host Host) (*specs.L
 		result.CPU = nil
 	}
 	var err error
-	if result.HugepageLimits, err = hugepageLimits(field, request, host); err != nil {
+	if result.HugepageLimits, err = hugepageLimits(field, request, host, warnings); err != nil {
 		return nil, err
 	}
-	if err := applyUnified(field+".unified", result, request.GetUnified(), host); err != nil {
+	if err := applyUnified(field+".unified", result, request.GetUnified(), host, warnings); err != nil {
 		return nil, err
 	}
 	return result, nil
@@ -239,14 +240,19 @@ func memoryLimits(r *runtimeapi.LinuxContainerResources, host Host) *specs.Linux
 
 // hugepageLimits leaves out sizes that the host does not know when they are
 // limited to nothing: kubelet lists every size that exists anywhere.
-func hugepageLimits(field string, r *runtimeapi.LinuxContainerResources, host Host) ([]specs.LinuxHugepageLimit, error) {
+func hugepageLimits(field string, r *runtimeapi.LinuxContainerResources, host Host, warnings *warning.List) ([]specs.LinuxHugepageLimit, error) {
 	var limits []specs.LinuxHugepageLimit
 	for i, limit := range r.GetHugepageLimits() {
 		if slices.Contains(host.HugepageSizes, limit.GetPageSize()) {
 			limits = append(limits, specs.LinuxHugepageLimit{Pagesize: limit.GetPageSize(), Limit: limit.GetLimit()})
 			continue
 		}
-		if limit.GetLimit() > 0 {
+		switch {
+		case limit.GetLimit() == 0:
+		case len(host.HugepageSizes) == 0: // a host that counts no huge pages
+			warnings.Add(fmt.Sprintf("%s.hugepage_limits[%d].page_size", field, i), limit.GetPageSize(),
+				"is not limited: this host has no usable hugetlb controller")
+		default:
 			return nil, unavailable(fmt.Sprintf("%s.hugepage_limits[%d].page_size", field, i), limit.GetPageSize(),
 				fmt.Sprintf("this host cannot limit pages of this size, only of %v", host.HugepageSizes))
 		}
@@ -256,18 +262,18 @@ func hugepageLimits(field string, r *runtimeapi.LinuxContainerResources, host Ho
 
 // oomScoreAdj returns the score of the request, no lower than the daemon may
 // set it.
-func oomScoreAdj(in Input) (score *int, warning string) {
+func oomScoreAdj(in Input) *int {
 	resources := in.Config.GetLinux().GetResources()
 	if resources == nil {
-		return nil, ""
+		return nil
 	}
 	value := int(resources.GetOomScoreAdj())
 	if value < in.Host.MinOOMScoreAdj {
-		warning = fmt.Sprintf("linux.resources.oom_score_adj %d was raised to %d: lower needs CAP_SYS_RESOURCE",
-			value, in.Host.MinOOMScoreAdj)
+		in.warnings.Add("linux.resources.oom_score_adj", value,
+			fmt.Sprintf("was raised to %d: a lower score needs CAP_SYS_RESOURCE", in.Host.MinOOMScoreAdj))
 		value = in.Host.MinOOMScoreAdj
 	}
-	return &value, warning
+	return &value
 }
 
 // onUnified tells whether the OCI runtime sets limits in a v2 hierarchy.

@@ -44,7 +44,7 @@ func BuildSandbox(in Input, program string, resources *runtimeapi.LinuxContainer
 	if linux.Namespaces, err = namespaces(in); err != nil {
 		return nil, err
 	}
-	if linux.Resources, err = Resources(resources, in.Host); err != nil {
+	if linux.Resources, err = Resources(resources, in.Host, nil); err != nil {
 		return nil, err
 	}
 	user := specs.User{UID: sandboxUser, GID: sandboxUser}

@@ -48,17 +48,20 @@ type condition struct {
 
 // applySeccomp sets the seccomp filter of a spec whose capabilities are set:
 // nil asks for none, an empty profile for the default one.
-func applySeccomp(sc *runtimeapi.LinuxContainerSecurityContext, host Host, spec *specs.Spec) error {
+func applySeccomp(in Input, spec *specs.Spec) error {
 	const field = "linux.security_context.seccomp"
+	sc, host := in.Config.GetLinux().GetSecurityContext(), in.Host
 	profile := sc.GetSeccomp()
 	if profile == nil || sc.GetPrivileged() {
 		return nil
 	}
 	switch profile.GetProfileType() {
 	case runtimeapi.SecurityProfile_RuntimeDefault:
-		if host.Seccomp {
-			spec.Linux.Seccomp = seccomp.DefaultProfile(spec)
+		if !host.Seccomp {
+			in.warnings.Add(field, profile.GetProfileType(), "is ignored: the kernel of this host has no seccomp filters")
+			return nil
 		}
+		spec.Linux.Seccomp = seccomp.DefaultProfile(spec)
 		return nil
 	case runtimeapi.SecurityProfile_Localhost:
 		if !host.Seccomp {

@@ -7,6 +7,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 const (
@@ -46,7 +48,7 @@ func applyPaths(sc *runtimeapi.LinuxContainerSecurityContext, linux *specs.Linux
 
 // appArmorProfile returns the name of the AppArmor profile to run under, empty
 // for none. The field apparmor wins over the deprecated apparmor_profile.
-func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (string, error) {
+func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host, warnings *warning.List) (string, error) {
 	field := "linux.security_context.apparmor.localhost_ref"
 	kind, ref := sc.GetApparmor().GetProfileType(), sc.GetApparmor().GetLocalhostRef()
 	//nolint:staticcheck // kubelets of three releases back may send only the deprecated field
@@ -67,8 +69,9 @@ func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (s
 	}
 	switch kind {
 	case runtimeapi.SecurityProfile_RuntimeDefault:
-		if !host.AppArmor {
-			return "", nil
+		//nolint:staticcheck // as above
+		if asked := sc.GetApparmor() != nil || sc.GetApparmorProfile() != ""; asked && host.AppArmorDefault == "" {
+			warnings.Add("linux.security_context.apparmor", kind, "is ignored: AppArmor is not enabled on this host, or its default profile is not loaded")
 		}
 		return host.AppArmorDefault, nil
 	case runtimeapi.SecurityProfile_Unconfined:
@@ -94,11 +97,15 @@ func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (s
 	return name, nil
 }
 
-// checkSELinux refuses a label on a host that has none. What asks for no
-// confinement can be given everywhere.
-func checkSELinux(sc *runtimeapi.LinuxContainerSecurityContext, host Host) error {
+// checkSELinux adds a warning for a label on a host that has none. A request
+// for no confinement is satisfied everywhere.
+func checkSELinux(sc *runtimeapi.LinuxContainerSecurityContext, host Host, warnings *warning.List) error {
+	return checkLabel(sc.GetSelinuxOptions(), sc.GetPrivileged() || host.SELinux, warnings)
+}
+
+// checkLabel is checkSELinux for a pod or a container; given tells that its label is what it asks for.
+func checkLabel(options *runtimeapi.SELinuxOption, given bool, warnings *warning.List) error {
 	const field = "linux.security_context.selinux_options"
-	options := sc.GetSelinuxOptions()
 	if options.GetUser() == "" && options.GetRole() == "" && options.GetType() == "" && options.GetLevel() == "" {
 		return nil
 	}
@@ -107,8 +114,9 @@ func checkSELinux(sc *runtimeapi.LinuxContainerSecurityContext, host Host) error
 			return err
 		}
 	}
-	if host.SELinux || sc.GetPrivileged() || options.GetType() == unconfinedDomain {
-		return nil
+	if !given && options.GetType() != unconfinedDomain {
+		warnings.Add(field, strings.Join([]string{options.GetUser(), options.GetRole(), options.GetType(), options.GetLevel()}, ":"),
+			"is ignored: SELinux is not enabled on this host, or its policy has no labels for containers")
 	}
-	return unavailable(field, options.String(), "SELinux is not enabled on this host, or its policy has no labels for containers")
+	return nil
 }

@@ -103,21 +103,21 @@ func SignalEnum(name string) runtimeapi.Signal {
 // stopSignal chooses the stop signal: the request's, the image's, SIGTERM. A
 // value of the request that is newer than this program, and one of the image
 // that makes no sense, do not keep the container from running.
-func stopSignal(in Input) (name, warning string) {
+func stopSignal(in Input) string {
 	if asked := in.Config.GetStopSignal(); asked != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
 		key := strings.TrimPrefix(runtimeapi.Signal_name[int32(asked)], enumPrefix)
 		key = strings.NewReplacer("PLUS", "+", "MINUS", "-").Replace(key)
 		if signal, err := SignalNumber(key); err == nil {
-			return SignalName(signal), ""
+			return SignalName(signal)
 		}
-		warning = fmt.Sprintf("stop_signal %d is unknown here and was ignored", int32(asked))
+		in.warnings.Add("stop_signal", int32(asked), "is unknown and ignored")
 	}
 	if in.Image.StopSignal != "" {
 		signal, err := SignalNumber(in.Image.StopSignal)
 		if err == nil {
-			return SignalName(signal), warning
+			return SignalName(signal)
 		}
-		warning = fmt.Sprintf("the stop signal %q of the image is unknown, %s is used", in.Image.StopSignal, defaultStopSignal)
+		in.warnings.Add("StopSignal of the image", in.Image.StopSignal, "is unknown; "+defaultStopSignal+" is used")
 	}
-	return defaultStopSignal, warning
+	return defaultStopSignal
 }

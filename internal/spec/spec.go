@@ -16,6 +16,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 // Paths are files that pin the namespaces of a pod. A field is empty if the
@@ -75,6 +77,9 @@ type Input struct {
 	// AllowedAnnotations are patterns of those annotations of the pod and of the
 	// container that are passed on to the OCI runtime.
 	AllowedAnnotations []string
+
+	// warnings collects what the host cannot fully give; Build returns it.
+	warnings *warning.List
 }
 
 // Output is a spec with what else the request and the image decide.
@@ -85,7 +90,6 @@ type Output struct {
 	// StopSignal is the name of the signal that asks the container to end
 	// ("SIGTERM"); SignalNumber and SignalEnum translate it.
 	StopSignal string
-	// Warnings say, one sentence each, where the host gives less than asked
-	// for in a way that the container can live with.
-	Warnings []string
+	// Warnings are the unsupported parts of the request, which are accepted.
+	Warnings warning.List
 }

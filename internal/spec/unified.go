@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 const (
@@ -47,8 +49,8 @@ func validateUnified(field string, values map[string]string) error {
 
 // applyUnified adds raw v2 values to the typed limits. On a v2 host they are
 // passed on, and replace the typed limit of the same kind. On others pids.max
-// has a typed form; what else is not a plain "no limit" cannot be given.
-func applyUnified(field string, result *specs.LinuxResources, values map[string]string, host Host) error {
+// has a typed form; anything else but a plain "no limit" is a warning.
+func applyUnified(field string, result *specs.LinuxResources, values map[string]string, host Host, warnings *warning.List) error {
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		value := values[key]
 		controller, _, _ := strings.Cut(key, ".")
@@ -67,7 +69,7 @@ func applyUnified(field string, result *specs.LinuxResources, values map[string]
 			// Without accounting nothing can be limited, and "0" and "max" are
 			// what kubelet sends to pods that do not care.
 			if value != "0" && value != noLimit {
-				return unavailable(field, key, "this host does not account swap")
+				warnings.Add(field+"."+key, value, "is ignored: this host does not account swap")
 			}
 		case host.onUnified() && host.hasController(controller):
 			result.Unified = withValue(result.Unified, key, value)
@@ -76,7 +78,7 @@ func applyUnified(field string, result *specs.LinuxResources, values map[string]
 		case host.onUnified():
 			return unavailable(field, key, "the cgroup v2 controller "+controller+" is not available on this host")
 		default:
-			return unavailable(field, key, "value "+strconv.Quote(value)+" needs cgroup v2, and this host runs cgroup "+host.Cgroup.String())
+			warnings.Add(field+"."+key, value, "is ignored: it needs cgroup v2, and this host runs cgroup "+host.Cgroup.String())
 		}
 	}
 	return nil

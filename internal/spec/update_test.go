@@ -55,7 +55,7 @@ func TestUnlimitedQuota(t *testing.T) {
 	r := &runtimeapi.LinuxContainerResources{CpuQuota: -1, CpuPeriod: 100000, CpuShares: 7}
 	for mode, told := range map[cgroup.Mode]bool{cgroup.V1: false, cgroup.Hybrid: false, cgroup.V2: true} {
 		host := testHost(mode)
-		got, err := Resources(r, host)
+		got, err := Resources(r, host, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,7 +75,7 @@ func TestCheckUpdate(t *testing.T) {
 	if err := CheckUpdate(swap, host); err != nil {
 		t.Errorf("a limit of swap beside a limit that may be there: %v", err)
 	}
-	if _, err := Resources(swap, host); !errdefs.IsInvalidArgument(err) {
+	if _, err := Resources(swap, host, nil); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a limit of swap without one of memory: got %v, want an invalid argument", err)
 	}
 	if err := CheckUpdate(&runtimeapi.LinuxContainerResources{CpuQuota: 5}, host); !errdefs.IsInvalidArgument(err) {

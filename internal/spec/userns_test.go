@@ -149,9 +149,6 @@ func TestUserNamespaceHasNot(t *testing.T) {
 	for want, change := range map[string]func(*Input){
 		"user of the container 70000":  func(in *Input) { sc(in).RunAsUser = &runtimeapi.Int64Value{Value: 70000} },
 		"group of the container 65536": func(in *Input) { sc(in).SupplementalGroups = []int64{65536} },
-		"mounts[0].mount_options \"noatime\"": func(in *Input) {
-			in.Config.Mounts = []*runtimeapi.Mount{{HostPath: "/", ContainerPath: "/host", MountOptions: []string{"noexec", "noatime"}}}
-		},
 	} {
 		in := testInput(t)
 		in.Pod.Linux.SecurityContext.NamespaceOptions.UsernsOptions = usernsOf(modePod, ids, ids)

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/warning"
 )
 
 const (
@@ -71,6 +73,14 @@ func CheckSandbox(pod *runtimeapi.PodSandboxConfig, host Host) error {
 		return unavailable("linux.security_context.namespace_options.userns_options.mode", "POD", host.NoUserNamespaces)
 	}
 	return nil
+}
+
+// SandboxWarnings are the unsupported parts of a pod's request that it runs without.
+func SandboxWarnings(pod *runtimeapi.PodSandboxConfig, host Host) (warning.List, error) {
+	var list warning.List
+	sc := pod.GetLinux().GetSecurityContext()
+	err := checkLabel(sc.GetSelinuxOptions(), host.SELinux || sc.GetPrivileged(), &list)
+	return list, err
 }
 
 // checkLine refuses white space and control characters, which could smuggle

@@ -37,6 +37,7 @@ type Metrics struct {
 	rpcInFlight *prometheus.GaugeVec
 	panics      *prometheus.CounterVec
 	sessions    *prometheus.GaugeVec
+	unsupported *prometheus.CounterVec
 }
 
 // NewMetrics returns metrics of their own registry, labelled with the version
@@ -61,6 +62,10 @@ func NewMetrics(version string) *Metrics {
 			Namespace: namespace, Subsystem: "stream", Name: "sessions",
 			Help: "Streaming sessions open now, by kind.",
 		}, []string{"kind"}),
+		unsupported: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Name: "unsupported_requests_total",
+			Help: "Requests that were accepted although a field of them cannot be fully given, by field.",
+		}, []string{"field"}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "build_info",
@@ -68,7 +73,7 @@ func NewMetrics(version string) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.rpcSeconds, m.rpcInFlight, m.panics, m.sessions, build,
+	m.registry.MustRegister(m.rpcSeconds, m.rpcInFlight, m.panics, m.sessions, m.unsupported, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -89,6 +94,10 @@ func (m *Metrics) Call(method string) (done func(code string)) {
 func (m *Metrics) Panicked(method string) {
 	m.panics.WithLabelValues(method).Inc()
 }
+
+// Unsupported counts a request that was accepted although a field of it cannot be fully given.
+// Fields are names of the program, without what a request chooses.
+func (m *Metrics) Unsupported(field string) { m.unsupported.WithLabelValues(field).Inc() }
 
 // Session counts a streaming session of kind as open and returns what to call
 // when it has ended.
