@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -13,9 +13,14 @@ import (
 	"github.com/berth-runtime/berth/internal/shim"
 )
 
+// exitWait is how long after the end of its output the exit of a container may
+// become known.
+const exitWait = 10 * time.Second
+
 // Attach connects the streams to a container's own process until the process
 // ends, the client leaves or ctx ends. With stdin_once the end of the client's
-// input is the end of the container's.
+// input is the end of the container's. Without it, and without a terminal, it is
+// the end of the session.
 func (e *Engine) Attach(ctx context.Context, id string, s Streams) error {
 	c, err := e.running(id)
 	if err != nil {
@@ -31,53 +36,72 @@ func (e *Engine) Attach(ctx context.Context, id string, s Streams) error {
 	if err != nil {
 		return fmt.Errorf("attach to %s: %w", c, err)
 	}
-	err = errors.Join(c.carry(ctx, a, s), a.Close()) //nolint:contextcheck // Close has a deadline of its own, for a session that is over
+	ended, err := c.carry(ctx, a, s)
+	err = errors.Join(err, a.Close()) //nolint:contextcheck // Close has a deadline of its own, for a session that is over
+	if err == nil && ended {
+		err = c.outputEnded(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("attach to %s: %w", c, err)
 	}
 	return nil
 }
 
-// carry moves data until there is no more output. A session that takes only
-// input ends with the client's input or with the container.
-func (c *container) carry(ctx context.Context, a *shim.Attachment, s Streams) error {
+// carry moves data until there is no more output, or the input ends and with it
+// the session. A session that takes only input ends with the client's input or with
+// the container. It returns whether it was the end of the output that ended it.
+func (c *container) carry(ctx context.Context, a *shim.Attachment, s Streams) (outputEnded bool, err error) {
 	stopped := make(chan struct{})
 	defer close(stopped)
 	var in, out, sizes errgroup.Group
+	outputs := newAttachOutputs(a, s)
 	if s.Stdin != nil && a.Stdin != nil {
 		in.Go(func() error {
 			_, err := io.Copy(a.Stdin, s.Stdin)
-			if c.rec.Config.M.GetStdinOnce() {
+			switch {
+			case c.rec.Config.M.GetStdinOnce():
 				err = errors.Join(err, a.CloseStdin(context.WithoutCancel(ctx)))
+			case !s.Terminal:
+				outputs.endAfter(ctx, a.Stdin)
 			}
 			return err
 		})
 	}
 	until, exited := &out, (<-chan struct{})(nil)
-	if s.Stdout == nil && s.Stderr == nil {
+	if len(outputs.list) == 0 {
 		until, exited = &in, c.exited
 	}
 	if s.Resize != nil && s.Terminal {
 		sizes.Go(func() error {
-			return follow(s.Resize, stopped, func(size Size) error { return a.Resize(ctx, size.Width, size.Height) })
+			return s.follow(stopped, func(size Size) error { return a.Resize(ctx, size.Width, size.Height) })
 		})
 	}
-	for _, o := range []struct {
-		to   io.Writer
-		from *os.File
-	}{{s.Stdout, a.Stdout}, {s.Stderr, a.Stderr}} {
-		if o.to != nil && o.from != nil {
-			until.Go(func() error { _, err := io.Copy(o.to, o.from); return err })
-		}
+	for _, o := range outputs.list {
+		until.Go(o.copy)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- until.Wait() }() // ends when the attachment is closed at the latest
 	select {
 	case err := <-ended:
-		return err
+		return until == &out && !outputs.ended.Load(), err
 	case <-exited:
+		return false, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+}
+
+// outputEnded returns an error if the output of a session has ended but the
+// container has not: the supervisor was replaced without the session.
+func (c *container) outputEnded(ctx context.Context) error {
+	late := time.NewTimer(exitWait)
+	defer late.Stop()
+	select {
+	case <-c.exited:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-late.C:
+		return fmt.Errorf("output is incomplete: the supervisor has ended the session: %w", errdefs.ErrUnavailable)
 	}
 }

@@ -45,6 +45,9 @@ type Streams struct {
 	Resize <-chan Size
 	// Terminal says that the process has a terminal; Stderr is nil then.
 	Terminal bool
+
+	// size is the first of Resize, nil if none came in time.
+	size *Size
 }
 
 // ExecSync runs a command in a container and returns its output and exit code.
@@ -80,6 +83,11 @@ func (e *Engine) Exec(ctx context.Context, id string, cmd []string, s Streams) (
 	}
 	req := shim.ExecRequest{ContainerID: c.rec.ID, ID: newID()[:16], Process: spec.Process(base, cmd, s.Terminal),
 		Terminal: s.Terminal, Deadline: e.opts.RuntimeDeadline}
+	if s.Terminal {
+		if s.size = firstSize(ctx, s.Resize); s.size != nil {
+			req.Process.ConsoleSize = &specs.Box{Width: uint(s.size.Width), Height: uint(s.size.Height)}
+		}
+	}
 	pipes, err := openPipes(&req, s)
 	if err != nil {
 		return 0, fmt.Errorf("exec in %s: %w", c, err)
@@ -134,17 +142,17 @@ func runExec(ctx context.Context, proc *shim.Exec, p *execPipes, s Streams) (int
 	p.copyOut(&out, s)
 	if s.Resize != nil && s.Terminal {
 		in.Go(func() error {
-			return follow(s.Resize, stopped, func(size Size) error { return proc.Resize(ctx, size.Width, size.Height) })
+			return s.follow(stopped, func(size Size) error { return proc.Resize(ctx, size.Width, size.Height) })
 		})
 	}
 	code, err := proc.Wait(ctx)
 	if err != nil { // time is up, or nobody can learn the end: it shall not go on unseen
 		err = errors.Join(execCause(ctx, err), killExec(ctx, proc))
 	}
-	p.endOutput(&out)
+	lost := p.endOutput(&out)
 	close(stopped)
 	p.close()
-	return code, err
+	return code, errors.Join(err, lost)
 }
 
 // killExec ends a command whose time is up, and forgets it.
@@ -174,24 +182,6 @@ func execCause(ctx context.Context, err error) error {
 		return context.Cause(ctx) // err says the same in other words, by where it was met
 	}
 	return errors.Join(context.Cause(ctx), err)
-}
-
-// follow passes terminal sizes on until the session has stopped. A terminal
-// that is gone takes no size; that is no failure of the session.
-func follow(sizes <-chan Size, stopped <-chan struct{}, set func(Size) error) error {
-	for {
-		select {
-		case size, ok := <-sizes:
-			if !ok {
-				return nil
-			}
-			if err := set(size); err != nil {
-				return err
-			}
-		case <-stopped:
-			return nil
-		}
-	}
 }
 
 // bounded keeps the first bytes written to it and drops the rest.

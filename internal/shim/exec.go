@@ -218,7 +218,8 @@ func (a *Attachment) Resize(ctx context.Context, columns, rows uint16) error {
 	return a.client.Resize(ctx, a.containerID, columns, rows)
 }
 
-// Close ends the view, and with it the stdin of a container with stdin_once.
+// Close ends the view, and with it the stdin of a container with stdin_once. The
+// error wraps ErrResourceExhausted if the reader was dropped because it was too slow.
 func (a *Attachment) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), a.detachDeadline)
 	defer cancel()

@@ -12,12 +12,19 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // lingerTime is how long a closed connection waits for the client to close its
-// side. Closing at once with unread input in the kernel's buffer would make it
-// send a reset, and the client would lose the end of the output.
+// side once the client's kernel has all the output. Closing at once with unread
+// input in the kernel's buffer would make it send a reset, and the client would
+// lose the end of the output.
 const lingerTime = time.Second
+
+// bufferSize holds a whole message of a WebSocket, which otherwise takes several
+// writes, or one of what a client sends.
+const bufferSize = 33 << 10
 
 // errClientGone is why a session ends whose client closed the connection.
 var errClientGone = errors.New("the client closed the connection")
@@ -29,6 +36,9 @@ type clientConn struct {
 	net.Conn
 	// gone ends the session.
 	gone context.CancelCauseFunc
+	// stall is how long the client may take none of the output that is left when
+	// the connection is closed.
+	stall time.Duration
 
 	once sync.Once
 	// closed is closed when the descriptor is.
@@ -39,8 +49,8 @@ type clientConn struct {
 	finish func()
 }
 
-func newClientConn(c net.Conn, gone context.CancelCauseFunc) *clientConn {
-	conn := &clientConn{Conn: c, gone: gone, closed: make(chan struct{}), closing: make(chan struct{})}
+func newClientConn(c net.Conn, stall time.Duration, gone context.CancelCauseFunc) *clientConn {
+	conn := &clientConn{Conn: c, stall: stall, gone: gone, closed: make(chan struct{}), closing: make(chan struct{})}
 	conn.finish = sync.OnceFunc(func() {
 		// The peer is gone or had its time; there is nobody to tell.
 		_ = c.Close()
@@ -69,11 +79,9 @@ func (c *clientConn) Write(p []byte) (int, error) {
 
 // failed ends the session and, once it is closing, the connection.
 func (c *clientConn) failed(err error) {
-	select {
-	case <-c.closing:
+	if c.isClosing() {
 		c.finish()
 		return
-	default:
 	}
 	// What comes after its close, the kernel of the client answers with a reset.
 	for _, end := range []error{io.EOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
@@ -85,9 +93,18 @@ func (c *clientConn) failed(err error) {
 	c.gone(fmt.Errorf("the connection to the client broke: %w", err))
 }
 
-// Close ends the session, sends the end of the output and gives the client
-// lingerTime to take it. It does not wait; closed tells. The error is always
-// nil.
+// isClosing says whether Close was called.
+func (c *clientConn) isClosing() bool {
+	select {
+	case <-c.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// Close ends the session, sends the end of the output and gives the client the
+// time to take it. It does not wait; closed tells. The error is always nil.
 //
 // The SPDY library calls it in the middle of a session too: when the client
 // says GOAWAY it stops reading, so that the end of the input is never read.
@@ -101,13 +118,14 @@ func (c *clientConn) Close() error {
 }
 
 // drain says that no more comes and throws away what the client still sends
-// until it closes its side or the linger is over. It reads beside whoever else
-// reads: nobody wants the input any more.
+// until it closes its side or the linger is over. The input is not needed any
+// more, so other readers of the connection lose nothing.
 func (c *clientConn) drain() {
 	defer c.finish()
-	// A timer and no deadline: the libraries set deadlines of their own.
-	cut := time.AfterFunc(lingerTime, c.finish)
-	defer cut.Stop()
+	// Timers and no deadlines: the libraries set deadlines of their own.
+	ended := make(chan struct{})
+	defer close(ended)
+	go c.linger(ended)
 	// With TLS the end is something to send, which may wait for a write in flight.
 	half, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil {
@@ -115,6 +133,56 @@ func (c *clientConn) drain() {
 	}
 	// Any outcome means the same: the client has no more to say.
 	_, _ = io.Copy(io.Discard, c.Conn)
+}
+
+// linger closes the descriptor when the client's kernel has had all the output
+// for lingerTime, or the client has taken nothing of it for the stall time. A
+// client that reads slowly gets all of it. The kernel does not notify of what the
+// peer acknowledges, so the queue is looked at.
+func (c *clientConn) linger(ended <-chan struct{}) {
+	defer c.finish()
+	look := time.NewTicker(lingerTime)
+	defer look.Stop()
+	last, moved := c.unsent(), time.Now()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-look.C:
+		}
+		left := c.unsent()
+		if left == 0 && last == 0 || time.Since(moved) > c.stall {
+			return
+		}
+		if left != last {
+			last, moved = left, time.Now()
+		}
+	}
+}
+
+// unsent is how many bytes the client's kernel has not acknowledged yet.
+func (c *clientConn) unsent() int {
+	raw := c.Conn
+	if encrypted, ok := raw.(interface{ NetConn() net.Conn }); ok {
+		raw = encrypted.NetConn()
+	}
+	socket, ok := raw.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	control, err := socket.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	queued := 0
+	// Both fail only for a socket that is closed: nothing is left then.
+	_ = control.Control(func(fd uintptr) {
+		queued, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+	})
+	if err != nil {
+		return 0
+	}
+	return queued
 }
 
 // hijacker is a response that puts a [clientConn] around the connection when a
@@ -138,5 +206,5 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, fmt.Errorf("take over the connection: %w", err)
 	}
 	input := io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), conn)
-	return conn, bufio.NewReadWriter(bufio.NewReader(input), bufio.NewWriter(conn)), nil
+	return conn, bufio.NewReadWriter(bufio.NewReaderSize(input, bufferSize), bufio.NewWriterSize(conn, bufferSize)), nil
 }

@@ -19,6 +19,9 @@ import (
 // answers at once or not at all.
 const dialTimeout = 5 * time.Second
 
+// errConnect is why a connection into a pod failed.
+var errConnect = errors.New("connect")
+
 // loopbacks are tried in this order, as kubelet's users expect of "localhost".
 var loopbacks = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 
@@ -30,9 +33,11 @@ type forwarder struct {
 }
 
 // PortForward implements [portforward.PortForwarder] for one connection: it
-// returns when both directions have ended. The library calls it in goroutines
-// of its own and with a context that never ends, so the session's context rules
-// and a panic stops here.
+// returns when both directions have ended. Clients end the whole session for an
+// error, so a connection that the pod refuses or resets is none: the client's
+// connection is closed, and the log has the reason. The library calls it in
+// goroutines of its own and with a context that never ends, so the session's
+// context rules and a panic stops here.
 //
 //nolint:contextcheck // For that reason.
 func (f *forwarder) PortForward(_ context.Context, sandbox, _ string, port int32, stream io.ReadWriteCloser) (err error) {
@@ -51,13 +56,29 @@ func (f *forwarder) PortForward(_ context.Context, sandbox, _ string, port int32
 		return err
 	}
 	conn, err := dial(f.session.ctx, netns, uint16(port)) //nolint:gosec // The library accepts ports of 16 bits only.
+	if err == nil {
+		err = f.join(stream, conn)
+	} else if !errors.Is(err, errConnect) {
+		return err
+	}
 	if err != nil && f.session.ctx.Err() != nil {
 		return context.Cause(f.session.ctx)
 	}
 	if err != nil {
-		return err
+		f.log.Info("port-forward connection failed", "sandbox", sandbox, "port", port, "error", err)
+		discard(stream)
 	}
-	return f.join(stream, conn)
+	return nil
+}
+
+// discard closes a stream whose connection has failed. The reset drops what the
+// client still sends: input that is not read holds up the other streams.
+func discard(stream io.ReadWriteCloser) {
+	// If one fails the client's connection is broken, which ends the session.
+	_ = stream.Close()
+	if s, ok := stream.(interface{ Reset() error }); ok {
+		_ = s.Reset()
+	}
 }
 
 // join copies between the client's stream and the pod's connection. The end of
@@ -74,8 +95,12 @@ func (f *forwarder) join(stream io.ReadWriteCloser, conn *net.TCPConn) error {
 	f.session.work.Go(func() {
 		defer close(sent)
 		// A failure to send is known by receiving: the pod has closed or reset
-		// the connection. Otherwise the client has no more to say.
-		_, _ = io.Copy(conn, f.session.idle.reader(stream))
+		// the connection, or stopped reading. The client goes on to send until it
+		// has the answer.
+		from := f.session.idle.reader(stream)
+		if _, err := io.Copy(conn, from); err != nil {
+			_, _ = io.Copy(io.Discard, from)
+		}
 		_ = conn.CloseWrite()
 	})
 	defer func() {
@@ -83,11 +108,8 @@ func (f *forwarder) join(stream io.ReadWriteCloser, conn *net.TCPConn) error {
 		_ = conn.Close()
 	}()
 	if _, err := io.Copy(f.session.idle.writer(stream), conn); err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		// Reset by the pod, or the client is gone. The library resets the
-		// stream for this error, and that ends the sending as well.
+		// Reset by the pod, or the client is gone. The stream is reset for
+		// this error, and that ends the sending as well.
 		return err
 	}
 	// Says EOF to the client. If that fails its connection is broken, which
@@ -98,7 +120,7 @@ func (f *forwarder) join(stream io.ReadWriteCloser, conn *net.TCPConn) error {
 }
 
 // dial connects to port on the loopback of a network namespace; "" is that of
-// the host.
+// the host. The error wraps errConnect if no address of the pod takes the connection.
 func dial(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) {
 	var failures []string
 	for _, loopback := range loopbacks {
@@ -107,12 +129,14 @@ func dial(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) 
 		if err == nil {
 			return conn, nil
 		}
-		if op, ok := errors.AsType[*net.OpError](err); ok {
-			err = op.Err // without the address that it was dialled from, which is none
+		op, ok := errors.AsType[*net.OpError](err)
+		if !ok {
+			return nil, err
 		}
-		failures = append(failures, fmt.Sprintf("%s: %v", to, err))
+		// Without the address that it was dialled from, which is none.
+		failures = append(failures, fmt.Sprintf("%s: %v", to, op.Err))
 	}
-	return nil, fmt.Errorf("connect: %s", strings.Join(failures, "; "))
+	return nil, fmt.Errorf("%w: %s", errConnect, strings.Join(failures, "; "))
 }
 
 // dialIn connects from inside netns. A socket belongs to the namespace of the

@@ -39,13 +39,13 @@ type session struct {
 	conn *clientConn
 	// failure is what went wrong with the work itself.
 	failure error
-	// lastWords hangs up when a session that was told to end takes too long.
+	// lastWords cuts the connection when a session that was told to end takes too long.
 	lastWords *time.Timer
 }
 
 // adopt makes raw the session's connection.
 func (s *session) adopt(raw net.Conn) *clientConn {
-	conn := newClientConn(raw, s.cancel)
+	conn := newClientConn(raw, s.idle.limit, s.cancel)
 	s.mu.Lock()
 	s.conn = conn
 	s.mu.Unlock()
@@ -92,7 +92,22 @@ func (s *session) stop(cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.lastWords == nil {
-		s.lastWords = time.AfterFunc(endGrace, s.hangUp)
+		s.lastWords = time.AfterFunc(endGrace, s.endWords)
+	}
+}
+
+// endWords closes the connection, and does not wait any longer for a client that
+// takes the end of the output slowly.
+func (s *session) endWords() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.conn == nil:
+	case s.conn.isClosing():
+		s.conn.finish()
+	default:
+		_ = s.conn.Close() // Never fails; see clientConn.
+		s.lastWords.Reset(lingerTime)
 	}
 }
 
@@ -100,9 +115,6 @@ func (s *session) stop(cause error) {
 func (s *session) hangUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lastWords != nil {
-		s.lastWords.Stop()
-	}
 	if s.conn != nil {
 		_ = s.conn.Close() // Never fails; see clientConn.
 	}
@@ -129,6 +141,11 @@ func (s *session) finish() {
 	s.mu.Unlock()
 	if conn != nil {
 		<-conn.closed
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lastWords != nil {
+		s.lastWords.Stop()
 	}
 }
 

@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
 
 	"golang.org/x/net/websocket"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/utils/exec"
 
@@ -169,15 +167,7 @@ func TestPortForwardThroughATunnel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := url.Parse(sessionURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dialer, err := portforward.NewSPDYOverWebsocketDialerForStreaming(u, &rest.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	local, stop := forwardWith(t, dialer, port)
+	local, stop := forwardWith(t, dialerFor(t, "tunnel", sessionURL), port)
 	var asking sync.WaitGroup
 	for i := range 4 {
 		asking.Go(func() {

@@ -39,23 +39,29 @@ func fetch(n *harness.Node, t *testing.T, address string) string {
 	t.Helper()
 	var body string
 	n.Eventually("http://"+address+" answers", func() error {
-		ctx, cancel := context.WithTimeout(n.Context(), 5*time.Second)
-		defer cancel()
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/", nil)
-		if err != nil {
-			return err
-		}
-		request.Close = true
-		answer, err := http.DefaultClient.Do(request)
-		if err != nil {
-			return err
-		}
-		defer answer.Body.Close()
-		data, err := io.ReadAll(answer.Body)
-		body = strings.TrimSpace(string(data))
+		var err error
+		body, err = getPage(n, address)
 		return err
 	})
 	return body
+}
+
+// getPage asks once for the page at an address.
+func getPage(n *harness.Node, address string) (string, error) {
+	ctx, cancel := context.WithTimeout(n.Context(), 5*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/", nil)
+	if err != nil {
+		return "", err
+	}
+	request.Close = true
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	data, err := io.ReadAll(answer.Body)
+	return strings.TrimSpace(string(data)), err
 }
 
 // freePort asks the kernel for a port that nobody uses.

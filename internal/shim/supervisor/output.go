@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/shim/crilog"
-	"github.com/berth-runtime/berth/internal/shim/wire"
 )
 
 const (
@@ -22,8 +20,6 @@ const (
 	maxTerminalDrain = 1 << 20
 	// linePatience is how long the beginning of a line waits for its end.
 	linePatience = 100 * time.Millisecond
-	// tapBuffer is how far the reader of an attachment may lag behind.
-	tapBuffer = 1 << 20
 )
 
 // stdio is everything that connects a container with the supervisor: its FIFOs or
@@ -41,21 +37,8 @@ type stdio struct {
 
 	// taps is guarded by the writer's lock, under which output passes.
 	taps map[string]*tap
-}
-
-// tap is one attachment: copies of the output go to pipes.
-type tap struct {
-	session        string
-	stdin          bool
-	stdout, stderr *os.File // write ends, non-blocking
-}
-
-func (t *tap) close() {
-	for _, f := range []*os.File{t.stdout, t.stderr} {
-		if f != nil {
-			_ = f.Close()
-		}
-	}
+	// dropped gets the readers of taps that were too slow.
+	dropped *droppedReaders
 }
 
 // theirs are the container's ends.
@@ -69,17 +52,17 @@ func (t theirs) close() {
 	}
 }
 
-func newStdio(log *slog.Logger, wg *sync.WaitGroup, dir string, rec *record) (*stdio, error) {
+func newStdio(s *Supervisor, dir string, rec *record) (*stdio, error) {
 	writer, err := crilog.Open(rec.LogPath, filepath.Join(dir, spoolFile), rec.LogInode)
 	if err != nil {
 		return nil, err
 	}
 	rec.LogInode = writer.Inode()
-	o := &stdio{log: log, writer: writer, wg: wg, taps: map[string]*tap{}}
+	o := &stdio{log: s.log, writer: writer, wg: &s.wg, taps: map[string]*tap{}, dropped: &s.dropped}
 	writer.Tap = o.copyToTaps
 	id := rec.ID
 	writer.Fault = func(dropped uint64, why error) {
-		log.Error("container output cannot be logged", "container", id, "bytes", dropped, "error", why)
+		s.log.Error("container output cannot be logged", "container", id, "bytes", dropped, "error", why)
 	}
 	return o, nil
 }
@@ -263,100 +246,6 @@ func drain(file *os.File, amount func(fd int) int, move func(fd int) (int, error
 			left -= n
 		}
 	})
-}
-
-// copyToTaps is called with the writer's lock held.
-func (o *stdio) copyToTaps(stream crilog.Stream, data []byte) {
-	for id, t := range o.taps {
-		to := t.stdout
-		if stream == crilog.Stderr {
-			to = t.stderr
-		}
-		if to == nil {
-			continue
-		}
-		if err := writeAll(to, data); err != nil {
-			// The reader is gone, or so slow that it would hold up the log.
-			delete(o.taps, id)
-			t.close()
-		}
-	}
-}
-
-// writeAll writes without waiting.
-func writeAll(to *os.File, data []byte) error {
-	raw, err := to.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var n int
-	var writeErr error
-	if err := raw.Control(func(fd uintptr) { n, writeErr = unix.Write(int(fd), data) }); err != nil {
-		return err
-	}
-	if writeErr == nil && n < len(data) {
-		return io.ErrShortWrite
-	}
-	return writeErr
-}
-
-// attach adds a tap and returns the reader's ends.
-func (o *stdio) attach(session string, stdin, terminal bool) (string, wire.Files, error) {
-	files := wire.Files{}
-	t := &tap{session: session, stdin: stdin}
-	var err error
-	if files[wire.Stdout], t.stdout, err = tapPipe(); err != nil {
-		return "", nil, err
-	}
-	if !terminal {
-		if files[wire.Stderr], t.stderr, err = tapPipe(); err != nil {
-			t.close()
-			_ = files[wire.Stdout].Close()
-			return "", nil, err
-		}
-	}
-	o.mu.Lock()
-	input := o.stdin
-	if terminal {
-		input = o.console
-	}
-	if stdin && input != nil {
-		files[wire.Stdin], err = wire.Dup(input)
-	}
-	o.mu.Unlock()
-	if err != nil {
-		t.close()
-		delete(files, wire.Stdin)
-		files.Close()
-		return "", nil, err
-	}
-	id := rand.Text()
-	o.writer.Locked(func() { o.taps[id] = t })
-	return id, files, nil
-}
-
-func tapPipe() (r, w *os.File, err error) {
-	var p [2]int
-	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		return nil, nil, fmt.Errorf("make attach pipe: %w", err)
-	}
-	// Refused only when the user is over the limit on pipe memory; then the default size must do.
-	_, _ = unix.FcntlInt(uintptr(p[1]), unix.F_SETPIPE_SZ, tapBuffer)
-	return os.NewFile(uintptr(p[0]), "attach"), os.NewFile(uintptr(p[1]), "attach"), nil
-}
-
-// detach removes the taps for which gone is true, and says whether one of them had stdin.
-func (o *stdio) detach(gone func(id string, t *tap) bool) (hadStdin bool) {
-	o.writer.Locked(func() {
-		for id, t := range o.taps {
-			if gone(id, t) {
-				hadStdin = hadStdin || t.stdin
-				delete(o.taps, id)
-				t.close()
-			}
-		}
-	})
-	return hadStdin
 }
 
 // closeStdin closes the supervisor's write end.

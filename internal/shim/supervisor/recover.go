@@ -130,7 +130,7 @@ func (c *container) gotThrough(ctx context.Context) bool {
 func (c *container) resumeIO(files wire.Files) error {
 	rec := c.record()
 	inode := rec.LogInode
-	io, err := newStdio(c.s.log, &c.s.wg, c.dir, &rec)
+	io, err := newStdio(c.s, c.dir, &rec)
 	if err != nil {
 		return err
 	}

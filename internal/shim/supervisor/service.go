@@ -72,6 +72,7 @@ func (g *service) Hello(_ context.Context, req *wire.HelloRequest) (*wire.HelloR
 			}
 		}
 		g.s.mu.Unlock()
+		g.s.dropped.forget(req.Session)
 		resp := &wire.HelloResponse{Version: g.s.cfg.Version, Pid: int32(os.Getpid()), Generation: g.s.generation}
 		for _, c := range list {
 			if !c.isReady() {

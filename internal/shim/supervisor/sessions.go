@@ -109,16 +109,22 @@ func (g *service) Attach(_ context.Context, req *wire.AttachRequest) (*wire.Atta
 	})
 }
 
-// Detach ends a view.
+// Detach ends a view. The error says that the view is incomplete.
 func (g *service) Detach(_ context.Context, req *wire.AttachRef) (*wire.Empty, error) {
-	return g.on(req.Id, func(c *container) error {
-		c.mu.Lock()
-		io := c.io
-		c.mu.Unlock()
-		if io != nil {
-			io.detach(func(id string, _ *tap) bool { return id == req.Attachment })
+	return gated(g, func() (*wire.Empty, error) {
+		c, err := g.s.find(req.Id)
+		if err == nil {
+			c.mu.Lock()
+			io := c.io
+			c.mu.Unlock()
+			if io != nil {
+				io.detach(func(id string, _ *tap) bool { return id == req.Attachment })
+			}
 		}
-		return nil
+		if dropped := g.s.dropped.take(req.Attachment); dropped != nil {
+			err = dropped
+		}
+		return &wire.Empty{}, err
 	})
 }
 

@@ -119,7 +119,7 @@ func (c *container) tryStart(ctx context.Context, rec record) error {
 	if err := c.change(func(r *record) { *r = rec }); err != nil {
 		return err
 	}
-	io, err := newStdio(c.s.log, &c.s.wg, c.dir, &rec)
+	io, err := newStdio(c.s, c.dir, &rec)
 	if err != nil {
 		return err
 	}

@@ -99,6 +99,7 @@ type Supervisor struct {
 
 	rpc     *ttrpc.Server
 	clients *countingListener
+	dropped droppedReaders
 	fds     *net.UnixListener
 
 	mu         sync.Mutex // guards what follows

@@ -1,0 +1,167 @@
+package supervisor
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/shim/crilog"
+	"github.com/berth-runtime/berth/internal/shim/wire"
+)
+
+// tapBuffer is how far the reader of an attachment may lag behind.
+const tapBuffer = 1 << 20
+
+// tap is one attachment: copies of the output go to pipes.
+type tap struct {
+	session        string
+	stdin          bool
+	stdout, stderr *os.File // write ends, non-blocking
+}
+
+func (t *tap) close() {
+	for _, f := range []*os.File{t.stdout, t.stderr} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// copyToTaps is called with the writer's lock held.
+func (o *stdio) copyToTaps(stream crilog.Stream, data []byte) {
+	for id, t := range o.taps {
+		to := t.stdout
+		if stream == crilog.Stderr {
+			to = t.stderr
+		}
+		if to == nil {
+			continue
+		}
+		if err := writeAll(to, data); err != nil {
+			// The reader is gone, or so slow that it would hold up the log.
+			if !errors.Is(err, unix.EPIPE) {
+				o.dropped.add(id, t.session)
+			}
+			delete(o.taps, id)
+			t.close()
+		}
+	}
+}
+
+// writeAll writes without waiting.
+func writeAll(to *os.File, data []byte) error {
+	raw, err := to.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	var writeErr error
+	if err := raw.Control(func(fd uintptr) { n, writeErr = unix.Write(int(fd), data) }); err != nil {
+		return err
+	}
+	if writeErr == nil && n < len(data) {
+		return io.ErrShortWrite
+	}
+	return writeErr
+}
+
+// attach adds a tap and returns the reader's ends.
+func (o *stdio) attach(session string, stdin, terminal bool) (string, wire.Files, error) {
+	files := wire.Files{}
+	t := &tap{session: session, stdin: stdin}
+	var err error
+	if files[wire.Stdout], t.stdout, err = tapPipe(); err != nil {
+		return "", nil, err
+	}
+	if !terminal {
+		if files[wire.Stderr], t.stderr, err = tapPipe(); err != nil {
+			t.close()
+			_ = files[wire.Stdout].Close()
+			return "", nil, err
+		}
+	}
+	o.mu.Lock()
+	input := o.stdin
+	if terminal {
+		input = o.console
+	}
+	if stdin && input != nil {
+		files[wire.Stdin], err = wire.Dup(input)
+	}
+	o.mu.Unlock()
+	if err != nil {
+		t.close()
+		delete(files, wire.Stdin)
+		files.Close()
+		return "", nil, err
+	}
+	id := rand.Text()
+	o.writer.Locked(func() { o.taps[id] = t })
+	return id, files, nil
+}
+
+func tapPipe() (r, w *os.File, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, nil, fmt.Errorf("make attach pipe: %w", err)
+	}
+	// Refused only when the user is over the limit on pipe memory; then the default size must do.
+	_, _ = unix.FcntlInt(uintptr(p[1]), unix.F_SETPIPE_SZ, tapBuffer)
+	return os.NewFile(uintptr(p[0]), "attach"), os.NewFile(uintptr(p[1]), "attach"), nil
+}
+
+// detach removes the taps for which gone is true, and says whether one of them had stdin.
+func (o *stdio) detach(gone func(id string, t *tap) bool) (hadStdin bool) {
+	o.writer.Locked(func() {
+		for id, t := range o.taps {
+			if gone(id, t) {
+				hadStdin = hadStdin || t.stdin
+				delete(o.taps, id)
+				t.close()
+			}
+		}
+	})
+	return hadStdin
+}
+
+// droppedReaders are the attachments whose reader was so slow that it was dropped,
+// until the client detaches. A container may be deleted before.
+type droppedReaders struct {
+	mu sync.Mutex
+	// sessions are the clients' sessions by the attachments' IDs.
+	sessions map[string]string
+}
+
+func (d *droppedReaders) add(id, session string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.sessions == nil {
+		d.sessions = map[string]string{}
+	}
+	d.sessions[id] = session
+}
+
+// take removes an attachment. The error says that its reader was dropped.
+func (d *droppedReaders) take(id string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, dropped := d.sessions[id]; !dropped {
+		return nil
+	}
+	delete(d.sessions, id)
+	return fmt.Errorf("output is incomplete: the client fell more than %d bytes behind: %w", tapBuffer, errdefs.ErrResourceExhausted)
+}
+
+// forget removes the attachments of all other sessions: their daemon is gone.
+func (d *droppedReaders) forget(session string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	maps.DeleteFunc(d.sessions, func(_, owner string) bool { return owner != session })
+}
