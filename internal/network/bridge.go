@@ -35,6 +35,7 @@ type bridge struct {
 	configured subnets // empty: choose
 	ledger     *ledger
 	firewall   *firewall
+	guard      *guard
 
 	mu     sync.Mutex
 	nets   subnets         // in use, nil until the first pod
@@ -47,16 +48,15 @@ func (b *bridge) attach(pod Pod, ports []port, device netlink.Link, nets subnets
 	if err != nil {
 		return Result{}, err
 	}
-	host, err := b.plug(pod, held, device)
-	if err != nil {
-		return Result{}, err
-	}
-	addresses, err := configurePod(pod.NetNS, held.Addresses)
-	if err != nil {
+	// At the same time: nothing runs in the pod before the caller returns, so no frame is sent that the guard would drop.
+	admitted := make(chan error, 1)
+	go func() { admitted <- b.guard.admit(held) }()
+	host, addresses, err := b.join(pod, held, device)
+	if err := errors.Join(err, <-admitted); err != nil {
 		return Result{}, err
 	}
 	if len(addresses) < len(held.Addresses) {
-		if held, err = b.ledger.address(pod.ID, addresses); err != nil {
+		if held, err = b.shrink(held, addresses); err != nil {
 			return Result{}, err
 		}
 	}
@@ -69,6 +69,26 @@ func (b *bridge) attach(pod Pod, ports []port, device netlink.Link, nets subnets
 		}
 	}
 	return describe(pod, host, addresses)
+}
+
+// join connects a pod to the bridge with the addresses of its lease, and returns the host's device and the addresses that the
+// pod has.
+func (b *bridge) join(pod Pod, held *lease, device netlink.Link) (netlink.Link, []netip.Prefix, error) {
+	host, err := b.plug(pod, held, device)
+	if err != nil {
+		return nil, nil, err
+	}
+	addresses, err := configurePod(pod, held.Addresses)
+	return host, addresses, err
+}
+
+// shrink replaces the addresses of a lease by some of them.
+func (b *bridge) shrink(held *lease, addresses []netip.Prefix) (*lease, error) {
+	fewer, err := b.ledger.address(held.ID, addresses)
+	if err != nil {
+		return nil, err
+	}
+	return fewer, errors.Join(b.guard.dismiss(held), b.guard.admit(fewer))
 }
 
 // device returns the host's device of a pod, nil if there is none.
@@ -310,9 +330,9 @@ func hardwareAddress(a netip.Addr) net.HardwareAddr {
 
 // configurePod gives the device in the pod its addresses and routes and brings it up. It returns the addresses that the pod
 // has: a pod may have switched IPv6 off for itself by a sysctl.
-func configurePod(netns string, addresses []netip.Prefix) ([]netip.Prefix, error) {
+func configurePod(pod Pod, addresses []netip.Prefix) ([]netip.Prefix, error) {
 	var given []netip.Prefix
-	err := namespace.Do(netns, func() error {
+	err := namespace.Do(pod.NetNS, func() error {
 		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return fmt.Errorf("open netlink: %w", err)
@@ -321,6 +341,9 @@ func configurePod(netns string, addresses []netip.Prefix) ([]netip.Prefix, error
 		link, err := handle.LinkByName(podDevice)
 		if err != nil {
 			return fmt.Errorf("look up %s: %w", podDevice, err)
+		}
+		if err := ignoreRouters(pod.Sysctls); err != nil {
+			return err
 		}
 		for _, address := range addresses {
 			err := addAddress(handle.AddrAdd, link, address)
@@ -345,7 +368,7 @@ func configurePod(netns string, addresses []netip.Prefix) ([]netip.Prefix, error
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("configure network namespace %s: %w", netns, err)
+		return nil, fmt.Errorf("configure network namespace %s: %w", pod.NetNS, err)
 	}
 	return given, nil
 }

@@ -68,7 +68,7 @@ func (m *Manager) Collect(ctx context.Context, live map[string]bool) error {
 	}
 	errs = append(errs, m.bridge.removeStrays(devices, live), m.collectPlugins(ctx, live))
 	if len(m.ledger.all()) > 0 {
-		errs = append(errs, m.firewall.restore())
+		errs = append(errs, m.firewall.restore(), m.guard.restore())
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("collect network garbage: %w", err)

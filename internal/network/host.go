@@ -88,13 +88,33 @@ func bridgeFilters6() bool {
 	return err == nil && strings.TrimSpace(string(raw)) != "0"
 }
 
+// ignoreRouters keeps the network namespace of the calling thread from taking routes and addresses from router
+// advertisements and redirects. Settings that the pod asks for itself are left alone.
+func ignoreRouters(asked map[string]string) error {
+	own := map[string]bool{}
+	for name := range asked {
+		own[strings.ReplaceAll(name, ".", "/")] = true
+	}
+	for _, device := range []string{"all", "default", podDevice} {
+		for _, setting := range []string{"ipv4/conf/" + device + "/accept_redirects", "ipv6/conf/" + device + "/accept_redirects", "ipv6/conf/" + device + "/accept_ra"} {
+			if own["net/"+setting] {
+				continue
+			}
+			if err := writeSysctl(setting, "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err // a kernel may have no IPv6
+			}
+		}
+	}
+	return nil
+}
+
 // quietIPv6 keeps a bridge of ours from configuring itself, and from waiting whether somebody has its address.
 func quietIPv6(bridge string, nets subnets) error {
 	for _, net := range nets {
 		if !net.Addr().Is6() {
 			continue
 		}
-		for _, setting := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
+		for _, setting := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_redirects", "0"}, {"accept_dad", "0"}} {
 			if err := setSysctl("ipv6/conf/"+bridge+"/"+setting[0], setting[1]); err != nil {
 				return err
 			}
@@ -138,12 +158,15 @@ func keepAdvertisedRoutes() error {
 
 // setSysctl writes a setting of the host unless it has the value already; /proc/sys may be read-only and right.
 func setSysctl(name, value string) error {
-	path := filepath.Join(sysctlNet, name)
-	raw, err := os.ReadFile(path)
+	raw, err := os.ReadFile(filepath.Join(sysctlNet, name))
 	if err == nil && strings.TrimSpace(string(raw)) == value {
 		return nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	return writeSysctl(name, value)
+}
+
+func writeSysctl(name, value string) error {
+	f, err := os.OpenFile(filepath.Join(sysctlNet, name), os.O_WRONLY, 0)
 	if err == nil {
 		_, err = f.WriteString(value)
 		err = errors.Join(err, f.Close())

@@ -81,6 +81,11 @@ func (m *Manager) giveBack(id string) error {
 
 // gone ends the lease of a pod whose devices and ports are gone.
 func (m *Manager) gone(id string) error {
+	if held := m.ledger.get(id); held != nil && held.Network == Builtin {
+		if err := m.guard.dismiss(held); err != nil {
+			return err
+		}
+	}
 	if err := m.ledger.release(id); err != nil {
 		return err
 	}

@@ -61,6 +61,7 @@ type Manager struct {
 	cni      *cni
 	bridge   *bridge
 	firewall *firewall
+	guard    *guard
 	ledger   *ledger
 	log      *slog.Logger
 
@@ -106,7 +107,7 @@ func New(ctx context.Context, options Options) (*Manager, error) {
 	m.cni.refresh(m.run)
 	if len(m.ledger.all()) > 0 {
 		// Pods can be served without it; the next one that needs it will tell its caller.
-		m.setBroken(m.firewall.restore())
+		m.setBroken(errors.Join(m.firewall.restore(), m.guard.restore()))
 	}
 	if err := m.watch(); err != nil {
 		m.log.Warn("changes of the CNI configuration are looked up when needed", "dir", options.ConfDir, "error", err)
@@ -144,7 +145,8 @@ func newManager(options Options) (*Manager, error) {
 	}
 	m := &Manager{options: options, log: options.Log, attached: map[string]bool{}, leaving: map[string]chan struct{}{}, unplugging: make(chan struct{}, maxLeaving)}
 	m.firewall = &firewall{table: table, bridge: name}
-	m.bridge = &bridge{name: name, instance: options.Instance, configured: nets, firewall: m.firewall}
+	m.guard = &guard{firewall: m.firewall, log: options.Log}
+	m.bridge = &bridge{name: name, instance: options.Instance, configured: nets, firewall: m.firewall, guard: m.guard}
 	m.cni = &cni{
 		dir: options.ConfDir, bins: options.BinDirs, timeout: options.PluginTimeout, log: options.Log,
 		standIns: filepath.Join(options.Root, "stand-in"),
@@ -168,7 +170,7 @@ func (m *Manager) Close() error {
 	m.work.Wait()
 	var err error
 	if len(m.ledger.all()) == 0 {
-		err = errors.Join(m.firewall.remove(), m.bridge.remove())
+		err = errors.Join(m.firewall.remove(), m.bridge.remove(), m.guard.remove())
 	}
 	return errors.Join(err, m.bridge.close(), m.firewall.close())
 }

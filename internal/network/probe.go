@@ -3,6 +3,7 @@ package network
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -66,5 +67,18 @@ func ProbeFirewall() error {
 		}
 		f := &firewall{table: plainName, bridge: "probe0", ledger: &ledger{}}
 		return errors.Join(f.serve(nets), f.close())
+	})
+}
+
+// ProbeGuard tries whether this host can keep pods of the built-in network from taking each other's addresses. It needs root
+// and leaves nothing.
+func ProbeGuard() error {
+	return namespace.DoNew(func() error {
+		f := &firewall{table: plainName, bridge: "probe0", ledger: &ledger{}}
+		g := &guard{firewall: f, log: slog.New(slog.DiscardHandler)}
+		f.mu.Lock()
+		err := g.rebuild("")
+		f.mu.Unlock()
+		return errors.Join(err, f.close())
 	})
 }

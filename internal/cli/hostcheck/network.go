@@ -17,12 +17,28 @@ func (f *facts) network(c *config.Config, root bool) {
 	if !root {
 		f.needsRoot(areaNetwork, "links")
 		f.needsRoot(areaNetwork, "nftables")
+		f.needsRoot(areaNetwork, "guard")
 		return
 	}
 	f.verdict(builtin, "links", "bridges and veth pairs can be made", network.ProbeLinks(),
 		"load the modules with: modprobe -a bridge veth")
 	f.verdict(builtin, "nftables", "the rules of the built-in network can be made", network.ProbeFirewall(),
 		"load the modules with: modprobe -a nf_tables nft_chain_nat nft_masq nft_fib_inet")
+	f.guard(builtin)
+}
+
+// guard says whether pods of the built-in network are kept from taking each other's addresses.
+func (f *facts) guard(builtin bool) {
+	err := network.ProbeGuard()
+	switch {
+	case err == nil:
+		f.ok(areaNetwork, "guard", "pods of the built-in network cannot take each other's addresses")
+	case builtin:
+		f.warn(areaNetwork, "guard", "pods can take each other's addresses: "+err.Error(),
+			"use a kernel with CONFIG_NF_TABLES_BRIDGE")
+	default:
+		f.info(areaNetwork, "guard", err.Error())
+	}
 }
 
 // choice says which network pods get, and whether it is the built-in one.
