@@ -15,13 +15,13 @@ import (
 
 // Fields of frames and of what they carry.
 const (
-	etherSource, etherType     = 6, 12
-	etherLength                = 6
-	arpFormat                  = 0
-	arpSenderEther             = 8
-	arpSenderIP                = 14
-	icmpType                   = 0
-	neighborTarget             = 8
+	etherSource, etherType = 6, 12
+	etherLength            = 6
+	arpFormat              = 0
+	arpSenderEther         = 8
+	arpSenderIP            = 14
+	icmpType               = 0
+	neighborTarget         = 8
 )
 
 // Types of ICMP messages that only a router sends, and of the one that claims an IPv6 address.
