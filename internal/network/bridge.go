@@ -15,8 +15,6 @@ import (
 	types "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/berth-runtime/berth/internal/namespace"
 )
 
 const (
@@ -326,68 +324,6 @@ func vethName(id string) string {
 func hardwareAddress(a netip.Addr) net.HardwareAddr {
 	raw := a.AsSlice()
 	return append(net.HardwareAddr{0x0a, 0x58}, raw[len(raw)-4:]...)
-}
-
-// configurePod gives the device in the pod its addresses and routes and brings it up. It returns the addresses that the pod
-// has: a pod may have switched IPv6 off for itself by a sysctl.
-func configurePod(pod Pod, addresses []netip.Prefix) ([]netip.Prefix, error) {
-	var given []netip.Prefix
-	err := namespace.Do(pod.NetNS, func() error {
-		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return fmt.Errorf("open netlink: %w", err)
-		}
-		defer handle.Close()
-		link, err := handle.LinkByName(podDevice)
-		if err != nil {
-			return fmt.Errorf("look up %s: %w", podDevice, err)
-		}
-		if err := ignoreRouters(pod.Sysctls); err != nil {
-			return err
-		}
-		for _, address := range addresses {
-			err := addAddress(handle.AddrAdd, link, address)
-			if address.Addr().Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) {
-				continue
-			}
-			if err != nil {
-				return fmt.Errorf("give %s address %s: %w", podDevice, address, err)
-			}
-			given = append(given, address)
-		}
-		if err := handle.LinkSetUp(link); err != nil {
-			return fmt.Errorf("bring %s up: %w", podDevice, err)
-		}
-		for _, address := range given {
-			gateway := subnets{address.Masked()}.gateways()[0].Addr()
-			route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice()}
-			if err := handle.RouteReplace(route); err != nil {
-				return fmt.Errorf("route by %s: %w", gateway, err)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("configure network namespace %s: %w", pod.NetNS, err)
-	}
-	return given, nil
-}
-
-// addAddress gives a device an address, which it may have. Duplicate address detection would only delay IPv6: the ledger
-// gives no address twice.
-func addAddress(add func(netlink.Link, *netlink.Addr) error, link netlink.Link, address netip.Prefix) error {
-	a := &netlink.Addr{IPNet: ipNet(address)}
-	if address.Addr().Is6() {
-		a.Flags = unix.IFA_F_NODAD
-	}
-	if err := add(link, a); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
-	}
-	return nil
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 // describe says in the words of CNI what was done.

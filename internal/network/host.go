@@ -88,26 +88,6 @@ func bridgeFilters6() bool {
 	return err == nil && strings.TrimSpace(string(raw)) != "0"
 }
 
-// ignoreRouters keeps the network namespace of the calling thread from taking routes and addresses from router
-// advertisements and redirects. Settings that the pod asks for itself are left alone.
-func ignoreRouters(asked map[string]string) error {
-	own := map[string]bool{}
-	for name := range asked {
-		own[strings.ReplaceAll(name, ".", "/")] = true
-	}
-	for _, device := range []string{"all", "default", podDevice} {
-		for _, setting := range []string{"ipv4/conf/" + device + "/accept_redirects", "ipv6/conf/" + device + "/accept_redirects", "ipv6/conf/" + device + "/accept_ra"} {
-			if own["net/"+setting] {
-				continue
-			}
-			if err := writeSysctl(setting, "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err // a kernel may have no IPv6
-			}
-		}
-	}
-	return nil
-}
-
 // quietIPv6 keeps a bridge of ours from configuring itself, and from waiting whether somebody has its address.
 func quietIPv6(bridge string, nets subnets) error {
 	for _, net := range nets {
