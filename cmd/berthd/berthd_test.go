@@ -95,7 +95,7 @@ func TestMain(m *testing.M) {
 // holder, killed or not, even while a child of it still has its descriptors.
 func TestLockDirKeepsOthersOut(t *testing.T) {
 	census.Check(t)
-	dir := filepath.Join(t.TempDir(), "state")
+	dir := t.TempDir()
 	first, said := lockElsewhere(t, dir)
 	if said != "locked" {
 		t.Fatalf("first daemon: %s", said)

@@ -95,9 +95,12 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error
 	return d.run(ctx, calls)
 }
 
-// lock keeps other daemons away from the directories of this one.
+// lock makes the directories of this daemon, closes them to other users and keeps other daemons away.
 func (d *daemon) lock() error {
 	for _, dir := range []string{d.cfg.State, d.cfg.Root} {
+		if err := d.closeDir(dir); err != nil {
+			return err
+		}
 		file, err := lockDir(dir)
 		if err != nil {
 			return err

@@ -11,14 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// lockName is the file in a directory that the daemon which uses it locks.
-	lockName = "berthd.lock"
-	// dirMode lets others pass through and not list.
-	dirMode = 0o711
-)
+// lockName is the file in a directory that the daemon which uses it locks.
+const lockName = "berthd.lock"
 
-// lockDir makes dir and keeps other daemons out of it until the file that it
+// lockDir keeps other daemons out of dir until the file that it
 // answers is closed or the process ends, however it does.
 //
 // The lock is one of the process (fcntl), not of the open file (flock): a child
@@ -26,9 +22,6 @@ const (
 // latter beyond the death of the daemon, and its successor would be refused.
 // Nothing else in the process may open the file: closing it would unlock.
 func lockDir(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, dirMode); err != nil {
-		return nil, fmt.Errorf("make directory %s: %w", dir, err)
-	}
 	file, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock directory %s: %w", dir, err)

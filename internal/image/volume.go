@@ -91,11 +91,11 @@ func (s *Store) MountVolume(_ context.Context, key, target string, m *Mapping, l
 	return nil
 }
 
-// mountVolume shows layers without a writable one on top.
+// mountVolume shows layers without a writable one on top. Their devices and setuid programs are files without effect.
 func mountVolume(layers []string, target string, m *Mapping, more []string) error {
 	switch {
 	case len(layers) == 0: // an image may be empty
-		options := append([]string{"ro", "mode=755", "size=4k"}, more...)
+		options := append([]string{"ro", "nosuid", "nodev", "mode=755", "size=4k"}, more...)
 		if m != nil {
 			options = append(options, fmt.Sprintf("uid=%d,gid=%d", m.UID, m.GID))
 		}
@@ -104,10 +104,10 @@ func mountVolume(layers []string, target string, m *Mapping, more []string) erro
 	case len(layers) == 1 && m != nil:
 		return m.bind(target, layers[0])
 	case len(layers) == 1: // an overlay needs two
-		bind := mount.Mount{Type: "bind", Source: layers[0], Options: []string{"bind", "ro"}}
+		bind := mount.Mount{Type: "bind", Source: layers[0], Options: []string{"bind", "ro", "nosuid", "nodev"}}
 		return bind.Mount(target)
 	}
-	return m.overlay(target, layers, unix.MS_RDONLY, more)
+	return m.overlay(target, layers, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, more)
 }
 
 // RemoveVolume lets go of what a volume keeps. It must not be mounted any more.

@@ -168,7 +168,11 @@ func (m *Manager) open(socket, dir string) error {
 		return err
 	}
 	m.started.Store(false)
-	if err := adapter.Start(); err != nil {
+	err = adapter.Start()
+	if err == nil && socket != "" {
+		err = os.Chmod(socket, 0o600) // what connects decides about pods
+	}
+	if err != nil {
 		adapter.Stop()
 		return err
 	}

@@ -70,7 +70,7 @@ func (c *container) do(ctx context.Context, step int) error {
 	case stepSnapshot:
 		return e.opts.Images.PrepareRootfs(ctx, id, c.rec.ImageID)
 	case stepRootfs:
-		if err := os.MkdirAll(e.rootfsDir(id), 0o711); err != nil {
+		if err := e.makeRootfsDir(id, rootOf(c.sandbox.rec.Config.M)); err != nil {
 			return err
 		}
 		if label := c.rec.Labels.Mount; label != "" {

@@ -197,7 +197,11 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	}
 	e.events.log = opts.Log
 	e.catalog = sync.OnceValue(func() *metric.Catalog { return metric.New(stats.Detect(opts.Cgroups)) })
-	if err := e.recover(ctx); err != nil {
+	err := e.openDirs()
+	if err == nil {
+		err = e.recover(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, e.Close(ctx))
 	}
 	e.drivers.start(e.watchExits)

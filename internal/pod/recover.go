@@ -57,6 +57,9 @@ func (e *Engine) recover(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
+	if err := e.closeBundles(); err != nil {
+		return err
+	}
 	orphans, err := e.findOrphans(ctx)
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ func (s *sandbox) startContainer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := e.mountWaiter(id); err != nil {
+	if err := e.mountWaiter(id, rootOf(s.rec.Config.M)); err != nil {
 		return err
 	}
 	cgroups, path, err := cgroup.ContainerPath(e.opts.CgroupDriver, s.rec.CgroupParent, id)
@@ -82,13 +82,13 @@ func (s *sandbox) endContainer(ctx context.Context) error {
 
 // mountWaiter makes the root file system of a sandbox container: a file system of
 // its own, for the one that the state directory is on may forbid to execute.
-func (e *Engine) mountWaiter(id string) error {
+func (e *Engine) mountWaiter(id string, root owner) error {
 	program, err := staticelf.Wait()
 	if err != nil {
 		return err
 	}
 	rootfs := e.rootfsDir(id)
-	if err := os.MkdirAll(rootfs, 0o711); err != nil {
+	if err := e.makeRootfsDir(id, root); err != nil {
 		return err
 	}
 	if err := unix.Mount("sandbox", rootfs, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size=64k"); err != nil {

@@ -19,7 +19,7 @@ const hostResolvConf = "/etc/resolv.conf"
 // hostname and hosts. Kubelet mounts its own hosts file over ours.
 func (e *Engine) writeFiles(rec *sandboxRecord) error {
 	dir := e.store.filesDir(rec.ID)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	resolv, err := resolvConf(rec.Config.M.GetDnsConfig())

@@ -299,7 +299,7 @@ func mountShm(dir string, root owner, label string) error {
 	if isShm(dir) {
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	opts := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmBytes, root.uid, root.gid)

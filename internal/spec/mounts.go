@@ -168,6 +168,9 @@ func (s *mountSet) add(index int, mount *runtimeapi.Mount, in Input) error {
 	default:
 		options = append(options, "rw")
 	}
+	if mount.GetImage() != nil { // as it is mounted on the host; a user namespace cannot lift that
+		options = append(options, "nosuid", "nodev")
+	}
 	for _, option := range mount.GetMountOptions() {
 		if mapped && strings.HasSuffix(option, "atime") {
 			in.warnings.Add(field+".mount_options", option,

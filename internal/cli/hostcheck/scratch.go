@@ -27,16 +27,12 @@ type scratch struct {
 	lock *os.File
 }
 
-// newScratch makes a directory that is open to root of a user namespace. The caller removes it.
+// newScratch makes a directory. The caller removes it.
 func newScratch(parent, prefix string) (*scratch, error) {
 	for range lockAttempts {
 		path, err := os.MkdirTemp(parent, prefix)
 		if err != nil {
 			return nil, err
-		}
-		err = os.Chmod(path, 0o711) //nolint:gosec // nobody can list it
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, errors.Join(err, os.Remove(path))
 		}
 		d, err := lockScratch(path)
 		if d != nil {

@@ -17,7 +17,7 @@ import (
 type Options struct {
 	// Slave lets mounts that come and go below the original do so below the copy. No copy tells the original of anything.
 	Slave bool
-	// Readonly makes the copy read-only.
+	// Readonly makes the copy read-only, without devices and setuid programs.
 	Readonly bool
 }
 
@@ -61,7 +61,7 @@ func (o Options) attr() *unix.MountAttr {
 		attr.Propagation = unix.MS_SLAVE
 	}
 	if o.Readonly {
-		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
+		attr.Attr_set = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 	}
 	return attr
 }

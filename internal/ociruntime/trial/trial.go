@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-runtime/berth/internal/directory"
 	"github.com/berth-runtime/berth/internal/ociruntime/staticelf"
 )
 
@@ -24,8 +25,6 @@ const (
 	prefix = "berth-probe-"
 	// nameLength is how much randomness tells trials apart: 65 bits. More would make the paths of sockets long.
 	nameLength = 13
-	// dirMode lets root of a user namespace find its way.
-	dirMode = 0o711
 	// rootfsSize bounds what is in the container's root file system.
 	rootfsSize = "64k"
 )
@@ -42,14 +41,14 @@ type Trial struct {
 // New begins a trial in a directory of parent, which is made if it is missing. Nothing is on the host before. The caller
 // ends it with Close; if the program dies before, Sweep does.
 func New(parent string) (*Trial, error) {
-	if err := os.MkdirAll(parent, dirMode); err != nil {
+	if _, err := directory.Close(parent, directory.Group); err != nil {
 		return nil, fmt.Errorf("make directory for trials: %w", err)
 	}
 	t, err := of(parent, prefix+strings.ToLower(rand.Text()[:nameLength]))
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Mkdir(t.Dir, dirMode); err != nil {
+	if err := os.Mkdir(t.Dir, directory.Private); err != nil {
 		return nil, fmt.Errorf("make directory of trial: %w", err)
 	}
 	return t, nil
@@ -111,10 +110,20 @@ func (t *Trial) write(spec *specs.Spec) error {
 		return err
 	}
 	rootfs := filepath.Join(t.Bundle(), "rootfs")
-	if err := os.MkdirAll(rootfs, dirMode); err != nil {
+	if gid := rootGroup(spec); gid != 0 {
+		for _, dir := range []string{filepath.Dir(t.Dir), t.Dir, t.Bundle()} {
+			if err := directory.Admit(dir, gid); err != nil {
+				return err
+			}
+		}
+	}
+	if err := os.MkdirAll(t.Bundle(), directory.Private); err != nil {
 		return err
 	}
-	if err := unix.Mount("tmpfs", rootfs, "tmpfs", 0, "mode=755,size="+rootfsSize); err != nil {
+	if err := os.Mkdir(rootfs, directory.Private); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", rootfs, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size="+rootfsSize); err != nil {
 		return fmt.Errorf("mount root file system: %w", err)
 	}
 	for _, dir := range []string{"proc", "dev", "sys"} {
@@ -131,6 +140,14 @@ func (t *Trial) write(spec *specs.Spec) error {
 		return fmt.Errorf("encode spec: %w", err)
 	}
 	return os.WriteFile(filepath.Join(t.Bundle(), "config.json"), config, 0o600)
+}
+
+// rootGroup is the group on the host of root of the container: an OCI runtime finds its way as root of a user namespace.
+func rootGroup(spec *specs.Spec) uint32 {
+	if len(spec.Linux.GIDMappings) == 0 {
+		return 0
+	}
+	return spec.Linux.GIDMappings[0].HostID
 }
 
 // Leaves notes a file elsewhere that the trial is about to leave behind. It is removed at the end.
