@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/net/http/httpguts"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -26,6 +27,9 @@ func (s *imageService) PullImage(ctx context.Context, req *runtimeapi.PullImageR
 	}
 	if err := s.knownHandler(spec); err != nil {
 		return nil, err
+	}
+	if !httpguts.ValidHeaderFieldValue(req.GetAuth().GetRegistryToken()) {
+		return nil, invalid("auth.registry_token", "has characters that no HTTP header can have")
 	}
 	id, err := s.Images.Pull(ctx, spec.GetImage(), authOf(req.GetAuth()))
 	if err != nil {
