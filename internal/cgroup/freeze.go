@@ -19,6 +19,8 @@ const legacyFreezePause = 5 * time.Millisecond
 const (
 	freezeFile       = "cgroup.freeze"
 	legacyFreezeFile = "freezer.state"
+	// legacyFreezingFile tells what the cgroup itself was ordered, whatever those above were.
+	legacyFreezingFile = "freezer.self_freezing"
 )
 
 // frozenLegacy is what a v1 freezer is told, and what it says when it is done.
@@ -58,6 +60,30 @@ func (h *Host) Thaw(path string) error {
 		return fmt.Errorf("thaw cgroup %s: %w", path, err)
 	}
 	return nil
+}
+
+// Frozen tells whether the cgroup itself, not one above, was ordered to freeze. One that does not
+// exist is an errdefs.ErrNotFound.
+func (h *Host) Frozen(path string) (bool, error) {
+	if err := checkPath(path); err != nil {
+		return false, err
+	}
+	dir, ok := h.Dir("freezer", path)
+	if !ok {
+		return false, fmt.Errorf("freezer of cgroup %s: this host has none: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	file := legacyFreezingFile
+	if h.Mode == V2 {
+		file = freezeFile
+	}
+	value, err := readString(filepath.Join(dir, file))
+	if gone(err) {
+		return false, fmt.Errorf("freezer of cgroup %s: %w", path, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return false, fmt.Errorf("freezer of cgroup %s: %w", path, err)
+	}
+	return value == "1", nil
 }
 
 // setFrozen tells the freezer what to do and does not wait for it. Without a

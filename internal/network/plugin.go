@@ -17,6 +17,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/proc"
 )
 
 const (
@@ -95,7 +97,11 @@ func execPlugin(ctx context.Context, path string, stdin []byte, environ []string
 func runOnThread(cmd *exec.Cmd) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	return cmd.Run()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	score := proc.LimitOOMScore(cmd.Process.Pid, 0)
+	return errors.Join(score, cmd.Wait())
 }
 
 // pluginError makes an error of what a plugin said: JSON on stdout, as the specification asks for, or anything on stderr.

@@ -18,6 +18,8 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/proc"
 )
 
 const (
@@ -73,7 +75,11 @@ func (Local) Run(ctx context.Context, cmd *Command) (int, error) {
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	// What it has started goes with it.
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
-	err := c.Run()
+	err := c.Start()
+	if err == nil {
+		score := proc.LimitOOMScore(c.Process.Pid, 0)
+		err = errors.Join(score, c.Wait())
+	}
 	var ended *exec.ExitError
 	switch {
 	case ctx.Err() != nil:

@@ -67,7 +67,9 @@ func (c *Client) StartInfra(ctx context.Context, req InfraRequest) (int, error) 
 func (c *Client) keep(ctx context.Context, name string) {
 	l, err := c.current(ctx)
 	if err == nil {
-		err = c.kept.fetch(l.fds, name)
+		if err = c.kept.fetch(l.fds, name); lostLink(err) {
+			l.close() // the next link fetches what is missing
+		}
 	}
 	if err != nil {
 		c.opts.Log.Warn("keep descriptors", "of", name, "error", err)

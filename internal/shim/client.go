@@ -31,6 +31,9 @@ const (
 	maxBackoff = 2 * time.Second
 	// endPause is what a supervisor that is about to end is given before the next attempt.
 	endPause = 20 * time.Millisecond
+	// maxAbandoning bounds the calls that are undone at the same time after their callers left. The
+	// supervisor undoes the others when nothing collects their results.
+	maxAbandoning = 32
 	// exitBacklog is how many exits wait for a slow reader before the client stops asking for more.
 	exitBacklog = 256
 )
@@ -47,6 +50,8 @@ type Client struct {
 	wg      sync.WaitGroup
 	exits   chan Exit
 	kept    *kept
+	// abandoning has a token for each call that was given up and is being undone.
+	abandoning chan struct{}
 
 	// mu guards link, changed and lastErr.
 	mu      sync.Mutex
@@ -83,6 +88,8 @@ func Connect(ctx context.Context, opts Options) (*Client, error) {
 		exits:   make(chan Exit, exitBacklog),
 		kept:    newKept(opts),
 		changed: make(chan struct{}),
+
+		abandoning: make(chan struct{}, maxAbandoning),
 	}
 	l, err := c.connect(ctx)
 	if err != nil {
@@ -100,9 +107,9 @@ func Connect(ctx context.Context, opts Options) (*Client, error) {
 // Close ends the client and closes the descriptors it kept. The supervisor and
 // its containers run on; a supervisor without containers ends by itself.
 func (c *Client) Close() error {
-	c.cancel()
 	c.mu.Lock()
 	c.leaving = true
+	c.cancel()
 	if c.link != nil {
 		c.link.close()
 	}
@@ -157,6 +164,27 @@ func (c *Client) maintain(l *link) {
 			return
 		}
 	}
+}
+
+// abandon runs undo in the background, for a call whose result has no owner. It does nothing when
+// the client ends, with which the session ends, or when too many are at work.
+func (c *Client) abandon(limit time.Duration, undo func(ctx context.Context)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.leaving || c.ctx.Err() != nil {
+		return
+	}
+	select {
+	case c.abandoning <- struct{}{}:
+	default:
+		return
+	}
+	c.wg.Go(func() {
+		defer func() { <-c.abandoning }()
+		ctx, cancel := context.WithTimeout(c.ctx, limit)
+		defer cancel()
+		undo(ctx)
+	})
 }
 
 func (c *Client) isLeaving() bool {
@@ -263,7 +291,7 @@ func (c *Client) open(ctx context.Context, conn *rpcConn) (*link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open session: %w", wire.Decode(err))
 	}
-	fds, err := wire.DialFD(filepath.Join(c.dir, wire.FDSocket))
+	fds, err := wire.DialFD(filepath.Join(c.dir, wire.FDSocket), hello.Protocol)
 	if err != nil {
 		return nil, err
 	}

@@ -53,33 +53,61 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Exec, error) {
 	ctx, cancel := context.WithTimeout(ctx, req.Deadline+runtimeMargin)
 	defer cancel()
 	what := "exec in container " + req.ContainerID
-	asked := false
-	resp, err := invoke(ctx, c, what, func(ctx context.Context, l *link) (*wire.ExecResponse, error) {
-		deposit := "stdio/" + rand.Text()
-		if len(stdio) > 0 && !asked {
-			if err := l.fds.Put(deposit, stdio); err != nil {
-				return nil, errors.Join(err, errdefs.ErrAborted) // nothing was asked for yet
-			}
-		}
-		resp, err := l.shim.Exec(ctx, &wire.ExecRequest{
-			ContainerId: req.ContainerID, Id: req.ID, Process: process, Terminal: req.Terminal,
-			Stdio: deposit, DeadlineNano: int64(req.Deadline), Session: c.session, Join: asked,
-		})
-		asked = asked || lostLink(err)
-		return resp, err
-	})
+	e := &Exec{ContainerID: req.ContainerID, ID: req.ID, client: c}
+	resp, err := c.requestExec(ctx, what, &wire.ExecRequest{
+		ContainerId: req.ContainerID, Id: req.ID, Process: process, Terminal: req.Terminal,
+		DeadlineNano: int64(req.Deadline), Session: c.session,
+	}, stdio)
 	if err != nil {
+		if ctx.Err() != nil { // it may have been started, or be about to
+			c.abandon(req.Deadline+runtimeMargin, e.undo)
+		}
 		return nil, err
 	}
-	e := &Exec{ContainerID: req.ContainerID, ID: req.ID, PID: int(resp.Pid), client: c}
+	e.PID = int(resp.Pid)
 	c.keep(ctx, execName(e.ContainerID, e.ID))
 	if req.Terminal {
 		e.Console, err = c.kept.dup(execName(e.ContainerID, e.ID), wire.Console)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("%s: take console: %w", what, err), e.Kill(ctx))
+			c.abandon(callTimeout, e.undo)
+			return nil, fmt.Errorf("%s: take console: %w", what, err)
 		}
 	}
 	return e, nil
+}
+
+// requestExec sends the request, and after the loss of a link asks what became of it.
+func (c *Client) requestExec(ctx context.Context, what string, req *wire.ExecRequest, stdio wire.Files) (*wire.ExecResponse, error) {
+	return invoke(ctx, c, what, func(ctx context.Context, l *link) (*wire.ExecResponse, error) {
+		if len(stdio) > 0 && !req.Join {
+			req.Stdio, req.Staged = "stdio/"+req.ContainerId+"/"+rand.Text(), true
+			if err := l.fds.Put(req.Stdio, stdio); err != nil {
+				return nil, err
+			}
+		}
+		resp, err := l.shim.Exec(ctx, req)
+		switch {
+		case lostLink(err):
+			req.Join = true
+		case err != nil && req.Staged:
+			name := req.Stdio
+			c.abandon(callTimeout, func(context.Context) {
+				_ = l.fds.Drop(name) // it expires, too
+			})
+		}
+		return resp, err
+	})
+}
+
+// undo ends a process that has no caller.
+func (e *Exec) undo(ctx context.Context) {
+	err := e.Kill(ctx)
+	if err == nil {
+		_, err = e.Wait(ctx)
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		e.client.opts.Log.Warn("abandoned exec not ended", "container", e.ContainerID, "id", e.ID, "error", err)
+	}
 }
 
 // Wait returns the exit code, 128 + signal when a signal ended the process. An
@@ -174,15 +202,24 @@ func (c *Client) Attach(ctx context.Context, id string, stdin bool) (*Attachment
 	what := "attach to container " + id
 	a := &Attachment{client: c, containerID: id, detachDeadline: callTimeout}
 	_, err := invoke(ctx, c, what, func(ctx context.Context, l *link) (*wire.AttachResponse, error) {
-		resp, err := l.shim.Attach(ctx, &wire.AttachRequest{Id: id, Stdin: stdin, Session: c.session})
+		name := rand.Text()
+		resp, err := l.shim.Attach(ctx, &wire.AttachRequest{Id: id, Stdin: stdin, Session: c.session, Attachment: name})
+		var files wire.Files
+		if err == nil {
+			name = resp.Attachment // an older supervisor chooses it
+			files, err = l.fds.Get("attach/" + name)
+		}
+		if err == nil && files[wire.Stdout] == nil {
+			files.Close()
+			err = fmt.Errorf("the attachment has ended: %w", errdefs.ErrUnavailable)
+		}
 		if err != nil {
+			c.abandon(callTimeout, func(ctx context.Context) {
+				_ = c.detach(ctx, id, name) // it expires, too
+			})
 			return nil, err
 		}
-		files, err := l.fds.Get("attach/" + resp.Attachment)
-		if err != nil {
-			return nil, err
-		}
-		a.id, a.Terminal = resp.Attachment, resp.Terminal
+		a.id, a.Terminal = name, resp.Terminal
 		a.ownsStdin.Store(stdin)
 		a.Stdin, a.Stdout, a.Stderr = files[wire.Stdin], files[wire.Stdout], files[wire.Stderr]
 		return resp, nil
@@ -191,6 +228,17 @@ func (c *Client) Attach(ctx context.Context, id string, stdin bool) (*Attachment
 		return nil, err
 	}
 	return a, nil
+}
+
+// detach ends an attachment; one that has ended is no error.
+func (c *Client) detach(ctx context.Context, id, attachment string) error {
+	_, err := invoke(ctx, c, "detach from container "+id, func(ctx context.Context, l *link) (*wire.Empty, error) {
+		return l.shim.Detach(ctx, &wire.AttachRef{Id: id, Attachment: attachment})
+	})
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // CloseStdin says that no more input comes. A container with stdin_once then
@@ -229,11 +277,5 @@ func (a *Attachment) Close() error {
 			_ = f.Close()
 		}
 	}
-	_, detach := invoke(ctx, a.client, "detach from container "+a.containerID, func(ctx context.Context, l *link) (*wire.Empty, error) {
-		return l.shim.Detach(ctx, &wire.AttachRef{Id: a.containerID, Attachment: a.id})
-	})
-	if errdefs.IsNotFound(detach) {
-		detach = nil
-	}
-	return errors.Join(err, detach)
+	return errors.Join(err, a.client.detach(ctx, a.containerID, a.id))
 }

@@ -261,18 +261,16 @@ func hugepageLimits(field string, r *runtimeapi.LinuxContainerResources, host Ho
 }
 
 // oomScoreAdj returns the score of the request, no lower than the daemon may
-// set it.
+// set it. Without resources it is 0: else the container would inherit that of the supervisor, which
+// the OOM killer spares.
 func oomScoreAdj(in Input) *int {
 	resources := in.Config.GetLinux().GetResources()
-	if resources == nil {
-		return nil
-	}
 	value := int(resources.GetOomScoreAdj())
-	if value < in.Host.MinOOMScoreAdj {
+	if value < in.Host.MinOOMScoreAdj && resources != nil {
 		in.warnings.Add("linux.resources.oom_score_adj", value,
 			fmt.Sprintf("was raised to %d: a lower score needs CAP_SYS_RESOURCE", in.Host.MinOOMScoreAdj))
-		value = in.Host.MinOOMScoreAdj
 	}
+	value = max(value, in.Host.MinOOMScoreAdj)
 	return &value
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/directory"
 	"github.com/berth-runtime/berth/internal/ociruntime/staticelf"
+	"github.com/berth-runtime/berth/internal/proc"
 )
 
 const (
@@ -76,7 +77,7 @@ func (t *Trial) Spec(ociVersion string, systemd bool) *specs.Spec {
 	}
 	s := &specs.Spec{
 		Version: ociVersion,
-		Process: &specs.Process{Args: []string{"/exit"}, Cwd: "/", NoNewPrivileges: true},
+		Process: &specs.Process{Args: []string{"/exit"}, Cwd: "/", NoNewPrivileges: true, OOMScoreAdj: oomScore()},
 		Root:    &specs.Root{Path: "rootfs"},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
@@ -93,6 +94,16 @@ func (t *Trial) Spec(ociVersion string, systemd bool) *specs.Spec {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: kind})
 	}
 	return s
+}
+
+// oomScore is 0, or what the probe inherits if that is higher: lowering it needs a capability.
+func oomScore() *int {
+	own, err := proc.OwnOOMScore()
+	if err != nil {
+		return nil
+	}
+	score := max(0, own)
+	return &score
 }
 
 // Write makes the bundle. Its root file system is mounted, as those of pods are: where the directory is, programs may be

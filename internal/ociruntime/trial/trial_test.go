@@ -10,13 +10,20 @@ import (
 	"time"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/test/census"
 )
 
 // sleeper starts a process that waits for what does not come.
 func sleeper(t *testing.T, arguments ...string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "sh", append([]string{"-c", "read -r line", "sh"}, arguments...)...)
+	return sleeperOf(t, append([]string{"sh", "-c", "read -r line", "sh"}, arguments...)...)
+}
+
+// sleeperOf is sleeper for a command that reads from its stdin.
+func sleeperOf(t *testing.T, command ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
 	if _, err := cmd.StdinPipe(); err != nil { // Wait closes it
 		t.Fatal(err)
 	}
@@ -65,6 +72,13 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	outside, inside := sleeper(t, "--root", tr.Root()), sleeper(t)
+	// What has the arguments of the probe and is not the host's root is none of its processes.
+	forged := sleeperOf(t, "unshare", "--pid", "--mount", "--fork", "--kill-child", "sh", "-c", "read -r line", "sh", "--root", tr.Root())
+	for proc.IsHostRoot(forged.Process.Pid) { // until it has its namespaces
+		if t.Context().Err() != nil {
+			t.Fatal("it gets no namespaces")
+		}
+	}
 	left, torn := filepath.Join(dir, "left"), filepath.Join(dir, "torn")
 	if err := errors.Join(
 		tr.Write(tr.Spec("", false)), host.Create("/"+tr.ID), host.AddProc("/"+tr.ID, inside.Process.Pid),
@@ -89,6 +103,13 @@ func TestSweep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if stat, err := proc.Read(forged.Process.Pid); err != nil || stat.Dead() {
+		t.Errorf("a process of another namespace that has the arguments of the probe: %v, state %c", err, stat.State)
+	}
+	if err := forged.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	wantKilled(t, "the process in another namespace", forged)
 	wantKilled(t, "the process outside", outside)
 	wantKilled(t, "the process inside", inside)
 	if host.Exists("/" + tr.ID) {

@@ -51,6 +51,9 @@ func (t *Trial) killAll(ctx context.Context) error {
 		if err != nil || !found {
 			return err
 		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("kill processes: %w", err)
+		}
 	}
 }
 
@@ -62,25 +65,26 @@ func (t *Trial) killOnce(ctx context.Context) (found bool, err error) {
 	}
 	for _, file := range files {
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		if err != nil || pid == os.Getpid() || !t.owns(file) {
+		if err != nil || pid == os.Getpid() || !t.owns(pid) {
 			continue
 		}
 		found = true
-		if err := t.kill(ctx, pid, file); err != nil {
+		if err := t.kill(ctx, pid); err != nil {
 			return found, fmt.Errorf("kill process %d: %w", pid, err)
 		}
 	}
 	return found, nil
 }
 
-// owns tells from a command line whether a process is one of the trial's. One that has ended has none.
-func (t *Trial) owns(cmdline string) bool {
-	text, err := os.ReadFile(cmdline)
-	return err == nil && bytes.Contains(text, []byte(t.Dir))
+// owns tells from a command line whether a process is one of the probe's. One that has ended has none.
+// Anybody may have such a command line, so only processes of the host's root are looked at.
+func (t *Trial) owns(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && bytes.Contains(text, []byte(t.Dir)) && proc.IsHostRoot(pid)
 }
 
 // kill ends a process and waits until it is gone. The number may have got a new bearer meanwhile: the descriptor has not.
-func (t *Trial) kill(ctx context.Context, pid int, cmdline string) error {
+func (t *Trial) kill(ctx context.Context, pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -90,7 +94,7 @@ func (t *Trial) kill(ctx context.Context, pid int, cmdline string) error {
 	}
 	pidfd := os.NewFile(uintptr(fd), "pidfd")
 	defer func() { _ = pidfd.Close() }()
-	if !t.owns(cmdline) {
+	if !t.owns(pid) {
 		return nil
 	}
 	if err := proc.Signal(pidfd, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {

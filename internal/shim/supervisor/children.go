@@ -246,6 +246,12 @@ func (c *children) fork(cmd *ociruntime.Command, start func(fork func() (int, er
 	}
 	return start(func() (pid int, err error) {
 		c.onForkThread(func() { pid, err = syscall.ForkExec(cmd.Path, append([]string{cmd.Path}, cmd.Args...), attr) })
+		if err == nil {
+			// What the command starts, as hooks, is not to be spared by the OOM killer.
+			if err := proc.LimitOOMScore(pid, 0); err != nil {
+				c.log.Warn("OOM score of an OCI runtime not set", "error", err)
+			}
+		}
 		return pid, err
 	})
 }

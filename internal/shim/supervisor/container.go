@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,9 @@ type container struct {
 	unwanted chan struct{}
 	// driver knows the container's runtime.
 	driver driver
+	// starts is read-locked while an OCI runtime starts an exec. Who holds it alone knows the process of
+	// every exec, and may freeze the container: runtimes refuse to exec in a frozen one.
+	starts sync.RWMutex
 
 	mu      sync.Mutex // guards what follows
 	rec     record
@@ -202,6 +206,12 @@ func (c *container) state() *wire.ContainerState {
 		m.DroppedLogBytes, _ = io.writer.Dropped()
 	}
 	return m
+}
+
+// pod is the pod that the container belongs to.
+func (c *container) pod() string {
+	rec := c.record()
+	return cmp.Or(rec.SandboxID, rec.ID)
 }
 
 // isReady tells whether Start is through.

@@ -17,11 +17,12 @@ import (
 	"github.com/berth-runtime/berth/internal/shim/wire"
 )
 
-// maxDeposits bounds the descriptors that wait to be asked for.
-const maxDeposits = 1024
-
-// lockRetry is how often a supervisor that finds another one looks again.
-const lockRetry = 20 * time.Millisecond
+const (
+	// lockRetry is how often a supervisor that finds another one looks again.
+	lockRetry = 20 * time.Millisecond
+	// acceptRetry is the pause after a connection that could not be accepted for want of descriptors.
+	acceptRetry = 100 * time.Millisecond
+)
 
 // ErrServed tells that another supervisor serves the directory: there is nothing to do.
 var ErrServed = errors.New("another supervisor serves this directory")
@@ -112,6 +113,11 @@ func listenOn(path, network string, handed *os.File) (*net.UnixListener, error) 
 func (s *Supervisor) serveFDs(ctx context.Context) {
 	for {
 		conn, err := s.fds.AcceptUnix()
+		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+			s.log.Error("descriptor connection not accepted", "error", err)
+			time.Sleep(acceptRetry)
+			continue
+		}
 		if err != nil {
 			if ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
 				s.log.Error("serve descriptors", "error", err)
@@ -134,17 +140,33 @@ func (s *Supervisor) serveFDs(ctx context.Context) {
 func (s *Supervisor) answer(op, name string, files wire.Files) (wire.Files, func(), error) {
 	switch {
 	case op == "put" && strings.HasPrefix(name, "stdio/"):
-		return nil, nil, s.deposit(name, files)
+		return nil, nil, s.staging.put(name, s.podOf(name), files, nil)
 	case op == "put":
 		return nil, nil, s.takeBack(name, files)
 	case op == "get":
 		files.Close()
 		reply, err := s.lookUp(name)
 		return reply, reply.Close, err
+	case op == "drop":
+		files.Close()
+		s.staging.take(name).Close()
+		return nil, nil, nil
 	default:
 		files.Close()
 		return nil, nil, fmt.Errorf("request %q: %w", op, errdefs.ErrInvalidArgument)
 	}
+}
+
+// podOf returns the pod for whose exec descriptors are staged, "" for an older client, which does
+// not name the container.
+func (s *Supervisor) podOf(name string) string {
+	_, rest, _ := strings.Cut(name, "/")
+	id, _, _ := strings.Cut(rest, "/")
+	c, err := s.find(id)
+	if err != nil {
+		return ""
+	}
+	return c.pod()
 }
 
 // lookUp returns duplicates of the descriptors known under name: none when it has
@@ -152,7 +174,7 @@ func (s *Supervisor) answer(op, name string, files wire.Files) (wire.Files, func
 func (s *Supervisor) lookUp(name string) (wire.Files, error) {
 	kind, rest, _ := strings.Cut(name, "/")
 	if kind == "attach" {
-		return s.withdraw(name), nil
+		return s.staging.take(name), nil
 	}
 	id, execID, _ := strings.Cut(rest, "/")
 	c, err := s.find(id)
@@ -168,6 +190,7 @@ func (s *Supervisor) lookUp(name string) (wire.Files, error) {
 		if e == nil {
 			return nil, nil
 		}
+		e.collect()
 		found[wire.Pidfd], found[wire.Console], found[wire.Stdin] = e.process.fd(), e.console, e.stdin
 	case c.io == nil:
 		found[wire.Pidfd] = c.init.fd()
@@ -197,26 +220,4 @@ func duplicates(files wire.Files) (wire.Files, error) {
 		reply[kind] = dup
 	}
 	return reply, nil
-}
-
-// deposit keeps files until they are withdrawn, or until the session changes.
-func (s *Supervisor) deposit(name string, files wire.Files) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.deposits) >= maxDeposits {
-		files.Close()
-		return fmt.Errorf("%d deposits of descriptors are waiting: %w", len(s.deposits), errdefs.ErrResourceExhausted)
-	}
-	s.deposits[name].Close()
-	s.deposits[name] = files
-	return nil
-}
-
-// withdraw returns what was deposited; the caller closes it.
-func (s *Supervisor) withdraw(name string) wire.Files {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	files := s.deposits[name]
-	delete(s.deposits, name)
-	return files
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -22,6 +24,9 @@ type execution struct {
 	// ready is closed once the start is through, with process.pid set or err.
 	ready chan struct{}
 	err   error
+	// uncollected ends a started process unless a caller comes for it: the one that requested it may
+	// have left without a deadline that this process knows of.
+	uncollected *time.Timer
 
 	// stdin is the client's pipe and feed the FIFO that a shim-v2 reads it from; both are nil elsewhere. Guarded like console.
 	stdin, feed *os.File
@@ -29,8 +34,12 @@ type execution struct {
 	console *os.File // master side, set before ready is closed, or by a client that hands it back; guarded by container.mu
 }
 
+// collectTime is how long a started process waits for the caller that requested it.
+const collectTime = 15 * time.Second
+
 // close releases the descriptors.
 func (e *execution) close() {
+	e.uncollected.Stop()
 	e.process.close()
 	for _, f := range []**os.File{&e.stdin, &e.feed} {
 		if *f != nil {
@@ -55,6 +64,10 @@ func (c *container) newExecution(id, session string) (*execution, error) {
 		id: id, session: session, dir: filepath.Join(c.dir, execPrefix+id),
 		process: newProcess(nil), ready: make(chan struct{}),
 	}
+	e.uncollected = time.AfterFunc(math.MaxInt64, func() {
+		c.s.log.Warn("exec ended that no caller collected", "container", c.id, "exec", id)
+		c.endExec(e)
+	})
 	c.execs[id] = e
 	return e, nil
 }
@@ -97,24 +110,52 @@ func (c *container) exec(ctx context.Context, req *wire.ExecRequest, stdio wire.
 	if err != nil {
 		return nil, err
 	}
-	e.err = c.tryExec(ctx, e, req, stdio)
-	close(e.ready)
+	e.err = c.tryExec(context.WithoutCancel(ctx), e, req, stdio)
+	if e.err == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		e.err = fmt.Errorf("the OCI runtime took longer than the caller waits: %w", ctx.Err())
+	}
 	if e.err == nil {
+		e.uncollected.Reset(collectTime)
+		close(e.ready)
 		return e, nil
 	}
-	if e.process.pid > 1 {
-		e.err = errors.Join(e.err, c.driver.killExec(ctx, e))
+	defer close(e.ready)
+	return nil, errors.Join(fmt.Errorf("exec in container %s: %w", c.id, e.err), c.undoFailedExec(context.WithoutCancel(ctx), e))
+}
+
+// undoFailedExec removes what a failed start has left.
+func (c *container) undoFailedExec(ctx context.Context, e *execution) error {
+	var errs []error
+	cutOff := errors.Is(e.err, context.DeadlineExceeded)
+	if cutOff { // crun leaves the process group that was killed
+		errs = append(errs, c.s.endRuntimes(ctx, e.dir+"/", spareNone))
 	}
-	return nil, errors.Join(fmt.Errorf("exec in container %s: %w", c.id, e.err), c.dropExecution(e))
+	if e.process.pid > 1 {
+		errs = append(errs, c.driver.killExec(ctx, e))
+	} else if cutOff && c.starts.TryLock() {
+		errs = append(errs, c.killStrays(ctx))
+		c.starts.Unlock()
+	}
+	return errors.Join(append(errs, c.dropExecution(e))...)
+}
+
+// collect notes that a caller knows of the process.
+func (e *execution) collect() {
+	select {
+	case <-e.ready:
+		e.uncollected.Stop()
+	default: // the caller that waits for the start comes back
+	}
 }
 
 // joinExec finds an exec that was started before its client lost the answer.
 func (c *container) joinExec(ctx context.Context, req *wire.ExecRequest) (*execution, error) {
 	e, err := c.execution(req.Id)
-	if err == nil && e.session == req.Session {
+	if err == nil {
 		select {
 		case <-e.ready:
-			if err = e.err; err == nil {
+			if err = e.err; err == nil && e.session == req.Session {
+				e.collect()
 				return e, nil
 			}
 		case <-ctx.Done():
@@ -130,7 +171,10 @@ func (c *container) tryExec(ctx context.Context, e *execution, req *wire.ExecReq
 	if err := os.Mkdir(e.dir, 0o700); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	if err := c.driver.exec(ctx, e, req, stdio); err != nil {
+	c.starts.RLock()
+	err := c.driver.exec(ctx, e, req, stdio)
+	c.starts.RUnlock()
+	if err != nil {
 		return err
 	}
 	return save(filepath.Join(e.dir, recordFile), execRecord{
@@ -144,6 +188,7 @@ func (c *container) waitExec(ctx context.Context, id string) (*wire.Exit, error)
 	if err != nil {
 		return nil, err
 	}
+	e.collect()
 	select {
 	case <-e.process.done:
 	case <-ctx.Done():

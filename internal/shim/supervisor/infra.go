@@ -22,6 +22,8 @@ import (
 const (
 	// nobody is the user an infra process runs as.
 	nobody = 65534
+	// infraOOMScore is the oom_score_adj of an infra process, on which all containers of a pod depend.
+	infraOOMScore = -998
 	// pauseProgram is in an infra process's root directory, which holds only such
 	// programs, and is what all of them are called.
 	pauseProgram = "pause"
@@ -94,6 +96,9 @@ func (c *container) tryStartInfra(req *wire.StartInfraRequest) error {
 		return err
 	}
 	c.init.pid = pid
+	if err := proc.LimitOOMScore(pid, infraOOMScore); err != nil {
+		return err
+	}
 	stat, err := proc.Read(pid)
 	if err != nil {
 		return err

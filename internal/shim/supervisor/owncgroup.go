@@ -23,6 +23,7 @@ func (s *Supervisor) joinCgroup() {
 	if err != nil {
 		s.log.Warn("join own cgroup", "cgroup", s.cfg.Cgroup, "error", err)
 	}
+	s.joined = err == nil
 }
 
 // leaveCgroup moves the supervisor to the root of every hierarchy, where it stays

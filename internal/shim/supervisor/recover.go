@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/shim/journal"
 	"github.com/berth-runtime/berth/internal/shim/wire"
@@ -16,6 +18,9 @@ import (
 
 // lostReason is why an exit is unknown when nobody held a pidfd that could tell.
 const lostReason = "the process ended while no supervisor was there, and its exit status was not kept by anybody"
+
+// doubtTime bounds the questions whether starts that were cut off had succeeded, of all containers.
+const doubtTime = 10 * time.Second
 
 // recoverAll takes over every container in the directory. What cannot be read is
 // set aside and never stops the start.
@@ -43,19 +48,19 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 		}
 		s.containers[rec.ID] = s.newContainer(rec)
 	}
-	if len(entries) > 0 {
-		if err := s.endRuntimes(ctx, s.containersDir()+"/", s.recorded()); err != nil {
-			s.log.Error("end OCI runtimes of a predecessor", "error", err)
-		}
-	}
+	s.sweep(ctx, s.containersDir()+"/")
 	for _, c := range s.containers { // a shim-v2 must know all of its pod's containers before one of them is undone
 		c.driver.join()
 	}
+	doubtful, cancel := context.WithTimeout(ctx, doubtTime)
+	defer cancel()
 	var cutOff []*container
 	for _, c := range s.containers {
-		if !s.resume(ctx, c, handed) {
+		if c.record().State == stateStarting && !c.gotThrough(doubtful) {
 			cutOff = append(cutOff, c)
+			continue
 		}
+		s.resume(ctx, c, handed)
 	}
 	s.session = handed.session
 	for _, t := range handed.taps {
@@ -78,20 +83,18 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 // undoCutOff undoes a start that a predecessor did not finish. It holds the token, like a start.
 func (c *container) undoCutOff() {
 	defer c.release()
+	<-c.s.swept
 	c.s.log.Info("undo a start that was cut off", "container", c.id)
 	if err := c.undoStart(false); err != nil {
 		c.s.log.Error("undo a start that was cut off", "container", c.id, "error", err)
 	}
 }
 
-// resume takes over one container, and releases its token, unless its start was cut
-// off. Then it returns false.
-func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover) bool {
-	rec := c.record()
-	if rec.State == stateStarting && !c.gotThrough(ctx) {
-		return false
-	}
+// resume takes over one container, and releases its token.
+func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover) {
 	defer c.release()
+	rec := c.record()
+	c.endHold(rec.Cgroup)
 	if !rec.Infra {
 		if err := c.resumeIO(handed.files[containerName(c.id)]); err != nil {
 			s.log.Error("resume the output of a container", "container", c.id, "error", err)
@@ -104,8 +107,7 @@ func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover)
 	if recorded {
 		c.resumeExit(e) //nolint:contextcheck // what completes an exit has its own time
 	}
-	c.resumeExecs(ctx, handed)
-	return true
+	c.resumeExecs(handed)
 }
 
 // gotThrough completes the record of a start whose OCI runtime had finished.
@@ -194,54 +196,67 @@ func (c *container) resumeExit(e journal.Entry) {
 
 // resumeExecs takes over the execs that a predecessor had started. One that was
 // being started was reported to its client as failed, so it is ended.
-func (c *container) resumeExecs(ctx context.Context, handed *handover) {
+func (c *container) resumeExecs(handed *handover) {
 	entries, err := os.ReadDir(c.dir)
 	if err != nil {
 		c.s.log.Error("list execs", "container", c.id, "error", err)
 		return
 	}
-	cutOff := false
+	var cutOff []*execution
 	for _, entry := range entries {
 		id, found := strings.CutPrefix(entry.Name(), execPrefix)
 		if !found {
 			continue
 		}
-		undone, err := c.resumeExec(ctx, id, handed.files[execName(c.id, id)])
+		e, err := c.newExecution(id, "")
 		if err != nil {
 			c.s.log.Error("resume exec", "container", c.id, "exec", id, "error", err)
+			continue
 		}
-		cutOff = cutOff || undone
+		if !c.resumeExec(e, handed.files[execName(c.id, id)]) {
+			cutOff = append(cutOff, e)
+		}
 	}
-	if cutOff {
-		if err := c.killStrays(ctx); err != nil {
-			c.s.log.Error("kill execs that were cut off", "container", c.id, "error", err)
-		}
+	if len(cutOff) > 0 {
+		c.starts.Lock() // no other exec starts before they are undone
+		c.s.wg.Go(func() {
+			defer c.starts.Unlock()
+			c.undoExecs(cutOff)
+		})
 	}
 }
 
-// resumeExec takes one exec over, or undoes it when its start was cut off.
-func (c *container) resumeExec(ctx context.Context, id string, files wire.Files) (undone bool, err error) {
-	e, err := c.newExecution(id, "")
-	if err != nil {
-		return false, err
-	}
-	defer close(e.ready)
+// resumeExec takes one exec over, unless its start was cut off. Then it returns false.
+func (c *container) resumeExec(e *execution, files wire.Files) bool {
 	rec, err := loadExec(e.dir)
 	if err != nil {
-		return true, c.undoExec(ctx, e)
+		return false
 	}
+	defer close(e.ready)
 	e.session, e.process.pid, e.process.started, e.console = rec.Session, rec.PID, rec.Started, files[wire.Console]
 	e.stdin = files[wire.Stdin]
 	c.driver.resumeExec(e)
-	return false, nil
+	return true
 }
 
-// undoExec ends an exec whose start was cut off.
-func (c *container) undoExec(ctx context.Context, e *execution) error {
-	if err := c.driver.killExec(ctx, e); err != nil {
-		return err
+// undoExecs ends execs whose start was cut off. Preconditions: the caller holds c.starts.
+func (c *container) undoExecs(cutOff []*execution) {
+	<-c.s.swept
+	ctx, cancel := undoTime()
+	defer cancel()
+	for _, e := range cutOff {
+		err := errors.Join(c.driver.killExec(ctx, e), c.dropExecution(e))
+		if err != nil {
+			c.s.log.Error("exec that was cut off not ended", "container", c.id, "exec", e.id, "error", err)
+		}
 	}
-	return c.dropExecution(e)
+	if err := c.killStrays(ctx); err != nil {
+		c.s.log.Error("kill execs that were cut off", "container", c.id, "error", err)
+	}
+	for _, e := range cutOff {
+		e.err = fmt.Errorf("exec %s was cut off: %w", e.id, errdefs.ErrUnavailable)
+		close(e.ready)
+	}
 }
 
 // takeBack accepts what a client kept of a container or an exec: the terminal and

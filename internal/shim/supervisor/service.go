@@ -65,15 +65,14 @@ func (g *service) Hello(_ context.Context, req *wire.HelloRequest) (*wire.HelloR
 		for _, c := range g.s.containers {
 			list = append(list, c)
 		}
-		if changed {
-			for name, files := range g.s.deposits {
-				files.Close()
-				delete(g.s.deposits, name)
-			}
-		}
 		g.s.mu.Unlock()
 		g.s.dropped.forget(req.Session)
-		resp := &wire.HelloResponse{Version: g.s.cfg.Version, Pid: int32(os.Getpid()), Generation: g.s.generation}
+		if changed {
+			g.s.staging.clear()
+		}
+		resp := &wire.HelloResponse{
+			Version: g.s.cfg.Version, Pid: int32(os.Getpid()), Generation: g.s.generation, Protocol: wire.Protocol,
+		}
 		for _, c := range list {
 			if !c.isReady() {
 				continue

@@ -1,7 +1,9 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"os"
 
@@ -14,16 +16,19 @@ import (
 // Exec starts a process in a container.
 func (g *service) Exec(ctx context.Context, req *wire.ExecRequest) (*wire.ExecResponse, error) {
 	return gated(g, func() (*wire.ExecResponse, error) {
-		stdio := g.s.withdraw(req.Stdio)
+		stdio := g.s.staging.take(req.Stdio)
 		defer stdio.Close()
 		c, err := g.s.find(req.ContainerId)
 		if err != nil {
 			return nil, err
 		}
+		if req.Staged && !req.Join && stdio == nil {
+			return nil, fmt.Errorf("exec in container %s: its staged stdio has expired: %w", c.id, errdefs.ErrUnavailable)
+		}
 		if err := makeBlocking(stdio); err != nil {
 			return nil, err
 		}
-		e, err := c.exec(context.WithoutCancel(ctx), req, stdio)
+		e, err := c.exec(ctx, req, stdio)
 		if err != nil {
 			return nil, err
 		}
@@ -58,6 +63,7 @@ func (g *service) ExecKill(ctx context.Context, req *wire.ExecRef) (*wire.Empty,
 		if err != nil {
 			return err
 		}
+		e.collect()
 		select {
 		case <-e.ready:
 		case <-ctx.Done():
@@ -81,6 +87,9 @@ func (g *service) ExecRelease(_ context.Context, req *wire.ExecRef) (*wire.Empty
 	})
 }
 
+// stagedAttachment begins the names under which clients fetch the descriptors of attachments.
+const stagedAttachment = "attach/"
+
 // Attach opens a view; the client fetches its descriptors by the name it gets.
 func (g *service) Attach(_ context.Context, req *wire.AttachRequest) (*wire.AttachResponse, error) {
 	return gated(g, func() (*wire.AttachResponse, error) {
@@ -97,13 +106,21 @@ func (g *service) Attach(_ context.Context, req *wire.AttachRequest) (*wire.Atta
 		if io == nil {
 			return nil, fmt.Errorf("container %s has no output: %w", c.id, errdefs.ErrFailedPrecondition)
 		}
-		id, files, err := io.attach(req.Session, req.Stdin && rec.Stdin, rec.Terminal)
-		if err != nil {
+		id := cmp.Or(req.Attachment, rand.Text()) // an older client leaves the choice
+		if err := checkID("attachment", id); err != nil {
 			return nil, err
 		}
-		if err := g.s.deposit("attach/"+id, files); err != nil {
+		files, err := io.attach(id, req.Session, req.Stdin && rec.Stdin, rec.Terminal)
+		if err != nil {
+			return nil, fmt.Errorf("attach to container %s: %w", c.id, err)
+		}
+		detach := func() {
 			io.detach(func(other string, _ *tap) bool { return other == id })
-			return nil, err
+			_ = g.s.dropped.take(id) // there is no reader to be told
+		}
+		if err := g.s.staging.put(stagedAttachment+id, c.pod(), files, detach); err != nil {
+			detach()
+			return nil, fmt.Errorf("attach to container %s: %w", c.id, err)
 		}
 		return &wire.AttachResponse{Attachment: id, Terminal: rec.Terminal}, nil
 	})
@@ -111,6 +128,7 @@ func (g *service) Attach(_ context.Context, req *wire.AttachRequest) (*wire.Atta
 
 // Detach ends a view. The error says that the view is incomplete.
 func (g *service) Detach(_ context.Context, req *wire.AttachRef) (*wire.Empty, error) {
+	g.s.staging.take(stagedAttachment + req.Attachment).Close()
 	return gated(g, func() (*wire.Empty, error) {
 		c, err := g.s.find(req.Id)
 		if err == nil {

@@ -184,7 +184,7 @@ func (c *container) undoStart(logIsNew bool) error {
 		errs = append(errs, err)
 	}
 	if rec.State != "" { // else nothing was started
-		errs = append(errs, c.s.endRuntimes(ctx, c.dir+"/", nil))
+		errs = append(errs, c.s.endRuntimes(ctx, c.dir+"/", spareNone))
 	}
 	if rec.Cgroup != "" && rec.State != "" {
 		errs = append(errs, c.s.cfg.Cgroups.KillAll(ctx, rec.Cgroup))

@@ -60,6 +60,10 @@ type Cgroups interface {
 	Procs(path string, recursive bool) ([]int, error)
 	// KillAll kills every process below path and waits until none is left.
 	KillAll(ctx context.Context, path string) error
+	// Freeze stops the processes below path, Thaw lets them run, Frozen tells whether that is ordered.
+	Freeze(ctx context.Context, path string) error
+	Thaw(path string) error
+	Frozen(path string) (bool, error)
 	// OOMKills counts the processes below path that the kernel killed for lack of memory.
 	OOMKills(path string) (uint64, error)
 	// OnlyUnified tells whether there is no hierarchy of version 1.
@@ -93,6 +97,9 @@ type Supervisor struct {
 	ooms       *oomLedger
 	journal    *journal.Journal
 	gate       *gate
+	staging    *staging
+	joined     bool          // this process is in its own cgroup
+	swept      chan struct{} // closed once no OCI runtime of a predecessor is at work
 	lock       *os.File
 	wg         sync.WaitGroup
 	stop       context.CancelFunc
@@ -105,7 +112,6 @@ type Supervisor struct {
 	mu         sync.Mutex // guards what follows
 	containers map[string]*container
 	hosts      map[string]*host // by pod
-	deposits   map[string]wire.Files
 	session    string
 	exits      []*container // in the order of their ends
 	exitsLost  uint64       // how many were taken off the front of exits
@@ -122,7 +128,7 @@ func Run(ctx context.Context, cfg Config) error {
 	s := &Supervisor{
 		cfg: cfg, log: cfg.Log, generation: rand.Text(), children: newChildren(cfg.Log), gate: newGate(), stop: stop,
 		ooms:       newOOMLedger(cfg.Cgroups.OOMKills),
-		containers: map[string]*container{}, hosts: map[string]*host{}, deposits: map[string]wire.Files{}, exitsNew: make(chan struct{}),
+		containers: map[string]*container{}, hosts: map[string]*host{}, staging: newStaging(), swept: make(chan struct{}), exitsNew: make(chan struct{}),
 	}
 	// What a predecessor left half done is undone meanwhile, with OCI runtimes that are forked here.
 	prepared := make(chan error, 1)
@@ -162,7 +168,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 }
 
-// prepare takes the lock, recovers what a predecessor left, and opens the sockets.
+// prepare takes the lock, opens the sockets and takes over what a predecessor left.
 func (s *Supervisor) prepare(ctx context.Context) error {
 	for _, dir := range []string{s.cfg.Dir, s.containersDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -178,6 +184,10 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 			return err
 		}
 	}
+	// Clients connect from now on, and wait; else they would start another supervisor.
+	if err := s.listen(handed); err != nil {
+		return err
+	}
 	if err := becomeSubreaper(); err != nil {
 		return err
 	}
@@ -186,9 +196,6 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 		return err
 	}
 	if err := s.recoverAll(ctx, handed); err != nil {
-		return err
-	}
-	if err := s.listen(handed); err != nil {
 		return err
 	}
 	if s.rpc, err = ttrpc.NewServer(); err != nil {

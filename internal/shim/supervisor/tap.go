@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -72,39 +71,60 @@ func writeAll(to *os.File, data []byte) error {
 	return writeErr
 }
 
+// maxTaps bounds the attachments of one container.
+const maxTaps = 256
+
 // attach adds a tap and returns the reader's ends.
-func (o *stdio) attach(session string, stdin, terminal bool) (string, wire.Files, error) {
+func (o *stdio) attach(id, session string, stdin, terminal bool) (wire.Files, error) {
 	files := wire.Files{}
 	t := &tap{session: session, stdin: stdin}
-	var err error
+	err := o.openTap(t, files, terminal)
+	if err == nil {
+		o.writer.Locked(func() {
+			switch {
+			case o.taps[id] != nil:
+				err = fmt.Errorf("attachment %s: %w", id, errdefs.ErrAlreadyExists)
+			case len(o.taps) >= maxTaps:
+				err = fmt.Errorf("it has %d attachments: %w", len(o.taps), errdefs.ErrResourceExhausted)
+			default:
+				o.taps[id] = t
+			}
+		})
+	}
+	if err != nil {
+		t.close()
+		files.Close()
+		return nil, err
+	}
+	return files, nil
+}
+
+// openTap opens both sides of a tap; after an error the caller closes them.
+func (o *stdio) openTap(t *tap, files wire.Files, terminal bool) (err error) {
 	if files[wire.Stdout], t.stdout, err = tapPipe(); err != nil {
-		return "", nil, err
+		delete(files, wire.Stdout)
+		return err
 	}
 	if !terminal {
 		if files[wire.Stderr], t.stderr, err = tapPipe(); err != nil {
-			t.close()
-			_ = files[wire.Stdout].Close()
-			return "", nil, err
+			delete(files, wire.Stderr)
+			return err
 		}
 	}
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	input := o.stdin
 	if terminal {
 		input = o.console
 	}
-	if stdin && input != nil {
-		files[wire.Stdin], err = wire.Dup(input)
+	if !t.stdin || input == nil {
+		return nil
 	}
-	o.mu.Unlock()
-	if err != nil {
-		t.close()
-		delete(files, wire.Stdin)
-		files.Close()
-		return "", nil, err
+	dup, err := wire.Dup(input)
+	if err == nil {
+		files[wire.Stdin] = dup
 	}
-	id := rand.Text()
-	o.writer.Locked(func() { o.taps[id] = t })
-	return id, files, nil
+	return err
 }
 
 func tapPipe() (r, w *os.File, err error) {

@@ -26,25 +26,41 @@ const killTimeout = 20 * time.Second
 func (c *container) killTree(ctx context.Context, root *process) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
-	cgroup := c.record().Cgroup
 	t := &tree{pids: map[int]uint64{root.pid: root.started}, sessions: map[int]bool{root.pid: true}, group: root.group}
 	for {
-		all, err := c.processes(cgroup)
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("kill processes of an exec in container %s: %w", c.id, err)
+		}
+		killed, err := c.signalTree(ctx, t, root)
+		if err == nil {
+			err = awaitEnds(ctx, killed)
+		}
+		closeFiles(killed)
 		if err != nil {
-			return fmt.Errorf("list processes of container %s: %w", c.id, err)
+			return fmt.Errorf("kill %d processes of an exec in container %s: %w", len(killed), c.id, err)
 		}
-		// What stands for a process in a sandbox (runsc exec) is outside of its cgroup.
-		if stat, err := proc.Read(root.pid); err == nil && !slices.ContainsFunc(all, func(s proc.Stat) bool { return s.PID == root.pid }) {
-			all = append(all, stat)
-		}
-		alive := t.members(all)
-		if len(alive) == 0 {
+		if len(killed) == 0 {
 			return nil
 		}
-		if err := killAndWait(ctx, alive); err != nil {
-			return fmt.Errorf("kill %d processes of an exec in container %s: %w", len(alive), c.id, err)
-		}
 	}
+}
+
+// signalTree sends SIGKILL to the members of a tree and returns their pidfds, which the caller
+// closes. The container is frozen meanwhile if possible: a population that forks faster than it is
+// looked at would outrun the signals.
+func (c *container) signalTree(ctx context.Context, t *tree, root *process) ([]*os.File, error) {
+	cgroup := c.record().Cgroup
+	thaw := c.hold(ctx, cgroup)
+	defer thaw()
+	all, err := c.processes(cgroup)
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	// What stands for a process in a sandbox (runsc exec) is outside of its cgroup.
+	if stat, err := proc.Read(root.pid); err == nil && !slices.ContainsFunc(all, func(s proc.Stat) bool { return s.PID == root.pid }) {
+		all = append(all, stat)
+	}
+	return signalEach(t.members(all))
 }
 
 // processes lists those of the container's cgroup, or of the host when it has none.
@@ -129,29 +145,45 @@ func (t *tree) members(all []proc.Stat) []proc.Stat {
 
 // killAndWait kills processes and waits until they have ended.
 func killAndWait(ctx context.Context, list []proc.Stat) error {
-	var pidfds []*os.File
-	defer func() {
-		for _, f := range pidfds {
-			_ = f.Close()
-		}
-	}()
+	pidfds, err := signalEach(list)
+	defer closeFiles(pidfds)
+	if err != nil {
+		return err
+	}
+	return awaitEnds(ctx, pidfds)
+}
+
+// signalEach sends SIGKILL to processes and returns pidfds of them, which the caller closes, also
+// after an error.
+func signalEach(list []proc.Stat) (pidfds []*os.File, err error) {
 	for _, s := range list {
 		pidfd, err := proc.Open(s.PID, s.Started)
 		if errdefs.IsNotFound(err) {
 			continue
 		}
 		if err != nil {
-			return err
+			return pidfds, err
 		}
 		pidfds = append(pidfds, pidfd)
 		if err := proc.Signal(pidfd, syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("signal process %d: %w", s.PID, err)
+			return pidfds, fmt.Errorf("signal process %d: %w", s.PID, err)
 		}
 	}
+	return pidfds, nil
+}
+
+// awaitEnds waits until processes have ended.
+func awaitEnds(ctx context.Context, pidfds []*os.File) error {
 	for _, f := range pidfds {
 		if err := proc.AwaitEnd(ctx, f); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
 }

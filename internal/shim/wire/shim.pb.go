@@ -154,8 +154,10 @@ type HelloResponse struct {
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	Pid     int32                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
 	// Changes with every process and every re-execution; exit cursors belong to one generation.
-	Generation    string  `protobuf:"bytes,3,opt,name=generation,proto3" json:"generation,omitempty"`
-	Containers    []*Held `protobuf:"bytes,4,rep,name=containers,proto3" json:"containers,omitempty"`
+	Generation string  `protobuf:"bytes,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	Containers []*Held `protobuf:"bytes,4,rep,name=containers,proto3" json:"containers,omitempty"`
+	// The version of the protocol of the descriptor socket, see fd.go.
+	Protocol      uint32 `protobuf:"varint,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -216,6 +218,13 @@ func (x *HelloResponse) GetContainers() []*Held {
 		return x.Containers
 	}
 	return nil
+}
+
+func (x *HelloResponse) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
 }
 
 // Held names a running process whose descriptors the client should keep.
@@ -1283,11 +1292,13 @@ type ExecRequest struct {
 	Id           string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
 	Process      []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // JSON of specs.Process
 	Terminal     bool                   `protobuf:"varint,4,opt,name=terminal,proto3" json:"terminal,omitempty"`
-	Stdio        string                 `protobuf:"bytes,5,opt,name=stdio,proto3" json:"stdio,omitempty"` // name under which the client deposited stdin, stdout and stderr
+	Stdio        string                 `protobuf:"bytes,5,opt,name=stdio,proto3" json:"stdio,omitempty"` // name under which the client staged stdin, stdout and stderr
 	DeadlineNano int64                  `protobuf:"varint,6,opt,name=deadline_nano,json=deadlineNano,proto3" json:"deadline_nano,omitempty"`
 	Session      string                 `protobuf:"bytes,7,opt,name=session,proto3" json:"session,omitempty"`
 	// Only answer for an exec that was started; set when the first answer was lost.
-	Join          bool `protobuf:"varint,8,opt,name=join,proto3" json:"join,omitempty"`
+	Join bool `protobuf:"varint,8,opt,name=join,proto3" json:"join,omitempty"`
+	// Staged: the process must not start without what is staged under stdio.
+	Staged        bool `protobuf:"varint,9,opt,name=staged,proto3" json:"staged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1374,6 +1385,13 @@ func (x *ExecRequest) GetSession() string {
 func (x *ExecRequest) GetJoin() bool {
 	if x != nil {
 		return x.Join
+	}
+	return false
+}
+
+func (x *ExecRequest) GetStaged() bool {
+	if x != nil {
+		return x.Staged
 	}
 	return false
 }
@@ -1475,10 +1493,12 @@ func (x *ExecRef) GetId() string {
 }
 
 type AttachRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Stdin         bool                   `protobuf:"varint,2,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	Session       string                 `protobuf:"bytes,3,opt,name=session,proto3" json:"session,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Stdin   bool                   `protobuf:"varint,2,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Session string                 `protobuf:"bytes,3,opt,name=session,proto3" json:"session,omitempty"`
+	// The name of the attachment, chosen by the client so that it can give up a call without an answer.
+	Attachment    string `protobuf:"bytes,4,opt,name=attachment,proto3" json:"attachment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1530,6 +1550,13 @@ func (x *AttachRequest) GetStdin() bool {
 func (x *AttachRequest) GetSession() string {
 	if x != nil {
 		return x.Session
+	}
+	return ""
+}
+
+func (x *AttachRequest) GetAttachment() string {
+	if x != nil {
+		return x.Attachment
 	}
 	return ""
 }
@@ -1760,7 +1787,7 @@ const file_shim_proto_rawDesc = "" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"(\n" +
 	"\fHelloRequest\x12\x18\n" +
-	"\asession\x18\x01 \x01(\tR\asession\"\x90\x01\n" +
+	"\asession\x18\x01 \x01(\tR\asession\"\xac\x01\n" +
 	"\rHelloResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x1e\n" +
@@ -1769,7 +1796,8 @@ const file_shim_proto_rawDesc = "" +
 	"generation\x123\n" +
 	"\n" +
 	"containers\x18\x04 \x03(\v2\x13.berth.shim.v1.HeldR\n" +
-	"containers\"B\n" +
+	"containers\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\rR\bprotocol\"B\n" +
 	"\x04Held\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x18\n" +
@@ -1862,7 +1890,7 @@ const file_shim_proto_rawDesc = "" +
 	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\"=\n" +
 	"\rUpdateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
-	"\tresources\x18\x02 \x01(\fR\tresources\"\xdf\x01\n" +
+	"\tresources\x18\x02 \x01(\fR\tresources\"\xf7\x01\n" +
 	"\vExecRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
@@ -1871,16 +1899,20 @@ const file_shim_proto_rawDesc = "" +
 	"\x05stdio\x18\x05 \x01(\tR\x05stdio\x12#\n" +
 	"\rdeadline_nano\x18\x06 \x01(\x03R\fdeadlineNano\x12\x18\n" +
 	"\asession\x18\a \x01(\tR\asession\x12\x12\n" +
-	"\x04join\x18\b \x01(\bR\x04join\" \n" +
+	"\x04join\x18\b \x01(\bR\x04join\x12\x16\n" +
+	"\x06staged\x18\t \x01(\bR\x06staged\" \n" +
 	"\fExecResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\"<\n" +
 	"\aExecRef\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\"O\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"o\n" +
 	"\rAttachRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05stdin\x18\x02 \x01(\bR\x05stdin\x12\x18\n" +
-	"\asession\x18\x03 \x01(\tR\asession\"L\n" +
+	"\asession\x18\x03 \x01(\tR\asession\x12\x1e\n" +
+	"\n" +
+	"attachment\x18\x04 \x01(\tR\n" +
+	"attachment\"L\n" +
 	"\x0eAttachResponse\x12\x1e\n" +
 	"\n" +
 	"attachment\x18\x01 \x01(\tR\n" +
