@@ -14,7 +14,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/directory"
 )
 
 // partial ends the name of an archive that is not complete.
@@ -90,7 +91,7 @@ func (d Dir) add(out *tar.Writer, name string) (err error) {
 		header.Name += "/"
 		return out.WriteHeader(header)
 	}
-	f, err := os.Open(file)
+	f, err := directory.OpenRegular(file)
 	if err != nil {
 		return err
 	}
@@ -105,7 +106,7 @@ func (d Dir) add(out *tar.Writer, name string) (err error) {
 // each calls fn with every regular file of the archive, by its clean name. An
 // fn that returns errEnough ends the walk.
 func (a *Archive) each(fn func(name string, content io.Reader) error) (err error) {
-	f, err := openRegular(a.path)
+	f, err := directory.OpenRegular(a.path)
 	if err != nil {
 		return err
 	}
@@ -115,22 +116,6 @@ func (a *Archive) each(fn func(name string, content io.Reader) error) (err error
 		return nil
 	}
 	return err
-}
-
-// openRegular opens a file that somebody else made, and never waits for a FIFO.
-func openRegular(file string) (*os.File, error) {
-	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file: %w", file, errdefs.ErrInvalidArgument)
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
 }
 
 func eachFile(r io.Reader, fn func(name string, content io.Reader) error) error {

@@ -13,6 +13,8 @@ import (
 
 	metadata "github.com/checkpoint-restore/checkpointctl/lib"
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/directory"
 )
 
 const (
@@ -68,7 +70,7 @@ func PodFiles(dir string, containerIDs []string) []string {
 // containers, by name. The error is of kind ErrInvalidArgument if it is none.
 func OpenPod(dir string) (Pod, map[string]*Archive, error) {
 	var options metadata.CheckpointedPodOptions
-	f, err := openRegular(filepath.Join(dir, podFile))
+	f, err := directory.OpenRegular(filepath.Join(dir, podFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("there is no %s: %w", podFile, errdefs.ErrInvalidArgument)
 	}

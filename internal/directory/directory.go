@@ -1,5 +1,6 @@
-// Package directory makes Berth's own directories and closes them to the other users of the host. What lies below may be a
-// root file system in which a container has made a setuid program: a user who gets there is root of the host.
+// Package directory makes Berth's own directories and closes them to the other users of the host, and opens what is below
+// directories that containers control. What lies below may be a root file system in which a container has made a setuid
+// program: a user who gets there is root of the host.
 package directory
 
 import (

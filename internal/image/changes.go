@@ -159,7 +159,7 @@ func (e *exporter) entry(name string, info fs.FileInfo) (opaque bool, err error)
 	if !info.Mode().IsRegular() && !info.IsDir() {
 		return false, e.out.WriteHeader(header)
 	}
-	file, err := e.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	file, err := e.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return false, err
 	}

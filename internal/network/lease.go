@@ -267,6 +267,9 @@ func (l *ledger) write(held *lease) error {
 	if err != nil {
 		return fmt.Errorf("write network lease: %w", err)
 	}
+	if len(raw) > maxLeaseSize {
+		return fmt.Errorf("write network lease: it has %d bytes, want at most %d: %w", len(raw), maxLeaseSize, errdefs.ErrInvalidArgument)
+	}
 	// What was not there before need not be replaced: written in part it is as good as not there.
 	file, replace := l.path(held.ID), l.leases[held.ID] != nil
 	if replace {

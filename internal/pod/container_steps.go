@@ -16,6 +16,7 @@ import (
 	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/shim"
+	"github.com/berth-runtime/berth/internal/shim/crilog"
 	"github.com/berth-runtime/berth/internal/spec"
 )
 
@@ -172,8 +173,8 @@ func (c *container) writeBundle(ctx context.Context, cfg *runtimeapi.ContainerCo
 		return err
 	}
 	if c.rec.LogPath != "" { // kubelet makes it, others rely on us
-		if err := os.MkdirAll(filepath.Dir(c.rec.LogPath), 0o755); err != nil {
-			return fmt.Errorf("make directory for config.log_path: %w", err)
+		if err := crilog.At(c.logDirectory(), c.rec.LogPath).MakeParent(); err != nil {
+			return fmt.Errorf("make directory for config.log_path: %w: %w", err, errdefs.ErrFailedPrecondition)
 		}
 	}
 	if err := e.writeSpec(c.rec.ID, out.Spec); err != nil {
@@ -219,6 +220,14 @@ func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConf
 	})
 }
 
+// logDirectory is what the log is below.
+func (c *container) logDirectory() string {
+	if dir := c.sandbox.rec.Config.M.GetLogDirectory(); dir != "" {
+		return filepath.Clean(dir)
+	}
+	return ""
+}
+
 // namespaces are those of the pod, and the PID namespace of the target
 // container if the request names one.
 func (c *container) namespaces(h ociruntime.Handler) (spec.Paths, error) {
@@ -261,7 +270,7 @@ func (c *container) startProcess(ctx context.Context) error {
 	started, err := c.engine.opts.Shim.Start(ctx, shim.StartRequest{
 		ID: c.rec.ID, SandboxID: c.rec.SandboxID, Sandboxed: c.sandbox.hasContainer, Bundle: c.engine.bundleDir(c.rec.ID), Handler: h.Handler,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
-		LogPath: c.rec.LogPath, CgroupPath: c.rec.CgroupPath, Deadline: c.engine.opts.RuntimeDeadline,
+		LogPath: c.rec.LogPath, LogDirectory: c.logDirectory(), CgroupPath: c.rec.CgroupPath, Deadline: c.engine.opts.RuntimeDeadline,
 		Restore: from, Label: c.rec.Labels.Mount,
 	})
 	c.mu.Lock()

@@ -9,13 +9,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/containerd/errdefs"
 )
 
 // schema is the version of the records that this code writes. A record of
 // another version is set aside like a damaged one.
 const schema = 1
 
-// maxRecord bounds a record file, so that a damaged one cannot exhaust memory.
+// maxRecord bounds a record file, written or read: a damaged one cannot exhaust memory.
 const maxRecord = 8 << 20
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -88,6 +90,9 @@ func (s store) write(file string, record any) error {
 	data, err := encodeRecord(record)
 	if err != nil {
 		return err
+	}
+	if len(data) > maxRecord {
+		return fmt.Errorf("write record: it has %d bytes, want at most %d: the request is too large: %w", len(data), maxRecord, errdefs.ErrInvalidArgument)
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return fmt.Errorf("make directory for record: %w", err)

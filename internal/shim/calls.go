@@ -34,7 +34,7 @@ func (c *Client) Start(ctx context.Context, req StartRequest) (Started, error) {
 				SystemdCgroup: req.Handler.SystemdCgroup, Options: req.Handler.Options,
 			},
 			Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
-			LogPath: req.LogPath, CgroupPath: req.CgroupPath, DeadlineNano: int64(req.Deadline),
+			LogPath: req.LogPath, LogDirectory: req.LogDirectory, CgroupPath: req.CgroupPath, DeadlineNano: int64(req.Deadline),
 			Restore: req.Restore.onWire(), Label: req.Label, Sandboxed: req.Sandboxed,
 		})
 	})

@@ -40,6 +40,8 @@ type StartRequest struct {
 	Terminal, Stdin, StdinOnce bool
 	// LogPath is the CRI log file; empty means that output is read and discarded.
 	LogPath string
+	// LogDirectory is what LogPath is below. No symbolic link below it is followed: containers may control what is in there.
+	LogDirectory string
 	// CgroupPath is the container's cgroup, relative to the cgroup mounts, to read OOM kills and to find its processes.
 	CgroupPath string
 	// Deadline bounds the OCI runtime; 0 means DefaultDeadline.

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,10 +14,16 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/directory"
 )
 
-// maxAccountFile bounds what is read of an image's passwd and group files.
-const maxAccountFile = 8 << 20
+const (
+	// maxAccountFile bounds what is read of an image's passwd and group files.
+	maxAccountFile = 8 << 20
+	// maxGroups is how many groups the kernel gives a process: NGROUPS_MAX.
+	maxGroups = 1 << 16
+)
 
 // identity is who a process runs as.
 type identity struct {
@@ -63,7 +67,11 @@ func resolveUser(in Input) (specs.User, error) {
 		groups = append(groups, uint32(group))
 	}
 	slices.Sort(groups)
-	result := specs.User{UID: who.uid, GID: who.gid, AdditionalGids: slices.Compact(groups)}
+	if groups = slices.Compact(groups); len(groups) > maxGroups {
+		return specs.User{}, invalid("groups of the container", fmt.Sprintf("%d groups", len(groups)),
+			fmt.Sprintf("user %q has more than %d by supplemental_groups and /etc/group of the image", who.name, maxGroups))
+	}
+	result := specs.User{UID: who.uid, GID: who.gid, AdditionalGids: groups}
 	return result, checkMapped(result, in.Pod)
 }
 
@@ -103,16 +111,11 @@ type accounts struct {
 // readAccounts reads the passwd and group files below a root file system. An
 // image without them has no named users.
 func readAccounts(rootfs string) (*accounts, error) {
-	root, err := unix.Open(rootfs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: rootfs, Err: err}
-	}
-	defer unix.Close(root) //nolint:errcheck // an O_PATH descriptor holds no data
-	passwd, err := readBeneath(root, "etc/passwd")
+	passwd, err := readAccountFile(rootfs, "etc/passwd")
 	if err != nil {
 		return nil, err
 	}
-	group, err := readBeneath(root, "etc/group")
+	group, err := readAccountFile(rootfs, "etc/group")
 	if err != nil {
 		return nil, err
 	}
@@ -130,38 +133,21 @@ func parseAccounts(passwd, group []byte) (result *accounts, err error) {
 	return result, nil
 }
 
-// readBeneath reads a regular file below a directory, nil if there is none.
-// Symbolic links are followed as if the directory were the root, so none can
-// lead out of it (openat2, Linux 5.6). O_NONBLOCK keeps a FIFO from blocking.
-func readBeneath(root int, name string) ([]byte, error) {
-	fd, err := unix.Openat2(root, name, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+// readAccountFile reads a regular file of an image, nil if there is none. No symbolic
+// link leads out of the image, and nothing but a regular file is opened: a device of
+// the image would be one of the host.
+func readAccountFile(rootfs, name string) ([]byte, error) {
+	data, err := directory.ReadInRoot(rootfs, name, maxAccountFile)
+	var reason *fs.PathError
+	switch {
+	case err == nil:
+		return data, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return nil, nil
+	case errors.As(err, &reason) && (errors.Is(err, unix.ENXIO) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EFBIG)):
+		return nil, fmt.Errorf("/%s of the image: %w: %w", name, reason.Err, errdefs.ErrInvalidArgument)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("open /%s of the image: %w", name, err)
-	}
-	file := os.NewFile(uintptr(fd), name)
-	defer file.Close() //nolint:errcheck // opened for reading only
-	info, err := file.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("read /%s of the image: %w", name, err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, invalid("/"+name+" of the image", info.Mode().String(), "is not a regular file")
-	}
-	data, err := io.ReadAll(io.LimitReader(file, maxAccountFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("read /%s of the image: %w", name, err)
-	}
-	if len(data) > maxAccountFile {
-		return nil, invalid("/"+name+" of the image", fmt.Sprintf("%d bytes", info.Size()),
-			fmt.Sprintf("is larger than %d bytes", maxAccountFile))
-	}
-	return data, nil
+	return nil, fmt.Errorf("read /%s of the image: %w", name, err)
 }
 
 // byID returns the user with the ID. Its group is that of passwd, or 0 if the

@@ -5,35 +5,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
-
-// openLog opens the file with the given inode in the directory of path, or path itself.
-func openLog(path string, inode uint64) (*os.File, error) {
-	if inode != 0 {
-		entries, err := os.ReadDir(filepath.Dir(path))
-		if err != nil {
-			return nil, fmt.Errorf("look for log %s: %w", path, err)
-		}
-		for _, entry := range entries {
-			info, err := entry.Info()
-			if err != nil {
-				continue // removed meanwhile
-			}
-			if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Ino == inode {
-				return os.OpenFile(filepath.Join(filepath.Dir(path), entry.Name()), logFlags, logMode)
-			}
-		}
-	}
-	file, err := os.OpenFile(path, logFlags|os.O_CREATE, logMode)
-	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	return file, nil
-}
 
 func inodeOf(file *os.File) (uint64, error) {
 	var st unix.Stat_t

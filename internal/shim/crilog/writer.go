@@ -23,8 +23,7 @@ const (
 	logMode     = 0o640
 	// faultPause is how long the same fault is not told again.
 	faultPause = time.Minute
-	// logFlags open a log. What somebody put in its place must not hold the container
-	// up: a FIFO that nobody reads from is refused.
+	// logFlags open a log.
 	logFlags = os.O_WRONLY | os.O_APPEND | syscall.O_CLOEXEC | syscall.O_NONBLOCK
 )
 
@@ -48,7 +47,7 @@ type Writer struct {
 	Fault func(dropped uint64, why error)
 
 	mu      sync.Mutex // guards what follows
-	path    string
+	at      Location
 	log     *os.File // nil: output is discarded, or cannot be logged
 	inode   uint64
 	spool   *os.File
@@ -62,15 +61,15 @@ var (
 	outPool = sync.Pool{New: func() any { b := make([]byte, 0, flushAt+MaxLine+128); return &b }}
 )
 
-// Open opens the log at path, and the spool, and finishes what a predecessor left
+// Open opens the log, and the spool, and finishes what a predecessor left
 // in the spool. An inode says which file that predecessor wrote to: when the log
-// has been renamed since, it is looked for beside path and written to until
+// has been renamed since, it is looked for in its directory and written to until
 // Reopen; when it cannot be opened any more, output is dropped and counted until
-// Reopen. An empty path discards output.
-func Open(path, spool string, inode uint64) (*Writer, error) {
-	w := &Writer{path: path}
-	if path != "" {
-		file, err := openLog(path, inode)
+// Reopen. No location discards output.
+func Open(at Location, spool string, inode uint64) (*Writer, error) {
+	w := &Writer{at: at}
+	if !at.none() {
+		file, err := openLog(at, inode)
 		switch {
 		case err == nil:
 			w.log = file
@@ -88,7 +87,7 @@ func Open(path, spool string, inode uint64) (*Writer, error) {
 		return nil, errors.Join(fmt.Errorf("open spool: %w", err), w.Close())
 	}
 	if err := w.recover(); err != nil {
-		return nil, errors.Join(fmt.Errorf("finish log %s: %w", path, err), w.Close())
+		return nil, errors.Join(fmt.Errorf("finish log %s: %w", at, err), w.Close())
 	}
 	return w, nil
 }
@@ -232,7 +231,7 @@ func (w *Writer) emit(stream Stream, data []byte) {
 		w.Tap(stream, data)
 	}
 	if w.log == nil {
-		if w.path != "" {
+		if !w.at.none() {
 			w.drop(data)
 		}
 		return
@@ -292,13 +291,13 @@ func (w *Writer) size() (int64, error) {
 func (w *Writer) Reopen(commit func(inode uint64) error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.path == "" {
+	if w.at.none() {
 		return nil
 	}
-	file, err := os.OpenFile(w.path, logFlags|os.O_CREATE|os.O_EXCL, logMode)
+	file, err := w.at.make()
 	made := err == nil
 	if errors.Is(err, os.ErrExist) {
-		file, err = os.OpenFile(w.path, logFlags, logMode)
+		file, err = w.at.open(false)
 	}
 	if err != nil {
 		return fmt.Errorf("reopen log: %w", err)
@@ -309,7 +308,7 @@ func (w *Writer) Reopen(commit func(inode uint64) error) error {
 	}
 	if err != nil {
 		if made {
-			err = errors.Join(err, os.Remove(w.path))
+			err = errors.Join(err, w.at.remove())
 		}
 		return errors.Join(fmt.Errorf("reopen log: %w", err), file.Close())
 	}

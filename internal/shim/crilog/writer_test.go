@@ -54,7 +54,7 @@ func setUp(t testing.TB) *fixture {
 	dir := t.TempDir()
 	f := &fixture{log: filepath.Join(dir, "0.log"), spool: filepath.Join(dir, "spool")}
 	var err error
-	if f.Writer, err = Open(f.log, f.spool, 0); err != nil {
+	if f.Writer, err = Open(At("", f.log), f.spool, 0); err != nil {
 		t.Fatal(err)
 	}
 	var p [2]int
@@ -210,7 +210,7 @@ func TestFullDisk(t *testing.T) {
 		}
 	})
 	f := setUp(t)
-	w, err := Open(filepath.Join(dir, "0.log"), filepath.Join(t.TempDir(), "spool"), 0)
+	w, err := Open(At(dir, filepath.Join(dir, "0.log")), filepath.Join(t.TempDir(), "spool"), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +273,7 @@ func TestSuccessorFinishes(t *testing.T) {
 		if err := os.WriteFile(f.spool, slices.Concat(header, []byte(data)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		w, err := Open(f.log, f.spool, inode)
+		w, err := Open(At("", f.log), f.spool, inode)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -306,7 +306,7 @@ func TestSuccessorFindsRenamedLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	var err error
-	if f.Writer, err = Open(f.log, f.spool, inode); err != nil {
+	if f.Writer, err = Open(At("", f.log), f.spool, inode); err != nil {
 		t.Fatal(err)
 	}
 	f.put(t, Stdout, "after\n")

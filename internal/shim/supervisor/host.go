@@ -124,7 +124,7 @@ func (h *host) connect(ctx context.Context) (*shimv2.Conn, error) {
 		}
 	}
 	if h.note.Endpoint.Address == "" {
-		text, err := os.ReadFile(filepath.Join(h.dir, hostFile))
+		text, err := readRecord(filepath.Join(h.dir, hostFile))
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("no shim was started: %w", errdefs.ErrNotFound)
 		}

@@ -53,7 +53,7 @@ func (t theirs) close() {
 }
 
 func newStdio(s *Supervisor, dir string, rec *record) (*stdio, error) {
-	writer, err := crilog.Open(rec.LogPath, filepath.Join(dir, spoolFile), rec.LogInode)
+	writer, err := crilog.Open(rec.logAt(), filepath.Join(dir, spoolFile), rec.LogInode)
 	if err != nil {
 		return nil, err
 	}

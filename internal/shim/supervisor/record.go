@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/shim/crilog"
 )
 
 // Files in a container's directory.
@@ -23,6 +25,9 @@ const (
 	stderrFIFO = "err"
 	execPrefix = "exec-"
 )
+
+// maxRecord bounds a record, written or read.
+const maxRecord = 1 << 20
 
 // recordVersion is the version of the record's format.
 const recordVersion = 1
@@ -46,9 +51,11 @@ type record struct {
 	Stdin     bool               `json:"stdin,omitempty"`
 	StdinOnce bool               `json:"stdin_once,omitempty"`
 	LogPath   string             `json:"log_path,omitempty"`
-	Cgroup    string             `json:"cgroup,omitempty"`
-	Deadline  time.Duration      `json:"deadline"`
-	Infra     bool               `json:"infra,omitempty"`
+	// LogDirectory is what LogPath is below; containers may control what is in there.
+	LogDirectory string        `json:"log_directory,omitempty"`
+	Cgroup       string        `json:"cgroup,omitempty"`
+	Deadline     time.Duration `json:"deadline"`
+	Infra        bool          `json:"infra,omitempty"`
 	// Sandboxed: it runs in the sandbox of the container SandboxID.
 	Sandboxed bool `json:"sandboxed,omitempty"`
 	// Restore is set for a container that goes on from a checkpoint.
@@ -64,6 +71,9 @@ type record struct {
 	StdinClosed bool   `json:"stdin_closed,omitempty"`
 }
 
+// logAt is where the log is.
+func (r *record) logAt() crilog.Location { return crilog.At(r.LogDirectory, r.LogPath) }
+
 // execRecord is what a successor must know of an exec.
 type execRecord struct {
 	ID      string `json:"id"`
@@ -75,7 +85,7 @@ type execRecord struct {
 // loadExec reads the record in the directory of an exec.
 func loadExec(dir string) (execRecord, error) {
 	var rec execRecord
-	text, err := os.ReadFile(filepath.Join(dir, recordFile))
+	text, err := readRecord(filepath.Join(dir, recordFile))
 	if err == nil {
 		err = json.Unmarshal(text, &rec)
 	}
@@ -88,6 +98,9 @@ func save(path string, value any) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
 	}
+	if len(text) > maxRecord {
+		return fmt.Errorf("write %s: it has %d bytes, want at most %d: %w", filepath.Base(path), len(text), maxRecord, errdefs.ErrInvalidArgument)
+	}
 	fresh := path + ".new"
 	if err := os.WriteFile(fresh, text, 0o600); err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", filepath.Base(path), err), remove(fresh))
@@ -98,9 +111,22 @@ func save(path string, value any) error {
 	return nil
 }
 
+// readRecord reads a file that save wrote.
+func readRecord(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
+	if err == nil && len(text) > maxRecord {
+		err = fmt.Errorf("%s has more than %d bytes: %w", path, maxRecord, errdefs.ErrInternal)
+	}
+	return text, errors.Join(err, f.Close())
+}
+
 // load reads a record.
 func load(dir string) (record, error) {
-	text, err := os.ReadFile(filepath.Join(dir, recordFile))
+	text, err := readRecord(filepath.Join(dir, recordFile))
 	if err != nil {
 		return record{}, fmt.Errorf("read record: %w", err)
 	}

@@ -105,7 +105,7 @@ func (g *service) Start(ctx context.Context, req *wire.StartRequest) (*wire.Star
 				SystemdCgroup: h.GetSystemdCgroup(), Options: h.GetOptions(),
 			},
 			Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
-			LogPath: req.LogPath, Cgroup: req.CgroupPath, Deadline: durationOf(req.DeadlineNano),
+			LogPath: req.LogPath, LogDirectory: req.LogDirectory, Cgroup: req.CgroupPath, Deadline: durationOf(req.DeadlineNano),
 			Restore: restoreOf(req.Restore), Label: req.Label, Sandboxed: req.Sandboxed,
 		})
 		return &wire.StartResponse{Pid: int32(rec.PID), AtNano: rec.StartedNano}, err

@@ -72,7 +72,7 @@ func checkStart(rec *record) error {
 	for _, field := range []struct {
 		name, value string
 		needed      bool
-	}{{"bundle", rec.Bundle, true}, {"log path", rec.LogPath, false}, {"cgroup path", rec.Cgroup, false}} {
+	}{{"bundle", rec.Bundle, true}, {"log path", rec.LogPath, false}, {"log directory", rec.LogDirectory, false}, {"cgroup path", rec.Cgroup, false}} {
 		if field.value == "" && !field.needed {
 			continue
 		}
@@ -89,7 +89,7 @@ func checkStart(rec *record) error {
 // start is Start for a container that was just made. After an error nothing of it is left.
 func (c *container) start(ctx context.Context) error {
 	rec := c.record()
-	logIsNew := rec.LogPath != "" && !exists(rec.LogPath)
+	logIsNew := rec.LogPath != "" && !rec.logAt().Exists()
 	err := c.tryStart(ctx, rec)
 	if err == nil {
 		close(c.ready)
@@ -192,8 +192,8 @@ func (c *container) undoStart(logIsNew bool) error {
 	if rec.State != "" {
 		errs = append(errs, c.deleteFromRuntime(rec))
 	}
-	if info, err := os.Stat(rec.LogPath); logIsNew && err == nil && info.Size() == 0 {
-		errs = append(errs, remove(rec.LogPath))
+	if logIsNew {
+		errs = append(errs, rec.logAt().RemoveEmpty())
 	}
 	return errors.Join(append(errs, c.dispose())...)
 }

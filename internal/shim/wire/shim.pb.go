@@ -433,7 +433,9 @@ type StartRequest struct {
 	// Label is the SELinux label of what the container may use of the supervisor's.
 	Label string `protobuf:"bytes,17,opt,name=label,proto3" json:"label,omitempty"`
 	// Sandboxed: it runs in the sandbox of the container sandbox_id.
-	Sandboxed     bool `protobuf:"varint,18,opt,name=sandboxed,proto3" json:"sandboxed,omitempty"`
+	Sandboxed bool `protobuf:"varint,18,opt,name=sandboxed,proto3" json:"sandboxed,omitempty"`
+	// Log_directory is what log_path is below. Containers may control what is in there.
+	LogDirectory  string `protobuf:"bytes,30,opt,name=log_directory,json=logDirectory,proto3" json:"log_directory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -557,6 +559,13 @@ func (x *StartRequest) GetSandboxed() bool {
 		return x.Sandboxed
 	}
 	return false
+}
+
+func (x *StartRequest) GetLogDirectory() string {
+	if x != nil {
+		return x.LogDirectory
+	}
+	return ""
 }
 
 type Restore struct {
@@ -1813,7 +1822,7 @@ const file_shim_proto_rawDesc = "" +
 	"\aoptions\x18\x06 \x03(\v2#.berth.shim.v1.Handler.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9f\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc4\x03\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1831,7 +1840,8 @@ const file_shim_proto_rawDesc = "" +
 	" \x01(\x03R\fdeadlineNano\x120\n" +
 	"\arestore\x18\x10 \x01(\v2\x16.berth.shim.v1.RestoreR\arestore\x12\x14\n" +
 	"\x05label\x18\x11 \x01(\tR\x05label\x12\x1c\n" +
-	"\tsandboxed\x18\x12 \x01(\bR\tsandboxed\"n\n" +
+	"\tsandboxed\x18\x12 \x01(\bR\tsandboxed\x12#\n" +
+	"\rlog_directory\x18\x1e \x01(\tR\flogDirectory\"n\n" +
 	"\aRestore\x12\x16\n" +
 	"\x06images\x18\x01 \x01(\tR\x06images\x12\x1f\n" +
 	"\vlsm_profile\x18\x02 \x01(\tR\n" +
