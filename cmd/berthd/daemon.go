@@ -169,7 +169,12 @@ func (d *daemon) openImages(ctx context.Context) (*image.Store, error) {
 	return image.Open(ctx, image.Options{
 		Root:                   filepath.Join(d.cfg.Root, "images"),
 		RegistryConfigDir:      d.cfg.Image.RegistryConfigDir,
+		RegistryConfigDirs:     d.cfg.Image.RegistryConfigDirs,
+		AuthFile:               d.cfg.Image.AuthFile,
+		MirrorCredentials:      d.cfg.Image.MirrorCredentials,
 		MaxConcurrentDownloads: d.cfg.Image.MaxConcurrentDownloads,
+		StallTimeout:           d.cfg.Image.Stall(),
+		MinBytesPerSecond:      d.cfg.Image.MinBytesPerSecond,
 		Pinned:                 d.cfg.Image.Pinned,
 		VerifierDir:            d.cfg.Image.VerifierDir,
 		Log:                    d.log.With("part", "image"),

@@ -46,14 +46,6 @@ type Log struct {
 	Format string `json:"format" toml:"format"`
 }
 
-// Image is how images are pulled and kept.
-type Image struct {
-	RegistryConfigDir      string   `json:"registry_config_dir"      toml:"registry_config_dir"`
-	MaxConcurrentDownloads int      `json:"max_concurrent_downloads" toml:"max_concurrent_downloads"`
-	Pinned                 []string `json:"pinned"                   toml:"pinned"`
-	VerifierDir            string   `json:"verifier_dir"             toml:"verifier_dir"`
-}
-
 // Network is how pods get their network.
 type Network struct {
 	CNIConfDir    string   `json:"cni_conf_dir"   toml:"cni_conf_dir"`
@@ -164,11 +156,7 @@ func Default() *Config {
 		State:  DefaultState,
 		Listen: DefaultListen,
 		Log:    Log{Level: "info", Format: "text"},
-		Image: Image{
-			RegistryConfigDir:      "/etc/berth/certs.d",
-			MaxConcurrentDownloads: 6,
-			Pinned:                 []string{},
-		},
+		Image:  defaultImage(),
 		Network: Network{
 			CNIConfDir:    "/etc/cni/net.d",
 			CNIBinDirs:    []string{"/opt/cni/bin", "/usr/lib/cni"},
@@ -201,6 +189,7 @@ func newHandler(name string) Handler {
 // Clone returns a copy that shares nothing with c.
 func (c *Config) Clone() *Config {
 	out := *c
+	out.Image.RegistryConfigDirs = append([]string{}, c.Image.RegistryConfigDirs...)
 	out.Image.Pinned = append([]string{}, c.Image.Pinned...)
 	out.Network.CNIBinDirs = append([]string{}, c.Network.CNIBinDirs...)
 	out.Network.BuiltinSubnet = append([]string{}, c.Network.BuiltinSubnet...)

@@ -69,27 +69,6 @@ func logSection(l *Log) section {
 	}}
 }
 
-func imageSection(i *Image) section {
-	return section{name: "image", doc: "How images are pulled and kept.", settings: []setting{
-		{key: "registry_config_dir", value: &i.RegistryConfigDir, example: `"/etc/berth/certs.d"`,
-			doc: "Directory with one folder per registry, each holding a hosts.toml with mirrors, certificates and\n" +
-				"headers, as containerd reads them. It may be absent.",
-			check: func() string { return checkDir(i.RegistryConfigDir) }},
-		{key: "max_concurrent_downloads", value: &i.MaxConcurrentDownloads, example: "6",
-			doc:   "How many layers, of all pulls together, are fetched and unpacked at the same time, from 1 to 64.",
-			check: func() string { return checkRange(i.MaxConcurrentDownloads, 1, maxDownloads) }},
-		{key: "pinned", value: &i.Pinned, example: `["registry.example/tools:1"]`,
-			doc: "Images that kubelet's garbage collection must leave alone, by reference.",
-			check: func() string {
-				return checkEach(i.Pinned, checkReference)
-			}},
-		{key: "verifier_dir", value: &i.VerifierDir, example: `"/etc/berth/verifiers"`,
-			doc: "Directory of programs that decide whether an image may be pulled, with the arguments and the input that\n" +
-				"containerd's image verifiers get; each must agree. Empty asks nobody.",
-			check: func() string { return checkOptionalDir(i.VerifierDir) }},
-	}}
-}
-
 func networkSection(n *Network) section {
 	return section{name: "network", doc: "How pods get their network.", settings: []setting{
 		{key: "cni_conf_dir", value: &n.CNIConfDir, example: `"/etc/cni/net.d"`,

@@ -5,11 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
+
+// pastSize is in the resolver's error for a body that is longer than promised.
+const pastSize = "read past expected size"
 
 // download is a blob on its way from a registry into the store. Whoever reads
 // it gets the bytes as they are written.
@@ -26,13 +30,13 @@ type download struct {
 // download begins to fetch a blob. If the store has it already the transfer's
 // lease holds it from now on and the error is ErrAlreadyExists.
 func (t *transfer) download(ctx context.Context, desc ocispec.Descriptor) (*download, error) {
-	d := &download{transfer: t, desc: desc, ref: "fetch-" + desc.Digest.String()}
+	d := &download{transfer: t, desc: desc, ref: "fetch-" + t.id + "-" + desc.Digest.String()}
 	var err error
 	d.writer, err = content.OpenWriter(ctx, t.store.gen.content, content.WithRef(d.ref), content.WithDescriptor(desc))
 	if err != nil {
 		return nil, fmt.Errorf("open blob %s: %w", desc.Digest, err)
 	}
-	if d.body, err = t.fetcher.Fetch(ctx, desc); err != nil {
+	if d.body, err = t.fetcher.Fetch(context.WithValue(ctx, blobSize{}, desc.Size), desc); err != nil {
 		return nil, errors.Join(fmt.Errorf("fetch %s: %w", desc.Digest, remoteError{err}), d.abort(ctx))
 	}
 	t.progress.setLayer(desc.Digest.String(), LayerDownloading, 0)
@@ -53,7 +57,7 @@ func (d *download) Read(p []byte) (int, error) {
 		d.done += int64(n)
 		d.transfer.progress.setLayer(d.desc.Digest.String(), LayerDownloading, d.done)
 	}
-	if err == nil && d.done > d.desc.Size {
+	if err == nil && d.done > d.desc.Size || err != nil && strings.Contains(err.Error(), pastSize) {
 		err = d.wrong("more than the promised %d bytes came", d.desc.Size)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -125,7 +125,7 @@ func isUnreachable(err error) bool {
 	if !errors.As(err, &remote) {
 		return false
 	}
-	var silence *silenceError
+	var stalled *stallError
 	var network net.Error
-	return errors.As(remote, &silence) || errors.As(remote, &network) || errors.Is(remote, io.ErrUnexpectedEOF)
+	return errors.As(remote, &stalled) || errors.As(remote, &network) || errors.Is(remote, io.ErrUnexpectedEOF)
 }

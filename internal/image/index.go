@@ -72,7 +72,7 @@ func (s *Store) publish() {
 			byID[from.id] = image
 		}
 		image.names = append(image.names, name)
-		image.Pinned = image.Pinned || s.pinned[name]
+		image.Pinned = image.Pinned || s.pinned.match(name)
 		if strings.Contains(name, "@") {
 			image.Digests = append(image.Digests, name)
 		} else {

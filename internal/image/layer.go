@@ -36,10 +36,10 @@ func (t *transfer) Apply(
 		}
 	}()
 	// Two images, or one twice, may want the same blob.
-	if err := t.store.locks.Lock(ctx, layerKey(desc)); err != nil {
+	if err := t.work.Lock(ctx, layerKey(desc)); err != nil {
 		return unpacked, err
 	}
-	defer t.store.locks.Unlock(layerKey(desc))
+	defer t.work.Unlock(layerKey(desc))
 	into, err := unpackDir(mounts)
 	if err != nil {
 		return unpacked, err

@@ -90,7 +90,7 @@ func (s *Store) Pull(ctx context.Context, ref string, auth Auth) (string, error)
 	if err != nil {
 		return "", err
 	}
-	if _, _, err := auth.credentials(""); err != nil {
+	if _, err := auth.account(); err != nil {
 		return "", err
 	}
 	for {
@@ -176,23 +176,24 @@ func (s *Store) fly(f *flight) {
 // pull asks the hosts that serve the image, and does without one that sends
 // something else than it promised as long as there are others.
 func (s *Store) pull(f *flight) (string, error) {
-	registry := newRegistry(s.opts, f.key.auth)
+	work := s.work.forPull(reference.Domain(f.named))
+	registry := newRegistry(s.opts, f.named, f.key.auth, work.markSlow)
 	defer registry.close()
 	for {
-		id, err := s.pullFrom(f, registry)
+		id, err := s.pullFrom(f, registry, work)
 		wrong, ok := errors.AsType[*wrongBytesError](err)
 		if !ok || f.ctx.Err() != nil {
 			return id, err
 		}
-		host, more := registry.passOver(wrong.digest)
+		host, more := registry.passOver(wrong.digest, err)
 		if !more {
 			return "", err
 		}
-		s.log.Warn("image pull goes on without a host that sends wrong data", "image", f.key.ref, "host", host, "error", err)
+		s.log.Warn("registry host passed over, it sent wrong data", "image", f.key.ref, "host", host, "error", err)
 	}
 }
 
-func (s *Store) pullFrom(f *flight, registry *registry) (string, error) {
+func (s *Store) pullFrom(f *flight, registry *registry, work *pullWork) (string, error) {
 	target, fetcher, err := registry.resolve(f.ctx, f.key.ref)
 	if err != nil {
 		return "", err
@@ -200,7 +201,7 @@ func (s *Store) pullFrom(f *flight, registry *registry) (string, error) {
 	if err := s.askVerifiers(f.ctx, f.key.ref, target); err != nil {
 		return "", err
 	}
-	image, err := s.transfer(f.ctx, f.progress, target, fetcher, namesOf(f.named, target))
+	image, err := s.transfer(f.ctx, source{target: target, fetcher: fetcher, work: work, progress: f.progress}, namesOf(f.named, target))
 	if err != nil {
 		return "", err
 	}

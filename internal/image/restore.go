@@ -72,7 +72,9 @@ func (s *Store) restore(dir string) {
 		if s.index.Load().byName[name] != nil {
 			continue // pulled in the meantime
 		}
-		_, err := s.transfer(s.ctx, newProgress(name), target, from, []string{name})
+		_, err := s.transfer(s.ctx, source{
+			target: target, fetcher: from, work: s.work.forPull(""), progress: newProgress(name),
+		}, []string{name})
 		switch {
 		case err == nil:
 			s.log.Info("image made again from its blobs", "image", name)

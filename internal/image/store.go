@@ -46,7 +46,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -68,16 +67,26 @@ type Options struct {
 	// RegistryConfigDir is a containerd certs.d tree of hosts.toml files; it
 	// need not exist.
 	RegistryConfigDir string
+	// RegistryConfigDirs are more such trees, for registries that are not in the ones before.
+	RegistryConfigDirs []string
+	// AuthFile has accounts in the form of Docker's config.json, for pulls without one. It need not
+	// exist.
+	AuthFile string
+	// MirrorCredentials shows the account of a pull to the mirrors of its registry too.
+	MirrorCredentials bool
 	// MaxConcurrentDownloads bounds how many layers, of all pulls together, are
-	// fetched and unpacked at a time (0: 4).
+	// fetched and unpacked at a time (0: 4). See slots for what goes beyond.
 	MaxConcurrentDownloads int
-	// Pinned are references of images which the kubelet must not collect.
+	// Pinned are references of images which the kubelet must not collect; * stands for any characters.
 	Pinned []string
 	// VerifierDir has programs that decide whether an image may be pulled; empty
 	// asks nobody.
 	VerifierDir string
-	// StallTimeout ends a pull whose registry sends nothing for so long (0: 30 s).
+	// StallTimeout is how long a registry may send nothing (0: 30 s), and twice that before the first
+	// byte of an answer. Then the next host is asked; without one the pull ends.
 	StallTimeout time.Duration
+	// MinBytesPerSecond is what a registry must send on average in each StallTimeout (0: anything).
+	MinBytesPerSecond int
 	// Log receives what nobody waits for.
 	Log *slog.Logger
 }
@@ -88,12 +97,13 @@ type Store struct {
 	opts     Options
 	log      *slog.Logger
 	platform platforms.MatchComparer
-	pinned   map[string]bool
+	pinned   pins
 
 	gen     *generation
 	reserve *reserve
-	slots   *semaphore.Weighted // layers being fetched and unpacked
-	locks   *keyedLocks         // blobs and chains being made
+	slots   *slots      // layers being fetched and unpacked
+	work    *sharedWork // blobs and chains being made by pulls
+	locks   *keyedLocks // images being verified, artifacts being made
 
 	index  atomic.Pointer[index]
 	usage  atomic.Pointer[usage]
@@ -203,16 +213,13 @@ func newStore(opts Options) (*Store, error) {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{
-		opts: opts, log: opts.Log, platform: platforms.Default(), pinned: map[string]bool{},
-		slots: semaphore.NewWeighted(int64(opts.MaxConcurrentDownloads)), locks: newKeyedLocks(),
+		opts: opts, log: opts.Log, platform: platforms.Default(),
+		slots: newSlots(opts.MaxConcurrentDownloads), work: newSharedWork(), locks: newKeyedLocks(),
 		loaded: map[string]*loaded{}, collect: make(chan struct{}, 1),
 	}
-	for _, ref := range opts.Pinned {
-		named, err := parseReference(ref)
-		if err != nil {
-			return nil, fmt.Errorf("read pinned images: %w", err)
-		}
-		s.pinned[named.String()] = true
+	var err error
+	if s.pinned, err = newPins(opts.Pinned); err != nil {
+		return nil, fmt.Errorf("read pinned images: %w", err)
 	}
 	s.flights.init()
 	s.uses.init()

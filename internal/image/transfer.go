@@ -26,23 +26,38 @@ const (
 	// tidyTimeout bounds the clean-up after a pull. It does not end with the
 	// pull's own context: that may have ended already.
 	tidyTimeout = 2 * time.Minute
+	// maxNested bounds the indexes and manifests on the way to an image: one index and one manifest
+	// are usual.
+	maxNested = 16
+	// maxManifests bounds what one index lists.
+	maxManifests = 4096
 )
 
 // transfer brings one image from a fetcher into the store. All that it makes
 // is held by a lease until the names refer to it, so that a collection at the
 // same time leaves it alone, and the one after a failure takes all of it.
 type transfer struct {
-	store    *Store
-	progress *progress
-	fetcher  remotes.Fetcher
-	fail     context.CancelCauseFunc // ends the whole transfer at the first error
+	source
+	store *Store
+	id    string // of its lease
+	slots *pullSlots
+	fail  context.CancelCauseFunc // ends the whole transfer at the first error
 
 	mu       sync.Mutex
+	indexes  int // how many indexes and manifests were fetched
 	layers   []ocispec.Descriptor
 	artifact *ocispec.Descriptor      // the manifest, if it is that of an artifact
 	unpacked map[string]unpackedLayer // by directory
 	finished int                      // how many layers are unpacked
 	synced   int                      // how many of those are on the disk
+}
+
+// source is where an image comes from.
+type source struct {
+	target   ocispec.Descriptor
+	fetcher  remotes.Fetcher
+	work     *pullWork
+	progress *progress
 }
 
 // unpackedLayer is a layer that is unpacked and not yet committed.
@@ -51,10 +66,8 @@ type unpackedLayer struct {
 	implied []string // see inherit
 }
 
-// transfer fetches and unpacks target and gives it the names.
-func (s *Store) transfer(
-	ctx context.Context, p *progress, target ocispec.Descriptor, from remotes.Fetcher, as []string,
-) (image *loaded, err error) {
+// transfer fetches and unpacks an image and gives it the names.
+func (s *Store) transfer(ctx context.Context, from source, as []string) (image *loaded, err error) {
 	tidy, stop := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
 	defer stop()
 	lease, err := s.gen.leases.Create(tidy, leases.WithRandomID())
@@ -64,11 +77,14 @@ func (s *Store) transfer(
 	defer func() { err = s.tidy(context.WithoutCancel(ctx), lease, err) }()
 	ctx, fail := context.WithCancelCause(leases.WithLease(ctx, lease.ID))
 	defer fail(nil)
-	t := &transfer{store: s, progress: p, fetcher: from, fail: fail, unpacked: map[string]unpackedLayer{}}
-	if err := t.run(ctx, target); err != nil {
+	t := &transfer{
+		source: from, store: s, id: lease.ID, slots: s.slots.forPull(from.work.host), fail: fail,
+		unpacked: map[string]unpackedLayer{},
+	}
+	if err := t.run(ctx, from.target); err != nil {
 		return nil, err
 	}
-	p.setStage(StageStoring)
+	from.progress.setStage(StageStoring)
 	if t.artifact != nil {
 		s.growing.begin(treeName(t.artifact.Digest))
 		defer s.growing.end(treeName(t.artifact.Digest))
@@ -76,7 +92,7 @@ func (s *Store) transfer(
 			return nil, err
 		}
 	}
-	return s.adopt(context.WithoutCancel(ctx), target, as)
+	return s.adopt(context.WithoutCancel(ctx), from.target, as)
 }
 
 // tidy ends a transfer. After a failure it removes whatever the transfer made.
@@ -113,8 +129,8 @@ func (t *transfer) run(ctx context.Context, target ocispec.Descriptor) error {
 			SnapshotterCapabilities: []string{snapshots.RebaseCap}, // layers in parallel
 			Applier:                 t,
 		}),
-		unpack.WithUnpackLimiter(t.store.slots),
-		unpack.WithDuplicationSuppressor(t.store.locks))
+		unpack.WithUnpackLimiter(t.slots),
+		unpack.WithDuplicationSuppressor(t.work))
 	if err != nil {
 		return fmt.Errorf("prepare to unpack: %w", err)
 	}
@@ -141,6 +157,9 @@ func (t *transfer) handler() images.Handler {
 		case images.IsLayerType(desc.MediaType):
 			return nil, nil
 		case images.IsIndexType(desc.MediaType), images.IsManifestType(desc.MediaType):
+			if err := t.enter(); err != nil {
+				return nil, err
+			}
 			if err := t.fetchSmall(ctx, desc, maxManifest); err != nil {
 				return nil, err
 			}
@@ -164,6 +183,16 @@ func (t *transfer) handler() images.Handler {
 	})
 }
 
+// enter counts the indexes and manifests of an image.
+func (t *transfer) enter() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.indexes++; t.indexes > maxNested {
+		return fmt.Errorf("image has more than %d nested indexes: %w", maxNested, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
 // fetchSmall fetches a blob that is read into memory later.
 func (t *transfer) fetchSmall(ctx context.Context, desc ocispec.Descriptor, limit int64) error {
 	if desc.Size < 0 || desc.Size > limit {
@@ -181,6 +210,10 @@ func (t *transfer) children(ctx context.Context, desc ocispec.Descriptor) ([]oci
 	found, err := images.Children(ctx, t.store.gen.content, desc)
 	if err != nil {
 		return nil, fmt.Errorf("read %s %s: %w: %w", desc.MediaType, desc.Digest, err, errdefs.ErrInvalidArgument)
+	}
+	if images.IsIndexType(desc.MediaType) && len(found) > maxManifests {
+		return nil, fmt.Errorf("index %s lists %d manifests, more than %d: %w",
+			desc.Digest, len(found), maxManifests, errdefs.ErrInvalidArgument)
 	}
 	for i, child := range found {
 		if err := child.Digest.Validate(); err != nil {
@@ -233,15 +266,15 @@ func (t *transfer) complete(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, layer := range t.layers {
 		group.Go(func() error {
-			if err := t.store.slots.Acquire(ctx, 1); err != nil {
+			if err := t.slots.Acquire(ctx, 1); err != nil {
 				return err
 			}
-			defer t.store.slots.Release(1)
+			defer t.slots.Release(1)
 			key := layerKey(layer)
-			if err := t.store.locks.Lock(ctx, key); err != nil {
+			if err := t.work.Lock(ctx, key); err != nil {
 				return err
 			}
-			defer t.store.locks.Unlock(key)
+			defer t.work.Unlock(key)
 			return t.fetchBlob(ctx, layer)
 		})
 	}

@@ -2,12 +2,17 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +37,10 @@ type Fault struct {
 	Header http.Header
 	// Delay is waited before anything is answered.
 	Delay time.Duration
+	// Answer answers in the registry's place, whatever it likes.
+	Answer http.HandlerFunc
+	// Change changes what the registry answered, before Rewrite.
+	Change func(*http.Response)
 	// Rewrite changes the body (Corrupt, Pad, Shorten or any other); the
 	// Content-Length follows the new body.
 	Rewrite func([]byte) []byte
@@ -71,6 +80,15 @@ type Proxy struct {
 	mu       sync.Mutex
 	faults   []*Fault
 	requests []string
+	headers  []http.Header
+}
+
+// Redirect sends clients on to an address, with the path of the request behind it.
+func Redirect(status int, address string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Location", address+r.URL.Path)
+		w.WriteHeader(status)
+	}
 }
 
 // RunProxy puts a proxy in front of a registry ("host:port") for the length of
@@ -89,8 +107,36 @@ func RunProxy(t testing.TB, upstream string) *Proxy {
 	return p
 }
 
+// RunTLSProxy is RunProxy over HTTPS. The certificate of its authority is in the file.
+func RunTLSProxy(t testing.TB, upstream string) (p *Proxy, authority string) {
+	t.Helper()
+	model := httptest.NewTLSServer(http.NotFoundHandler())
+	defer model.Close()
+	authority = filepath.Join(t.TempDir(), "ca.crt")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: model.Certificate().Raw})
+	if err := os.WriteFile(authority, block, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := startProxy(context.Background(), upstream, func(l net.Listener) net.Listener {
+		return tls.NewListener(l, &tls.Config{Certificates: model.TLS.Certificates, MinVersion: tls.VersionTLS12})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p, authority
+}
+
 // StartProxy puts a proxy in front of a registry. The caller stops it.
 func StartProxy(ctx context.Context, upstream string) (*Proxy, error) {
+	return startProxy(ctx, upstream, func(l net.Listener) net.Listener { return l })
+}
+
+func startProxy(ctx context.Context, upstream string, wrap func(net.Listener) net.Listener) (*Proxy, error) {
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -101,7 +147,7 @@ func StartProxy(ctx context.Context, upstream string) (*Proxy, error) {
 		transport: &http.Transport{DisableCompression: true},
 	}
 	p.server = &http.Server{Handler: http.HandlerFunc(p.serve), ReadHeaderTimeout: startDeadline}
-	go func() { p.done <- p.server.Serve(l) }()
+	go func() { p.done <- p.server.Serve(wrap(l)) }()
 	return p, nil
 }
 
@@ -133,6 +179,16 @@ func (p *Proxy) Requests() []string {
 	return append([]string(nil), p.requests...)
 }
 
+// Received returns the values of a header in all requests so far that have it.
+func (p *Proxy) Received(header string) (values []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, h := range p.headers {
+		values = append(values, h.Values(header)...)
+	}
+	return values
+}
+
 // Count returns how many requests so far had the method and the part of the
 // path.
 func (p *Proxy) Count(method, path string) int {
@@ -150,6 +206,7 @@ func (p *Proxy) strike(r *http.Request) Fault {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.requests = append(p.requests, r.Method+" "+r.URL.Path)
+	p.headers = append(p.headers, r.Header.Clone())
 	for i, f := range p.faults {
 		if f.Method != "" && f.Method != r.Method || !strings.Contains(r.URL.Path, f.Path) {
 			continue
@@ -177,31 +234,49 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 	if !pause(r.Context(), fault.Delay) {
 		return
 	}
+	if fault.Answer != nil {
+		fault.Answer(w, r)
+		return
+	}
 	if fault.Status != 0 {
 		maps.Copy(w.Header(), fault.Header)
 		http.Error(w, "injected by the test", fault.Status)
 		return
 	}
+	fault.pass(p, w, r)
+}
+
+// pass passes a request on and the answer back as the fault changes it.
+func (f *Fault) pass(p *Proxy, w http.ResponseWriter, r *http.Request) {
 	answer, err := p.forward(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return
 	}
 	defer answer.Body.Close()
+	if f.Change != nil {
+		f.Change(answer)
+	}
 	maps.Copy(w.Header(), answer.Header)
 	body := io.Reader(answer.Body)
-	if fault.Rewrite != nil && r.Method != http.MethodHead {
+	if f.Rewrite != nil && r.Method != http.MethodHead {
 		whole, err := io.ReadAll(answer.Body)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
 		}
-		whole = fault.Rewrite(whole)
+		whole = f.Rewrite(whole)
 		w.Header().Set("Content-Length", strconv.Itoa(len(whole)))
 		body = strings.NewReader(string(whole))
 	}
 	w.WriteHeader(answer.StatusCode)
-	fault.send(r.Context(), w, body)
+	f.send(r.Context(), w, body)
+}
+
+// Forward passes a request on and its answer back. It is for the Answer of a fault.
+func (p *Proxy) Forward(w http.ResponseWriter, r *http.Request) {
+	var none Fault
+	none.pass(p, w, r)
 }
 
 func (p *Proxy) forward(r *http.Request) (*http.Response, error) {

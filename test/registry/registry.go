@@ -51,6 +51,8 @@ type Options struct {
 type Registry struct {
 	// Host is the "127.0.0.1:port" under which it answers plain HTTP.
 	Host string
+	// TokenHost is the "127.0.0.1:port" of the token endpoint, with Options.Bearer.
+	TokenHost string
 	// Username and Password are the account of Options.
 	Username, Password string
 
@@ -104,6 +106,7 @@ func Start(ctx context.Context, opts Options) (_ *Registry, err error) {
 		if r.tokens, err = startTokenServer(ctx, opts); err != nil {
 			return nil, err
 		}
+		r.TokenHost = strings.TrimSuffix(strings.TrimPrefix(r.tokens.realm, "http://"), "/token")
 	}
 	config, err := r.writeConfig(opts)
 	if err != nil {
