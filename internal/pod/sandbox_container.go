@@ -28,7 +28,7 @@ func (s *sandbox) startContainer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := e.mountWaiter(id, rootOf(s.rec.Config.M)); err != nil {
+	if err := e.mountWaiter(id, rootOf(s.rec.Config.M), s.rec.Labels.Mount); err != nil {
 		return err
 	}
 	cgroups, path, err := cgroup.ContainerPath(e.opts.CgroupDriver, s.rec.CgroupParent, id)
@@ -38,6 +38,7 @@ func (s *sandbox) startContainer(ctx context.Context) error {
 	oci, err := spec.BuildSandbox(spec.Input{
 		Pod: s.rec.Config.M, SandboxID: id, Rootfs: e.rootfsDir(id), Namespaces: s.paths(h.Handler), Shm: e.shmDir(id),
 		ResolvConf: filepath.Join(e.store.filesDir(id), "resolv.conf"), CgroupsPath: cgroups,
+		ProcessLabel: s.rec.Labels.Process, MountLabel: s.rec.Labels.Mount,
 		Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion, AllowedAnnotations: h.Annotations,
 	}, "/"+waitProgram, s.limits())
 	if err != nil {
@@ -82,7 +83,7 @@ func (s *sandbox) endContainer(ctx context.Context) error {
 
 // mountWaiter makes the root file system of a sandbox container: a file system of
 // its own, for the one that the state directory is on may forbid to execute.
-func (e *Engine) mountWaiter(id string, root owner) error {
+func (e *Engine) mountWaiter(id string, root owner, label string) error {
 	program, err := staticelf.Wait()
 	if err != nil {
 		return err
@@ -91,7 +92,11 @@ func (e *Engine) mountWaiter(id string, root owner) error {
 	if err := e.makeRootfsDir(id, root); err != nil {
 		return err
 	}
-	if err := unix.Mount("sandbox", rootfs, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size=64k"); err != nil {
+	options := "mode=755,size=64k"
+	if label != "" {
+		options += fmt.Sprintf(",context=%q", label) // it contains commas
+	}
+	if err := unix.Mount("sandbox", rootfs, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", rootfs, err)
 	}
 	//nolint:gosec // it is a program

@@ -197,10 +197,10 @@ func (s *sandbox) startInfra(ctx context.Context) error {
 	if err := e.opts.Cgroups.Create(s.infraCgroup()); err != nil {
 		return err
 	}
-	as := nobodyOf(s.rec.Config.M)
+	as := lastIDs(s.rec.Config.M)
 	pid, err := e.opts.Shim.StartInfra(ctx, shim.InfraRequest{
 		ID: s.rec.ID, NetNS: ns.Net, IPC: ns.IPC, UTS: ns.UTS, User: ns.User, UID: as.uid, GID: as.gid, CgroupPath: s.infraCgroup(),
-		MountLabel: s.rec.Labels.Mount, ProcessLabel: s.rec.Labels.Process,
+		MountLabel: s.rec.Labels.Mount, ProcessLabel: s.rec.Labels.Process, AppArmor: e.opts.Host.AppArmorDefault,
 	})
 	if err != nil {
 		return err

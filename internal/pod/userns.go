@@ -39,15 +39,13 @@ func rootOf(cfg *runtimeapi.PodSandboxConfig) owner {
 	return owner{uids[0].HostID, gids[0].HostID}
 }
 
-// nobodyOf is who a process of ours without rights is in a user namespace: its
-// last ID, or nobody if that is mapped.
-func nobodyOf(cfg *runtimeapi.PodSandboxConfig) owner {
-	const nobody = 65534
+// lastIDs are the last IDs of a pod's user namespace, which images do not use: those of the pod's init process.
+func lastIDs(cfg *runtimeapi.PodSandboxConfig) owner {
 	uids, gids, ok := spec.UserNamespace(cfg)
 	if !ok {
 		return owner{}
 	}
-	return owner{min(nobody, uids[0].Size-1), min(nobody, gids[0].Size-1)}
+	return owner{uids[0].Size - 1, gids[0].Size - 1}
 }
 
 // mapping is how images are to be mounted for the pod: nil without a user

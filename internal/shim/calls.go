@@ -53,6 +53,7 @@ func (c *Client) StartInfra(ctx context.Context, req InfraRequest) (int, error) 
 		return l.shim.StartInfra(ctx, &wire.StartInfraRequest{
 			Id: req.ID, NetNs: req.NetNS, IpcNs: req.IPC, UtsNs: req.UTS, CgroupPath: req.CgroupPath,
 			UserNs: req.User, Uid: req.UID, Gid: req.GID, MountLabel: req.MountLabel, ProcessLabel: req.ProcessLabel,
+			ApparmorProfile: req.AppArmor,
 		})
 	})
 	if err != nil {

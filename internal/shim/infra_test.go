@@ -53,7 +53,7 @@ func TestInfraInUserNamespace(t *testing.T) {
 	h.must(err)
 	status, err := os.ReadFile("/proc/" + itoa(pid) + "/status")
 	h.must(err)
-	for _, want := range []string{"Uid:\t" + itoa(12<<16+65534), "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "NSpid:\t" + itoa(pid) + "\t1"} {
+	for _, want := range []string{"Uid:\t" + itoa(12<<16+65534), "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "NSpid:\t" + itoa(pid) + "\t1"} {
 		if !strings.Contains(string(status), want) {
 			t.Errorf("status has no %q:\n%s", want, status)
 		}
@@ -95,7 +95,7 @@ func checkInfra(t *testing.T, h *host, pid int) {
 	t.Helper()
 	status, err := os.ReadFile("/proc/" + itoa(pid) + "/status")
 	h.must(err)
-	for _, want := range []string{"Uid:\t65534\t65534", "Gid:\t65534\t65534", "CapBnd:\t0000000000000000", "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "NSpid:\t" + itoa(pid) + "\t1"} {
+	for _, want := range []string{"Uid:\t2147483647\t2147483647", "Gid:\t2147483647\t2147483647", "CapPrm:\t0000000000000000", "Seccomp:\t2", "CapBnd:\t0000000000000000", "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "NSpid:\t" + itoa(pid) + "\t1"} {
 		if !strings.Contains(string(status), want) {
 			t.Errorf("status has no %q:\n%s", want, status)
 		}

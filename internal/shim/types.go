@@ -147,4 +147,6 @@ type InfraRequest struct {
 	CgroupPath string
 	// MountLabel and ProcessLabel are the SELinux labels of its root and of itself; empty for none.
 	MountLabel, ProcessLabel string
+	// AppArmor is the profile that confines it; empty for none.
+	AppArmor string
 }

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"math"
 	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -22,13 +23,13 @@ const (
 const (
 	// sandboxOOMScoreAdj is the score of what all containers of a pod depend on.
 	sandboxOOMScoreAdj = -998
-	// sandboxUser runs the program of a sandbox container, unless the pod's user namespace may not have it.
-	sandboxUser = 65534
+	// sandboxUser runs the program of a sandbox container outside of a user namespace: one that images do not use.
+	sandboxUser = math.MaxInt32
 )
 
 // BuildSandbox makes the spec of the container that stands for a pod in front of
 // a runtime with sandboxes: it has the namespaces of the pod and runs a program of
-// the root file system. Config, Image and the labels of the input are not used.
+// the root file system. Config and Image of the input are not used.
 func BuildSandbox(in Input, program string, resources *runtimeapi.LinuxContainerResources) (*specs.Spec, error) {
 	shared := in.Pod.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	pid := shared.GetPid()
@@ -39,7 +40,7 @@ func BuildSandbox(in Input, program string, resources *runtimeapi.LinuxContainer
 		NamespaceOptions: &runtimeapi.NamespaceOption{Network: shared.GetNetwork(), Ipc: shared.GetIpc(), Pid: pid},
 		ReadonlyRootfs:   true,
 	}}}
-	linux := &specs.Linux{CgroupsPath: in.CgroupsPath, Sysctl: in.Pod.GetLinux().GetSysctls()}
+	linux := &specs.Linux{CgroupsPath: in.CgroupsPath, MountLabel: in.MountLabel, Sysctl: in.Pod.GetLinux().GetSysctls()}
 	var err error
 	if linux.Namespaces, err = namespaces(in); err != nil {
 		return nil, err
@@ -50,13 +51,14 @@ func BuildSandbox(in Input, program string, resources *runtimeapi.LinuxContainer
 	user := specs.User{UID: sandboxUser, GID: sandboxUser}
 	var mapped bool
 	if linux.UIDMappings, linux.GIDMappings, mapped = UserNamespace(in.Pod); mapped {
-		user = specs.User{}
+		user = specs.User{UID: linux.UIDMappings[0].Size - 1, GID: linux.GIDMappings[0].Size - 1}
 	}
 	score := max(sandboxOOMScoreAdj, in.Host.MinOOMScoreAdj)
 	return &specs.Spec{
 		Version: choose(in.OCIVersion, defaultOCIVersion),
 		Process: &specs.Process{
 			Args: []string{program}, Cwd: "/", User: user, NoNewPrivileges: true, OOMScoreAdj: &score,
+			ApparmorProfile: in.Host.AppArmorDefault, SelinuxLabel: in.ProcessLabel,
 		},
 		Root:        &specs.Root{Path: in.Rootfs, Readonly: true},
 		Hostname:    in.Pod.GetHostname(),

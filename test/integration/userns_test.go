@@ -84,7 +84,7 @@ func TestUserNamespace(t *testing.T) {
 		equal(t, "owner of the first process on the host", usermap.Owner(t, "/proc/"+containerPID(t, c)), podRoot)
 		for what, want := range map[string]string{
 			"/": "0 0", "/bin/busybox": "0 0", "/volume": "0 0", "/volume/of33": "33 33", "/etc/given": "0 0",
-			"/dev/shm": "0 0", "/dev/mqueue": "0 0", "/etc/hosts": "0 0", "/etc/resolv.conf": "0 0", "/etc/hostname": "0 0", "/proc/1": "65534 65534",
+			"/dev/shm": "0 0", "/dev/mqueue": "0 0", "/etc/hosts": "0 0", "/etc/resolv.conf": "0 0", "/etc/hostname": "0 0", "/proc/1": "65535 65535",
 		} {
 			equal(t, "owner of "+what, c.Output("stat", "-c", "%u %g", what), want)
 		}

@@ -15,7 +15,7 @@ import (
 //	4  a pipe, into which it writes 4 bytes: the ID of its child
 //
 // It enters the user namespace as root, makes a PID namespace that this one
-// owns, becomes uid and gid in there, which takes its capabilities away, and
+// owns, empties the bounding set, becomes uid and gid in there, and
 // starts a sibling (CLONE_PARENT), which closes both and goes on as pause. Then
 // it ends, with the number of the error if there was one.
 func Enter(uid, gid uint32) ([]byte, error) { return build(enter(uid, gid), runtime.GOARCH) }
@@ -42,25 +42,38 @@ var (
 		0xb8, 0x34, 0x01, 0x00, 0x00, // mov eax,308 (setns)
 		0x0f, 0x05, // syscall
 		0x85, 0xc0, // test eax,eax
-		0x0f, 0x85, 0x8b, 0x00, 0x00, 0x00, // jne a4 fail
+		0x0f, 0x85, 0x32, 0x00, 0x00, 0x00, // jne fail
 		0x31, 0xff, // xor edi,edi
 		0x31, 0xf6, // xor esi,esi
 		0x31, 0xd2, // xor edx,edx
 		0xb8, 0x75, 0x00, 0x00, 0x00, // mov eax,117 (setresuid)
 		0x0f, 0x05, // syscall
 		0x85, 0xc0, // test eax,eax
-		0x75, 0x7a, // jne a4 fail
+		0x75, 0x21, // jne fail
 		0xbf, 0x00, 0x00, 0x00, 0x20, // mov edi, CLONE_NEWPID
 		0xb8, 0x10, 0x01, 0x00, 0x00, // mov eax,272 (unshare)
 		0x0f, 0x05, // syscall
 		0x85, 0xc0, // test eax,eax
-		0x75, 0x6a, // jne a4 fail
+		0x75, 0x11, // jne fail
 		0x31, 0xff, // xor edi,edi
 		0x31, 0xf6, // xor esi,esi
 		0xb8, 0x74, 0x00, 0x00, 0x00, // mov eax,116 (setgroups)
 		0x0f, 0x05, // syscall
 		0x85, 0xc0, // test eax,eax
-		0x75, 0x5b, // jne a4 fail
+		0x75, 0x02, // jne fail
+		0xeb, 0x0b, // jmp over it
+		0x89, 0xc7, // mov edi,eax (fail)
+		0xf7, 0xdf, // neg edi
+		0xb8, 0xe7, 0x00, 0x00, 0x00, // mov eax,231 (exit_group)
+		0x0f, 0x05, // syscall
+		0x31, 0xdb, // xor ebx,ebx
+		0xbf, 0x18, 0x00, 0x00, 0x00, // mov edi,24 (PR_CAPBSET_DROP)
+		0x89, 0xde, // mov esi,ebx
+		0xb8, 0x9d, 0x00, 0x00, 0x00, // mov eax,157 (prctl)
+		0x0f, 0x05, // syscall
+		0xff, 0xc3, // inc ebx
+		0x83, 0xfb, 0x40, // cmp ebx,64
+		0x75, 0xeb, // jne to mov edi,24
 	}
 	resgidX86 = []byte{
 		0x89, 0xfe, // mov esi,edi
@@ -114,22 +127,30 @@ var (
 		0xd2a20001, // mov x1, #268435456
 		0xd2802188, // mov x8, #268 (setns)
 		0xd4000001, // svc #0
-		0xb50005c0, // cbnz x0 fail
+		0xb50006c0, // cbnz x0 fail
 		0xd2800000, // mov x0, #0
 		0xd2800001, // mov x1, #0
 		0xd2800002, // mov x2, #0
 		0xd2801268, // mov x8, #147 (setresuid)
 		0xd4000001, // svc #0
-		0xb5000500, // cbnz x0 fail
+		0xb5000600, // cbnz x0 fail
 		0xd2a40000, // mov x0, #536870912
 		0xd2800c28, // mov x8, #97 (unshare)
 		0xd4000001, // svc #0
-		0xb5000480, // cbnz x0 fail
+		0xb5000580, // cbnz x0 fail
 		0xd2800000, // mov x0, #0
 		0xd2800001, // mov x1, #0
 		0xd28013e8, // mov x8, #159 (setgroups)
 		0xd4000001, // svc #0
-		0xb50003e0, // cbnz x0 fail
+		0xb50004e0, // cbnz x0 fail
+		0xaa1f03f3, // mov x19, #0
+		0xb27d07e0, // mov x0, #24 (PR_CAPBSET_DROP)
+		0xaa1303e1, // mov x1, x19
+		0xd28014e8, // mov x8, #167 (prctl)
+		0xd4000001, // svc #0
+		0x91000673, // add x19, x19, #1
+		0xf101027f, // cmp x19, #64
+		0x54ffff41, // b.ne to mov x0, #24
 	)
 	resgidARM = words(
 		0x2a0003e1, // mov w1, w0

@@ -136,9 +136,9 @@ var fail = map[string][]byte{
 
 // pause ends when its stdin does before it got a byte: whoever started it died
 // before taking note of it.
-var pause = join(reap, word, forever, fail)
+var pause = join(reap, confinePause, word, forever, fail)
 
-var wait = join(reap, forever)
+var wait = join(reap, confineWait, forever)
 
 // join makes a program of its parts.
 func join(parts ...map[string][]byte) map[string]program {
@@ -156,11 +156,11 @@ func join(parts ...map[string][]byte) map[string]program {
 // Exit returns the program that exits with 0, for this machine.
 func Exit() ([]byte, error) { return build(exit, runtime.GOARCH) }
 
-// Pause returns the program that awaits a byte on its stdin, then reaps and waits,
-// for this machine. It ends when stdin does first.
+// Pause returns the program that confines itself, awaits a byte on its stdin, closes that,
+// then reaps and waits, for this machine. It ends when stdin does first.
 func Pause() ([]byte, error) { return build(pause, runtime.GOARCH) }
 
-// Wait returns the program that reaps and waits, for this machine.
+// Wait returns the program that confines itself, reaps and waits, for this machine.
 func Wait() ([]byte, error) { return build(wait, runtime.GOARCH) }
 
 // build wraps code into a static executable with one read-only, executable segment.

@@ -1,11 +1,13 @@
 package supervisor
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,10 +22,12 @@ import (
 )
 
 const (
-	// nobody is the user an infra process runs as.
-	nobody = 65534
 	// infraOOMScore is the oom_score_adj of an infra process, on which all containers of a pod depend.
 	infraOOMScore = -998
+	// infraUser is the user that an infra process runs as outside of a user namespace: one that images do not use.
+	infraUser = math.MaxInt32
+	// confineDeadline bounds how long an infra process may take to confine itself.
+	confineDeadline = 30 * time.Second
 	// pauseProgram is in an infra process's root directory, which holds only such
 	// programs, and is what all of them are called.
 	pauseProgram = "pause"
@@ -125,6 +129,33 @@ func (c *container) tryStartInfra(req *wire.StartInfraRequest) error {
 	if _, err := word.Write([]byte{1}); err != nil {
 		return fmt.Errorf("let it go on: %w", err)
 	}
+	return awaitConfined(word)
+}
+
+// awaitConfined returns when the program of an infra process has read its byte and closed the pipe, which it does once it has
+// confined itself. No container may join its PID namespace before.
+func awaitConfined(word *os.File) error {
+	fds := []unix.PollFd{{Fd: int32(word.Fd())}} //nolint:gosec // descriptors are small
+	for deadline := time.Now().Add(confineDeadline); ; {
+		left := time.Until(deadline)
+		n, err := unix.Poll(fds, int(max(left, 0).Milliseconds()))
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return fmt.Errorf("wait until it is confined: %w", err)
+		case n == 0:
+			return fmt.Errorf("it has not confined itself within %v", confineDeadline)
+		}
+		break
+	}
+	unread, err := unix.IoctlGetInt(int(word.Fd()), unix.TIOCINQ)
+	if err != nil {
+		return fmt.Errorf("see whether it is confined: %w", err)
+	}
+	if unread > 0 {
+		return errors.New("it has ended without confining itself")
+	}
 	return nil
 }
 
@@ -144,7 +175,7 @@ func (s *Supervisor) infraRoot(req *wire.StartInfraRequest) (root, name string, 
 		return "", "", fmt.Errorf("make infra root: %w", err)
 	}
 	path := filepath.Join(root, name)
-	if exists(path) {
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, program) { // not that of an older version
 		return root, name, nil
 	}
 	if err := os.WriteFile(path+".new", program, 0o555); err != nil { //nolint:gosec // it is a program
@@ -176,7 +207,7 @@ func spawnInfra(root, program string, stdin *os.File, req *wire.StartInfraReques
 			Dir: "/", Files: []uintptr{stdin.Fd()},
 			Sys: &syscall.SysProcAttr{
 				Setsid: true, Cloneflags: syscall.CLONE_NEWPID,
-				Credential: &syscall.Credential{Uid: nobody, Gid: nobody},
+				Credential: &syscall.Credential{Uid: infraUser, Gid: infraUser},
 			},
 		})
 		if err != nil {
@@ -241,8 +272,13 @@ func enterInfra(root string, req *wire.StartInfraRequest) error {
 			return err
 		}
 	}
-	if err := labelNext(req.ProcessLabel); err != nil {
+	if err := labelNext("exec", "SELinux label", req.ProcessLabel); err != nil {
 		return err
+	}
+	if req.ApparmorProfile != "" {
+		if err := labelNext("apparmor/exec", "AppArmor profile", "exec "+req.ApparmorProfile); err != nil {
+			return err
+		}
 	}
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare mount namespace: %w", err)
@@ -261,13 +297,13 @@ func enterInfra(root string, req *wire.StartInfraRequest) error {
 	return nil
 }
 
-// labelNext gives what the thread executes next an SELinux label. Children of the thread inherit that.
-func labelNext(label string) error {
+// labelNext gives what the thread executes next a label of a security module. Children of the thread inherit that.
+func labelNext(file, what, label string) error {
 	if label == "" {
 		return nil
 	}
-	if err := os.WriteFile("/proc/thread-self/attr/exec", []byte(label), 0); err != nil {
-		return fmt.Errorf("set SELinux label %s: %w", label, err)
+	if err := os.WriteFile("/proc/thread-self/attr/"+file, []byte(label), 0); err != nil {
+		return fmt.Errorf("set %s %s: %w", what, label, err)
 	}
 	return nil
 }

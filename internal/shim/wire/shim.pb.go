@@ -761,10 +761,12 @@ type StartInfraRequest struct {
 	Uid    uint32 `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
 	Gid    uint32 `protobuf:"varint,8,opt,name=gid,proto3" json:"gid,omitempty"`
 	// The SELinux labels of its root and of itself; empty for none.
-	MountLabel    string `protobuf:"bytes,9,opt,name=mount_label,json=mountLabel,proto3" json:"mount_label,omitempty"`
-	ProcessLabel  string `protobuf:"bytes,10,opt,name=process_label,json=processLabel,proto3" json:"process_label,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MountLabel   string `protobuf:"bytes,9,opt,name=mount_label,json=mountLabel,proto3" json:"mount_label,omitempty"`
+	ProcessLabel string `protobuf:"bytes,10,opt,name=process_label,json=processLabel,proto3" json:"process_label,omitempty"`
+	// The AppArmor profile of it; empty for none.
+	ApparmorProfile string `protobuf:"bytes,11,opt,name=apparmor_profile,json=apparmorProfile,proto3" json:"apparmor_profile,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *StartInfraRequest) Reset() {
@@ -863,6 +865,13 @@ func (x *StartInfraRequest) GetMountLabel() string {
 func (x *StartInfraRequest) GetProcessLabel() string {
 	if x != nil {
 		return x.ProcessLabel
+	}
+	return ""
+}
+
+func (x *StartInfraRequest) GetApparmorProfile() string {
+	if x != nil {
+		return x.ApparmorProfile
 	}
 	return ""
 }
@@ -1854,7 +1863,7 @@ const file_shim_proto_rawDesc = "" +
 	"\rdeadline_nano\x18\x04 \x01(\x03R\fdeadlineNano\":\n" +
 	"\rStartResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x17\n" +
-	"\aat_nano\x18\x02 \x01(\x03R\x06atNano\"\x8c\x02\n" +
+	"\aat_nano\x18\x02 \x01(\x03R\x06atNano\"\xb7\x02\n" +
 	"\x11StartInfraRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06net_ns\x18\x02 \x01(\tR\x05netNs\x12\x15\n" +
@@ -1868,7 +1877,8 @@ const file_shim_proto_rawDesc = "" +
 	"\vmount_label\x18\t \x01(\tR\n" +
 	"mountLabel\x12#\n" +
 	"\rprocess_label\x18\n" +
-	" \x01(\tR\fprocessLabel\"5\n" +
+	" \x01(\tR\fprocessLabel\x12)\n" +
+	"\x10apparmor_profile\x18\v \x01(\tR\x0fapparmorProfile\"5\n" +
 	"\vKillRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x9b\x01\n" +
