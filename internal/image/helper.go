@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -51,7 +50,7 @@ func askHelper(ctx context.Context, name, host string) (account, error) {
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = helperDrain
 	err := cmd.Run()
-	switch text := output.String(); {
+	switch text := string(output.kept); {
 	case ctx.Err() != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return account{}, fmt.Errorf("credential helper %s did not answer for %s: %w", helperPrefix+name, helperTimeout, errdefs.ErrUnavailable)
 	case output.full:
@@ -63,7 +62,7 @@ func askHelper(ctx context.Context, name, host string) (account, error) {
 		return account{}, fmt.Errorf("credential helper %s: %w: %w", helperPrefix+name, err, errdefs.ErrFailedPrecondition)
 	}
 	var answer struct{ Username, Secret string }
-	if json.Unmarshal(output.Bytes(), &answer) != nil {
+	if json.Unmarshal(output.kept, &answer) != nil {
 		return account{}, fmt.Errorf("credential helper %s printed no JSON: %w", helperPrefix+name, errdefs.ErrFailedPrecondition)
 	}
 	if answer.Username == helperTokenUser {
@@ -74,17 +73,17 @@ func askHelper(ctx context.Context, name, host string) (account, error) {
 
 // boundedOutput keeps the beginning of an output.
 type boundedOutput struct {
-	bytes.Buffer
+	kept  []byte
 	limit int
 	full  bool
 }
 
 // Write drops what exceeds the limit.
 func (b *boundedOutput) Write(p []byte) (int, error) {
-	room := b.limit - b.Len()
+	room := b.limit - len(b.kept)
 	if len(p) > room {
 		b.full = true
 	}
-	b.Buffer.Write(p[:min(len(p), room)])
+	b.kept = append(b.kept, p[:min(len(p), room)]...)
 	return len(p), nil
 }
