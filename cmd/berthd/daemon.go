@@ -193,6 +193,7 @@ func (d *daemon) openNetwork(ctx context.Context) (*network.Manager, error) {
 		BinDirs:       d.cfg.Network.CNIBinDirs,
 		Builtin:       d.cfg.Network.Builtin,
 		BuiltinSubnet: subnet,
+		HostPorts:     d.cfg.Network.HostPorts,
 		Root:          filepath.Join(d.cfg.Root, "network"),
 		Instance:      d.instance,
 		Log:           d.log.With("part", "network"),
@@ -278,7 +279,7 @@ func (d *daemon) openEdge(ctx context.Context) (err error) {
 	d.edge = cri.New(cri.Options{
 		Engine: d.engine, Images: d.images, Sessions: d.sessions, Meter: d.metrics, Log: d.log.With("part", "cri"),
 		Version: version.Version, CgroupDriver: driver, Config: shownConfig{d.cfg, d.cfg.State}, Plugins: d.plugins.State,
-		CheckCRIU: new(ociruntime.CRIU).Check,
+		CheckCRIU: new(ociruntime.CRIU).Check, SawKubelet: d.network.SawKubelet,
 	})
 	return nil
 }

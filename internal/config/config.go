@@ -52,6 +52,7 @@ type Network struct {
 	CNIBinDirs    []string `json:"cni_bin_dirs"   toml:"cni_bin_dirs"`
 	Builtin       string   `json:"builtin"        toml:"builtin"`
 	BuiltinSubnet []string `json:"builtin_subnet" toml:"builtin_subnet"`
+	HostPorts     string   `json:"host_ports"     toml:"host_ports"`
 }
 
 // The values of Network.Builtin.
@@ -62,6 +63,14 @@ const (
 	BuiltinAlways = "always"
 	// BuiltinNever waits for a CNI configuration and reports the network as not ready until there is one.
 	BuiltinNever = "never"
+)
+
+// The values of Network.HostPorts.
+const (
+	// HostPortsAuto opens host ports unless a plugin of the CNI network does.
+	HostPortsAuto = "auto"
+	// HostPortsNever leaves host ports to the CNI network.
+	HostPortsNever = "never"
 )
 
 // Runtime is which OCI runtimes there are and which is used by default.
@@ -162,6 +171,7 @@ func Default() *Config {
 			CNIBinDirs:    []string{"/opt/cni/bin", "/usr/lib/cni"},
 			Builtin:       BuiltinAuto,
 			BuiltinSubnet: []string{},
+			HostPorts:     HostPortsAuto,
 		},
 		Runtime: Runtime{CgroupDriver: CgroupDriverAuto, Handlers: builtinHandlers()},
 		NRI:     defaultNRI(),

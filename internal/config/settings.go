@@ -78,13 +78,17 @@ func networkSection(n *Network) section {
 			doc:   "Directories that are searched for CNI plugins, in this order.",
 			check: func() string { return checkDirs(n.CNIBinDirs) }},
 		{key: "builtin", value: &n.Builtin, example: `"auto"`,
-			doc: "When to use the built-in bridge network: auto (while cni_conf_dir holds no configuration), always, or\n" +
-				"never (pods wait for a CNI configuration).",
+			doc: "When to use the built-in bridge network: auto (while cni_conf_dir holds no configuration, and never for the\n" +
+				"pods of a kubelet, which wait for one), always, or never (pods wait for a CNI configuration).",
 			check: func() string { return checkOneOf(n.Builtin, BuiltinAuto, BuiltinAlways, BuiltinNever) }},
 		{key: "builtin_subnet", value: &n.BuiltinSubnet, example: `["10.85.0.0/16", "fd62:e7c4:1a85::/64"]`, single: true,
 			doc: "Addresses of the built-in network: an IPv4 subnet, an IPv6 subnet, or one of each. Empty means 10.85.0.0/16\n" +
 				"and fd62:e7c4:1a85::/64 with the default root, and with any other root subnets that are free on this host.",
 			check: func() string { return checkSubnets(n.BuiltinSubnet) }},
+		{key: "host_ports", value: &n.HostPorts, example: `"auto"`,
+			doc: "Who opens the host ports of pods in a CNI network: auto (a plugin with the capability portMappings, or\n" +
+				"Cilium, else Berth) or never (the network, or none). The built-in network always opens them.",
+			check: func() string { return checkOneOf(n.HostPorts, HostPortsAuto, HostPortsNever) }},
 	}}
 }
 

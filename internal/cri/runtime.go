@@ -134,6 +134,9 @@ func (s *runtimeService) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfi
 // network's own configuration decides which addresses pods get.
 func (s *runtimeService) UpdateRuntimeConfig(ctx context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
 	if cidr := req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
+		if s.SawKubelet != nil {
+			s.SawKubelet("pod range " + cidr)
+		}
 		s.Log.InfoContext(ctx, "kubelet announces a pod range; the network's own configuration decides", "cidr", cidr)
 	}
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil

@@ -34,6 +34,8 @@ type Options struct {
 	Config any
 	// Plugins says whether NRI plugins take part; nil is a node without NRI.
 	Plugins func() nri.State
+	// SawKubelet is called when a client shows itself to be a kubelet; it may be nil.
+	SawKubelet func(sign string)
 	// CheckCRIU is nil if CRIU works here, and else says why not.
 	CheckCRIU func(context.Context) error
 }
@@ -65,6 +67,9 @@ func New(o Options) *Server {
 
 // Serve answers calls on l until [Server.Shutdown]. It closes l.
 func (s *Server) Serve(l net.Listener) error {
+	if s.SawKubelet != nil {
+		l = clients{l, s.SawKubelet}
+	}
 	if err := s.grpc.Serve(l); err != nil {
 		return fmt.Errorf("serve the CRI on %s: %w", l.Addr(), err)
 	}

@@ -42,7 +42,11 @@ type bridge struct {
 
 // attach connects a pod and returns its result.
 func (b *bridge) attach(pod Pod, ports []port, device netlink.Link, nets subnets) (Result, error) {
-	held, err := b.ledger.claim(lease{ID: pod.ID, Pod: pod.String(), Network: Builtin, Ports: ports, Published: true}, nets)
+	limits, err := bandwidthOf(pod.Annotations)
+	if err != nil {
+		return Result{}, err
+	}
+	held, err := b.ledger.claim(lease{ID: pod.ID, Pod: pod.String(), Network: Builtin, Ports: ports, Published: true, Bandwidth: limits}, nets)
 	if err != nil {
 		return Result{}, err
 	}
@@ -75,6 +79,14 @@ func (b *bridge) join(pod Pod, held *lease, device netlink.Link) (netlink.Link, 
 	host, err := b.plug(pod, held, device)
 	if err != nil {
 		return nil, nil, err
+	}
+	if held.Bandwidth != (bandwidth{}) {
+		if host, err = netlink.LinkByName(vethName(pod.ID)); err != nil {
+			return nil, nil, fmt.Errorf("look up device %s: %w", vethName(pod.ID), err)
+		}
+		if err := shape(host, held); err != nil {
+			return nil, nil, err
+		}
 	}
 	addresses, err := configurePod(pod, held.Addresses)
 	return host, addresses, err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,6 +25,10 @@ const (
 	capabilityPorts       = "portMappings"
 	capabilityDNS         = "dns"
 	capabilityAnnotations = "io.kubernetes.cri.pod-annotations"
+	capabilityBandwidth   = "bandwidth"
+	capabilityCgroup      = "cgroupPath"
+	// ciliumPlugin opens host ports itself, without claiming the capability.
+	ciliumPlugin = "cilium-cni"
 )
 
 // statusSince is the version of the specification that has STATUS and GC; CHECK came with checkSince.
@@ -40,7 +45,9 @@ type cni struct {
 	lib      *libcni.CNIConfig
 	uncached *libcni.CNIConfig // for stand-ins: leaves the cached result alone
 	standIns string            // directory of the namespaces of stand-ins
-	log      *slog.Logger
+
+	hostPorts bool // host ports are opened unless a plugin does
+	log       *slog.Logger
 
 	mu     sync.Mutex
 	conf   *configuration
@@ -77,7 +84,7 @@ func (c *cni) loaded() *configuration {
 func (c *cni) plan(conf *configuration) Plan {
 	return Plan{
 		Kind: CNI, Network: conf.list.Name, IfName: podDevice, Config: conf.raw,
-		HostPorts: !claims(conf.list, capabilityPorts),
+		HostPorts: c.hostPorts && !opensHostPorts(conf.list),
 	}
 }
 
@@ -251,6 +258,12 @@ func capabilities(pod Pod) map[string]any {
 	if len(pod.Annotations) > 0 {
 		args[capabilityAnnotations] = pod.Annotations
 	}
+	if limits := bandwidthArgs(pod.Annotations); limits != nil {
+		args[capabilityBandwidth] = limits
+	}
+	if pod.CgroupParent != "" {
+		args[capabilityCgroup] = pod.CgroupParent
+	}
 	return args
 }
 
@@ -264,7 +277,7 @@ func interpret(plan Plan, answer cnitypes.Result) (Result, []netip.Prefix, error
 	if err != nil {
 		return Result{}, nil, fmt.Errorf("network %s: %w", plan.Network, err)
 	}
-	result := Result{IPs: ips}
+	result := Result{IPs: primaryFirst(ips)}
 	if len(addresses) == 0 {
 		return Result{}, nil, fmt.Errorf("network %s: its plugins gave the pod no address: %w", plan.Network, errdefs.ErrFailedPrecondition)
 	}
@@ -272,6 +285,15 @@ func interpret(plan Plan, answer cnitypes.Result) (Result, []netip.Prefix, error
 		return Result{}, nil, fmt.Errorf("network %s: keep result: %w", plan.Network, err)
 	}
 	return result, addresses, nil
+}
+
+// primaryFirst moves the first IPv4 address to the front: it is the pod's primary address, as containerd has it.
+func primaryFirst(ips []netip.Addr) []netip.Addr {
+	i := slices.IndexFunc(ips, netip.Addr.Is4)
+	if i <= 0 {
+		return ips
+	}
+	return slices.Insert(slices.Delete(slices.Clone(ips), i, i+1), 0, ips[i])
 }
 
 // addressesOf takes the addresses of a device of the pod out of a result; those of other interfaces in it are the host's.

@@ -305,20 +305,22 @@ exit 0`)
 // What plugins are told: the pod, and what they claim a capability for.
 func TestPluginArguments(t *testing.T) {
 	r := withList(t, `{"cniVersion": "1.0.0", "name": "told", "plugins": [{"type": "teller",
-		"capabilities": {"portMappings": true, "dns": true, "io.kubernetes.cri.pod-annotations": true}}]}`, ownBin)
+		"capabilities": {"portMappings": true, "dns": true, "bandwidth": true, "cgroupPath": true,
+			"io.kubernetes.cri.pod-annotations": true}}]}`, ownBin)
 	log := filepath.Join(r.dir, "told")
 	r.plugin("teller", versions+`{ echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS"; echo "$CNI_ARGS"; cat; echo; } >>`+log+`
-[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"x"},{"name":"veth"}],"ips":[{"address":"10.1.1.1/24","interface":1},{"address":"10.2.2.2/24","interface":0},{"address":"fd00::2/64","interface":0}]}'
+[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"x"},{"name":"veth"}],"ips":[{"address":"10.1.1.1/24","interface":1},{"address":"fd00::2/64","interface":0},{"address":"10.2.2.2/24","interface":0}]}'
 exit 0`)
 	pod := r.pod("a", PortMapping{ContainerPort: 80, HostPort: 8080, HostIP: "127.0.0.1"}, PortMapping{ContainerPort: 81})
 	pod.DNS = DNS{Servers: []string{"192.0.2.53"}, Searches: []string{"example.org"}}
-	pod.Annotations = map[string]string{"color": "blue"}
+	pod.Annotations = map[string]string{annotationIngress: "10M", annotationEgress: "1.5k"}
+	pod.CgroupParent = "/kubepods/pod1"
 	plan, err := r.Plan(pod)
 	must(t, err)
 	result, err := r.Attach(t.Context(), pod, plan)
 	must(t, err)
 	if got := fmt.Sprint(result.IPs); got != "[10.2.2.2 fd00::2]" {
-		t.Errorf("addresses %s, want those of the pod's device only", got)
+		t.Errorf("addresses %s, want those of the pod's device only, IPv4 first", got)
 	}
 	must(t, r.Detach(t.Context(), pod, plan))
 	raw, err := os.ReadFile(log)
@@ -327,7 +329,9 @@ exit 0`)
 		"ADD " + pod.ID + " eth0 " + pod.NetNS, "DEL " + pod.ID + " eth0 " + pod.NetNS,
 		"IgnoreUnknown=1;K8S_POD_NAMESPACE=test;K8S_POD_NAME=a;K8S_POD_INFRA_CONTAINER_ID=" + pod.ID + ";K8S_POD_UID=uid-a",
 		`"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":"127.0.0.1"}]`,
-		`"dns":{"searches":["example.org"],"servers":["192.0.2.53"]}`, `"io.kubernetes.cri.pod-annotations":{"color":"blue"}`,
+		`"dns":{"searches":["example.org"],"servers":["192.0.2.53"]}`,
+		`"io.kubernetes.cri.pod-annotations":{"kubernetes.io/egress-bandwidth":"1.5k","kubernetes.io/ingress-bandwidth":"10M"}`,
+		`"bandwidth":{"egressBurst":4294967295,"egressRate":1500,"ingressBurst":4294967295,"ingressRate":10000000}`, `"cgroupPath":"/kubepods/pod1"`,
 	} {
 		if !strings.Contains(normal(string(raw)), normal(want)) {
 			t.Errorf("plugins were not told %s, but\n%s", want, raw)

@@ -200,6 +200,12 @@ func claims(list *libcni.NetworkConfigList, capability string) bool {
 	return slices.ContainsFunc(list.Plugins, func(p *libcni.PluginConfig) bool { return p.Network.Capabilities[capability] })
 }
 
+// opensHostPorts reports whether a plugin of the list opens host ports.
+func opensHostPorts(list *libcni.NetworkConfigList) bool {
+	return claims(list, capabilityPorts) ||
+		slices.ContainsFunc(list.Plugins, func(p *libcni.PluginConfig) bool { return p.Network.Type == ciliumPlugin })
+}
+
 // pluginTypes lists the plugins that a list runs, those for addresses included.
 func pluginTypes(list *libcni.NetworkConfigList) []string {
 	var names []string
@@ -225,6 +231,12 @@ func missingPlugin(list *libcni.NetworkConfigList, dirs []string) error {
 		}
 	}
 	return nil
+}
+
+// errNotForKubelet says that pods of a kubelet wait for a CNI configuration.
+func errNotForKubelet(dir string) error {
+	return fmt.Errorf("no CNI configuration in %s, and network.builtin \"auto\" serves no pods of a kubelet: install a CNI network, or set network.builtin to \"always\": %w",
+		dir, errdefs.ErrFailedPrecondition)
 }
 
 // errNoConfiguration says that there is no CNI configuration at all.

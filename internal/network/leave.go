@@ -82,7 +82,7 @@ func (m *Manager) giveBack(id string) error {
 // gone ends the lease of a pod whose devices and ports are gone.
 func (m *Manager) gone(id string) error {
 	if held := m.ledger.get(id); held != nil && held.Network == Builtin {
-		if err := m.guard.dismiss(held); err != nil {
+		if err := errors.Join(m.guard.dismiss(held), removeShaper(held)); err != nil {
 			return err
 		}
 	}

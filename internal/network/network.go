@@ -33,6 +33,12 @@ const (
 	BuiltinNever  = "never"  // pods wait for a CNI configuration
 )
 
+// Who opens host ports of pods in CNI networks.
+const (
+	HostPortsAuto  = "auto"  // a plugin that can, else Berth
+	HostPortsNever = "never" // the network
+)
+
 const (
 	// DefaultPluginTimeout bounds one call of all plugins of a network. Some wait for a controller in the cluster.
 	DefaultPluginTimeout = 90 * time.Second
@@ -50,6 +56,7 @@ type Options struct {
 	Builtin       string        // BuiltinAuto (also if empty), BuiltinAlways or BuiltinNever
 	BuiltinSubnet []string      // at most one of each family; empty: chosen by Instance
 	Root          string        // where leases and the cache of CNI results are kept
+	HostPorts     string        // HostPortsAuto (also if empty) or HostPortsNever
 	Instance      string        // tells daemons on one host apart; empty for the one with the default root
 	PluginTimeout time.Duration // 0: DefaultPluginTimeout
 	Log           *slog.Logger
@@ -83,6 +90,7 @@ type Manager struct {
 	leaving  map[string]chan struct{} // closed when the pod's device is gone
 	broken   error                    // why the built-in network could not be set up when it was last tried
 	mending  bool                     // a goroutine tries again
+	kubelet  bool                     // a kubelet uses this node
 }
 
 // New opens a manager and makes the host ports of the pods that are connected as they should be. It makes nothing else on
@@ -99,6 +107,7 @@ func New(ctx context.Context, options Options) (*Manager, error) {
 		return nil, err
 	}
 	m.firewall.ledger, m.bridge.ledger = m.ledger, m.ledger
+	m.kubelet = kubeletKnown(options.Root)
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := m.cni.removeStandIns(ctx); err != nil {
 		return nil, err
@@ -149,7 +158,7 @@ func newManager(options Options) (*Manager, error) {
 	m.bridge = &bridge{name: name, instance: options.Instance, configured: nets, firewall: m.firewall, guard: m.guard}
 	m.cni = &cni{
 		dir: options.ConfDir, bins: options.BinDirs, timeout: options.PluginTimeout, log: options.Log,
-		standIns: filepath.Join(options.Root, "stand-in"),
+		standIns: filepath.Join(options.Root, "stand-in"), hostPorts: options.HostPorts != HostPortsNever,
 		uncached: libcni.NewCNIConfigWithCacheDir(options.BinDirs, filepath.Join(options.Root, "uncached"), &plugins{}),
 		lib:      libcni.NewCNIConfigWithCacheDir(options.BinDirs, filepath.Join(options.Root, "cni"), &plugins{}),
 	}
@@ -180,8 +189,14 @@ func (m *Manager) Plan(pod Pod) (Plan, error) {
 	if err := pod.validate(); err != nil {
 		return Plan{}, err
 	}
+	if _, err := bandwidthOf(pod.Annotations); err != nil {
+		return Plan{}, fmt.Errorf("set up network for pod %s: %w", pod, err)
+	}
+	if pod.Kubelet {
+		m.SawKubelet("a pod of kubelet")
+	}
 	conf := m.cni.load()
-	kind, err := m.choose(conf)
+	kind, err := m.choose(conf, pod.Kubelet)
 	if err != nil {
 		return Plan{}, fmt.Errorf("set up network for pod %s: %w", pod, err)
 	}
@@ -191,8 +206,8 @@ func (m *Manager) Plan(pod Pod) (Plan, error) {
 	return Plan{Kind: Builtin, Network: m.bridge.name, IfName: podDevice, HostPorts: true}, nil
 }
 
-// choose says which kind of network new pods get under a configuration.
-func (m *Manager) choose(conf *configuration) (Kind, error) {
+// choose says which kind of network new pods get under a configuration: those of a kubelet, or others.
+func (m *Manager) choose(conf *configuration, kubelet bool) (Kind, error) {
 	switch {
 	case m.options.Builtin == BuiltinAlways:
 		return Builtin, nil
@@ -203,6 +218,8 @@ func (m *Manager) choose(conf *configuration) (Kind, error) {
 		return "", fmt.Errorf("%w: %w", conf.err, errdefs.ErrFailedPrecondition)
 	case m.options.Builtin == BuiltinNever:
 		return "", errNoConfiguration(m.options.ConfDir)
+	case kubelet:
+		return "", errNotForKubelet(m.options.ConfDir)
 	default:
 		return Builtin, nil
 	}

@@ -25,7 +25,7 @@ type Choice struct {
 // is none.
 func Choose(options Options) (Choice, error) {
 	conf := readConfiguration(options.ConfDir, nil)
-	kind, err := (&Manager{options: options}).choose(conf)
+	kind, err := (&Manager{options: options}).choose(conf, kubeletKnown(options.Root))
 	if err != nil || kind == Builtin {
 		return Choice{Kind: kind}, err
 	}

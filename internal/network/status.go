@@ -25,13 +25,13 @@ type status struct {
 // changed is asked in the background.
 func (m *Manager) Ready() error {
 	m.mu.Lock()
-	watched := m.watched
+	watched, kubelet := m.watched, m.kubelet
 	m.mu.Unlock()
 	conf := m.cni.loaded()
 	if !watched {
 		conf = m.cni.load()
 	}
-	kind, err := m.choose(conf)
+	kind, err := m.choose(conf, kubelet)
 	if err != nil {
 		return err
 	}

@@ -271,7 +271,7 @@ func (e *Engine) networkPod(rec *sandboxRecord) network.Pod {
 	pod := network.Pod{
 		ID: rec.ID, Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(),
 		NetNS: e.netns(rec.ID), Annotations: cfg.GetAnnotations(),
-		Sysctls: cfg.GetLinux().GetSysctls(),
+		Sysctls: cfg.GetLinux().GetSysctls(), CgroupParent: cfg.GetLinux().GetCgroupParent(), Kubelet: madeByKubelet(cfg),
 		DNS: network.DNS{
 			Servers: cfg.GetDnsConfig().GetServers(), Searches: cfg.GetDnsConfig().GetSearches(), Options: cfg.GetDnsConfig().GetOptions(),
 		},
@@ -286,6 +286,15 @@ func (e *Engine) networkPod(rec *sandboxRecord) network.Pod {
 		})
 	}
 	return pod
+}
+
+// sourceAnnotation is on each pod of a kubelet, and says where the kubelet has it from.
+const sourceAnnotation = "kubernetes.io/config.source"
+
+// madeByKubelet reports whether a kubelet has made a sandbox. Tools set the label too, but not the annotation.
+func madeByKubelet(cfg *runtimeapi.PodSandboxConfig) bool {
+	_, sourced := cfg.GetAnnotations()[sourceAnnotation]
+	return sourced && cfg.GetLabels()[podUIDLabel] == cfg.GetMetadata().GetUid()
 }
 
 func (e *Engine) namespaceDir(id string) string { return filepath.Join(e.opts.State, "ns", id) }

@@ -3,6 +3,7 @@ package hostcheck
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/berth-runtime/berth/internal/config"
@@ -45,6 +46,7 @@ func (f *facts) guard(builtin bool) {
 func (f *facts) choice(c *config.Config) (builtin bool) {
 	got, err := network.Choose(network.Options{
 		ConfDir: c.Network.CNIConfDir, BinDirs: c.Network.CNIBinDirs, Builtin: c.Network.Builtin,
+		Root: filepath.Join(c.Root, "network"),
 	})
 	switch {
 	case err != nil:
