@@ -23,6 +23,7 @@ import (
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/cri"
 	"github.com/berth-runtime/berth/internal/image"
+	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/internal/network"
 	"github.com/berth-runtime/berth/internal/notify"
 	"github.com/berth-runtime/berth/internal/nri"
@@ -211,13 +212,16 @@ func (d *daemon) connectShim(ctx context.Context) (*shim.Client, error) {
 }
 
 func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup.Host) error {
+	if err := namespace.PrepareNetDir(d.cfg.Network.NetNSDir); err != nil {
+		return err
+	}
 	d.openPlugins()
 	injectCDI, err := d.deviceSpecs()
 	if err != nil {
 		return err
 	}
 	engine, err := pod.Open(ctx, pod.Options{
-		Root: d.cfg.Root, State: d.cfg.State, Instance: d.instance,
+		Root: d.cfg.Root, State: d.cfg.State, Instance: d.instance, NetNSDir: d.cfg.Network.NetNSDir,
 		Images: d.images, Network: d.network, Shim: d.shim, Plugins: d.plugins,
 		Cgroups: cgroups, CgroupDriver: d.cgroupDriver(), Host: host,
 		InjectCDI: injectCDI,

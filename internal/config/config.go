@@ -53,6 +53,7 @@ type Network struct {
 	Builtin       string   `json:"builtin"        toml:"builtin"`
 	BuiltinSubnet []string `json:"builtin_subnet" toml:"builtin_subnet"`
 	HostPorts     string   `json:"host_ports"     toml:"host_ports"`
+	NetNSDir      string   `json:"netns_dir"      toml:"netns_dir"`
 }
 
 // The values of Network.Builtin.
@@ -172,6 +173,7 @@ func Default() *Config {
 			Builtin:       BuiltinAuto,
 			BuiltinSubnet: []string{},
 			HostPorts:     HostPortsAuto,
+			NetNSDir:      "/run/netns",
 		},
 		Runtime: Runtime{CgroupDriver: CgroupDriverAuto, Handlers: builtinHandlers()},
 		NRI:     defaultNRI(),

@@ -89,6 +89,10 @@ func networkSection(n *Network) section {
 			doc: "Who opens the host ports of pods in a CNI network: auto (a plugin with the capability portMappings, or\n" +
 				"Cilium, else Berth) or never (the network, or none). The built-in network always opens them.",
 			check: func() string { return checkOneOf(n.HostPorts, HostPortsAuto, HostPortsNever) }},
+		{key: "netns_dir", value: &n.NetNSDir, example: `"/run/netns"`,
+			doc: "Directory in which the network namespace of each pod is pinned as cni-ID, where CNI plugins and ip netns look\n" +
+				"for it. Pods keep the place that they were made with.",
+			check: func() string { return checkDir(n.NetNSDir) }},
 	}}
 }
 

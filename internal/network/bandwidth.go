@@ -6,22 +6,11 @@ import (
 	"math"
 	"net"
 
-	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"k8s.io/apimachinery/pkg/api/resource"
-)
-
-// The annotations that limit the bandwidth of a pod, in bits per second. Both are seen from the pod.
-const (
-	annotationIngress = "kubernetes.io/ingress-bandwidth"
-	annotationEgress  = "kubernetes.io/egress-bandwidth"
 )
 
 const (
-	// minBandwidth and maxBandwidth are the limits of Kubernetes: 1k and 1P.
-	minBandwidth = 1_000
-	maxBandwidth = 1_000_000_000_000_000
 	// burstsPerSecond sets the burst to what the rate gives in 20 ms; minBurst keeps it above the size of a packet.
 	burstsPerSecond = 50
 	minBurst        = 16 << 10
@@ -32,49 +21,16 @@ const (
 	shaperPrefix = "bwp"
 )
 
-// bandwidth limits a pod, in bits per second; 0 is no limit.
-type bandwidth struct {
+// Bandwidth limits a pod, in bits per second; 0 is no limit.
+type Bandwidth struct {
 	Ingress uint64 `json:"ingress,omitempty"` // to the pod
 	Egress  uint64 `json:"egress,omitempty"`  // from the pod
 }
 
-// bandwidthOf reads the limits of a pod from its annotations.
-func bandwidthOf(annotations map[string]string) (bandwidth, error) {
-	ingress, err := rateOf(annotations, annotationIngress)
-	if err != nil {
-		return bandwidth{}, err
-	}
-	egress, err := rateOf(annotations, annotationEgress)
-	return bandwidth{Ingress: ingress, Egress: egress}, err
-}
-
-func rateOf(annotations map[string]string, name string) (uint64, error) {
-	text, found := annotations[name]
-	if !found {
-		return 0, nil
-	}
-	refuse := func(reason string) (uint64, error) {
-		return 0, fmt.Errorf("annotation %s %q: %s: %w", name, text, reason, errdefs.ErrInvalidArgument)
-	}
-	quantity, err := resource.ParseQuantity(text)
-	if err != nil {
-		return refuse("want a quantity of bits per second, such as 10M")
-	}
-	switch rate := quantity.Value(); {
-	case rate < minBandwidth:
-		return refuse("less than 1k")
-	case rate > maxBandwidth:
-		return refuse("more than 1P")
-	default:
-		return uint64(rate), nil
-	}
-}
-
 // bandwidthArgs are the limits in the words of CNI, bursts as other runtimes give them. Nil if there is none.
-func bandwidthArgs(annotations map[string]string) map[string]uint64 {
-	limits, err := bandwidthOf(annotations)
-	if err != nil || limits == (bandwidth{}) {
-		return nil // a bad one is refused before the pod is planned
+func bandwidthArgs(limits Bandwidth) map[string]uint64 {
+	if limits == (Bandwidth{}) {
+		return nil
 	}
 	args := map[string]uint64{}
 	if limits.Ingress > 0 {

@@ -2,39 +2,16 @@ package network
 
 import (
 	"net"
-	"strings"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 )
-
-// Annotations that Kubernetes would not take are refused by name and value before anything is made.
-func TestBandwidthIsChecked(t *testing.T) {
-	r := newRig(t, nil)
-	pod := r.pod("a")
-	for _, name := range []string{annotationIngress, annotationEgress} {
-		for _, value := range []string{"", "lots", "999", "-1M", "1001T", "10 M", "0"} {
-			pod.Annotations = map[string]string{name: value}
-			_, err := r.Plan(pod)
-			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), name+` "`+value+`"`) {
-				t.Errorf("%s %q: %v, want it refused by name and value", name, value, err)
-			}
-		}
-		for _, value := range []string{"1k", "1P", "1.5M", "1Gi", "1e6"} {
-			pod.Annotations = map[string]string{name: value}
-			if _, err := r.Plan(pod); err != nil {
-				t.Errorf("%s %q: %v", name, value, err)
-			}
-		}
-	}
-}
 
 // The built-in network drops what exceeds the limits of a pod in either direction, and passes the rest.
 func TestBandwidthIsEnforced(t *testing.T) {
 	r := newRig(t, nil)
 	pod := r.pod("a")
-	pod.Annotations = map[string]string{annotationIngress: "2M", annotationEgress: "1M"}
+	pod.Bandwidth = Bandwidth{Ingress: 2_000_000, Egress: 1_000_000}
 	plan, err := r.Plan(pod)
 	must(t, err)
 	result, err := r.Attach(t.Context(), pod, plan)

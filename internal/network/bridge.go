@@ -42,11 +42,7 @@ type bridge struct {
 
 // attach connects a pod and returns its result.
 func (b *bridge) attach(pod Pod, ports []port, device netlink.Link, nets subnets) (Result, error) {
-	limits, err := bandwidthOf(pod.Annotations)
-	if err != nil {
-		return Result{}, err
-	}
-	held, err := b.ledger.claim(lease{ID: pod.ID, Pod: pod.String(), Network: Builtin, Ports: ports, Published: true, Bandwidth: limits}, nets)
+	held, err := b.ledger.claim(lease{ID: pod.ID, Pod: pod.String(), Network: Builtin, Ports: ports, Published: true, Bandwidth: pod.Bandwidth}, nets)
 	if err != nil {
 		return Result{}, err
 	}
@@ -80,7 +76,7 @@ func (b *bridge) join(pod Pod, held *lease, device netlink.Link) (netlink.Link, 
 	if err != nil {
 		return nil, nil, err
 	}
-	if held.Bandwidth != (bandwidth{}) {
+	if held.Bandwidth != (Bandwidth{}) {
 		if host, err = netlink.LinkByName(vethName(pod.ID)); err != nil {
 			return nil, nil, fmt.Errorf("look up device %s: %w", vethName(pod.ID), err)
 		}

@@ -258,7 +258,7 @@ func capabilities(pod Pod) map[string]any {
 	if len(pod.Annotations) > 0 {
 		args[capabilityAnnotations] = pod.Annotations
 	}
-	if limits := bandwidthArgs(pod.Annotations); limits != nil {
+	if limits := bandwidthArgs(pod.Bandwidth); limits != nil {
 		args[capabilityBandwidth] = limits
 	}
 	if pod.CgroupParent != "" {

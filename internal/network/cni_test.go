@@ -313,7 +313,8 @@ func TestPluginArguments(t *testing.T) {
 exit 0`)
 	pod := r.pod("a", PortMapping{ContainerPort: 80, HostPort: 8080, HostIP: "127.0.0.1"}, PortMapping{ContainerPort: 81})
 	pod.DNS = DNS{Servers: []string{"192.0.2.53"}, Searches: []string{"example.org"}}
-	pod.Annotations = map[string]string{annotationIngress: "10M", annotationEgress: "1.5k"}
+	pod.Annotations = map[string]string{"color": "blue"}
+	pod.Bandwidth = Bandwidth{Ingress: 10_000_000, Egress: 1500}
 	pod.CgroupParent = "/kubepods/pod1"
 	plan, err := r.Plan(pod)
 	must(t, err)
@@ -330,7 +331,7 @@ exit 0`)
 		"IgnoreUnknown=1;K8S_POD_NAMESPACE=test;K8S_POD_NAME=a;K8S_POD_INFRA_CONTAINER_ID=" + pod.ID + ";K8S_POD_UID=uid-a",
 		`"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":"127.0.0.1"}]`,
 		`"dns":{"searches":["example.org"],"servers":["192.0.2.53"]}`,
-		`"io.kubernetes.cri.pod-annotations":{"kubernetes.io/egress-bandwidth":"1.5k","kubernetes.io/ingress-bandwidth":"10M"}`,
+		`"io.kubernetes.cri.pod-annotations":{"color":"blue"}`,
 		`"bandwidth":{"egressBurst":4294967295,"egressRate":1500,"ingressBurst":4294967295,"ingressRate":10000000}`, `"cgroupPath":"/kubepods/pod1"`,
 	} {
 		if !strings.Contains(normal(string(raw)), normal(want)) {

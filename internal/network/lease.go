@@ -36,7 +36,7 @@ type lease struct {
 	Addresses []netip.Prefix `json:"addresses,omitempty"` // each with the length of its subnet, IPv4 before IPv6
 	Ports     []port         `json:"ports,omitempty"`
 	Published bool           `json:"published,omitempty"` // the ports are ours, and so in our table
-	Bandwidth bandwidth      `json:"bandwidth,omitzero"`  // of the built-in network
+	Bandwidth Bandwidth      `json:"bandwidth,omitzero"`  // of the built-in network
 }
 
 // ledger holds the leases of a node, in memory and in a directory with a file for each. Leases survive a restart; after a

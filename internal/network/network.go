@@ -189,9 +189,6 @@ func (m *Manager) Plan(pod Pod) (Plan, error) {
 	if err := pod.validate(); err != nil {
 		return Plan{}, err
 	}
-	if _, err := bandwidthOf(pod.Annotations); err != nil {
-		return Plan{}, fmt.Errorf("set up network for pod %s: %w", pod, err)
-	}
 	if pod.Kubelet {
 		m.SawKubelet("a pod of kubelet")
 	}

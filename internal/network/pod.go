@@ -32,7 +32,8 @@ type Pod struct {
 	UID          string            // Kubernetes UID
 	NetNS        string            // path of the pinned network namespace; it may be gone for Detach
 	PortMappings []PortMapping     // host ports; entries without HostPort are ignored
-	Annotations  map[string]string // for plugins with the capability io.kubernetes.cri.pod-annotations; limits of bandwidth
+	Annotations  map[string]string // for plugins with the capability io.kubernetes.cri.pod-annotations
+	Bandwidth    Bandwidth         // for plugins with the capability bandwidth
 	CgroupParent string            // for plugins with the capability cgroupPath
 	Kubelet      bool              // made by a kubelet
 	DNS          DNS               // for plugins with the capability dns

@@ -122,6 +122,8 @@ type Handlers interface {
 type Options struct {
 	// Root and State are the directories of the daemon.
 	Root, State string
+	// NetNSDir is where network namespaces are pinned for plugins and tools; none if empty.
+	NetNSDir string
 	// Instance tells daemons on one host apart: "" or a short hash of Root.
 	Instance string
 

@@ -50,6 +50,9 @@ type sandboxRecord struct {
 	IPs []string `json:"ips,omitempty"`
 	// Namespaces are the pinned ones.
 	Namespaces namespace.Paths `json:"namespaces"`
+	// NetNS is where plugins and tools find the network namespace, decided before it is made. Sandboxes of earlier versions
+	// have none: theirs is with the other namespaces only.
+	NetNS string `json:"netns,omitempty"`
 	// Labels are those of SELinux.
 	Labels selinux.Labels `json:"labels,omitzero"`
 	// CgroupParent holds the cgroups of the containers.

@@ -144,6 +144,7 @@ func (e *Engine) damagedSandbox(id string, why error) (sandboxRecord, machine.St
 	if paths, ok := namespace.Probe(e.namespaceDir(id)); ok {
 		rec.Namespaces = paths
 	}
+	rec.NetNS = e.netPin(id)
 	uses := machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork, stepContainer, stepNRIPod)
 	return rec, sandboxKind.Whole(uses)
 }
@@ -290,7 +291,7 @@ func (e *Engine) removeOrphans(ctx context.Context, o orphans) {
 		try("volumes", id, e.removeVolumes(ctx, id, func(string) bool { return false }))
 	}
 	for _, id := range o.namespaces {
-		try("namespace", id, namespace.Remove(ctx, e.namespaceDir(id)))
+		try("namespace", id, e.removeNamespaces(ctx, id, e.netPin(id)))
 		try("shm", id, unmountShm(e.shmDir(id)))
 	}
 	try("network", "all", e.CollectNetwork(ctx))

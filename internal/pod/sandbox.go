@@ -184,6 +184,10 @@ func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string, co
 		return nil, err
 	}
 	if uses.Has(stepNetwork) {
+		if _, err := bandwidthOf(cfg.GetAnnotations()); err != nil {
+			return nil, err
+		}
+		rec.NetNS = e.netPin(rec.ID)
 		plan, err := e.opts.Network.Plan(e.networkPod(&rec))
 		if err != nil {
 			return nil, fmt.Errorf("choose network for pod %s/%s: %w", cfg.Metadata.Namespace, cfg.Metadata.Name, err)

@@ -120,7 +120,7 @@ func (s *sandbox) undo(ctx context.Context, step int) error {
 	case stepCgroup:
 		return s.removeCgroup(ctx)
 	case stepNamespaces:
-		return namespace.Remove(ctx, e.namespaceDir(s.rec.ID))
+		return e.removeNamespaces(ctx, s.rec.ID, s.rec.NetNS)
 	case stepShm:
 		return unmountShm(e.shmDir(s.rec.ID))
 	case stepInfra:
@@ -182,6 +182,12 @@ func (s *sandbox) makeNamespaces(ctx context.Context) error {
 	paths, err := namespace.Create(ctx, req)
 	if err != nil {
 		return err
+	}
+	if s.rec.NetNS != "" && paths.Net != "" {
+		if err := namespace.PinNet(paths.Net, s.rec.NetNS); err != nil {
+			return err
+		}
+		paths.Net = s.rec.NetNS
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -270,12 +276,13 @@ func (e *Engine) networkPod(rec *sandboxRecord) network.Pod {
 	m := cfg.GetMetadata()
 	pod := network.Pod{
 		ID: rec.ID, Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(),
-		NetNS: e.netns(rec.ID), Annotations: cfg.GetAnnotations(),
+		NetNS: e.netns(rec), Annotations: cfg.GetAnnotations(),
 		Sysctls: cfg.GetLinux().GetSysctls(), CgroupParent: cfg.GetLinux().GetCgroupParent(), Kubelet: madeByKubelet(cfg),
 		DNS: network.DNS{
 			Servers: cfg.GetDnsConfig().GetServers(), Searches: cfg.GetDnsConfig().GetSearches(), Options: cfg.GetDnsConfig().GetOptions(),
 		},
 	}
+	pod.Bandwidth, _ = bandwidthOf(cfg.GetAnnotations()) // newSandbox has refused a bad one
 	for _, p := range cfg.GetPortMappings() {
 		if p.GetHostPort() <= 0 {
 			continue // CRI: no host port is asked for
@@ -299,7 +306,30 @@ func madeByKubelet(cfg *runtimeapi.PodSandboxConfig) bool {
 
 func (e *Engine) namespaceDir(id string) string { return filepath.Join(e.opts.State, "ns", id) }
 
-func (e *Engine) netns(id string) string { return filepath.Join(e.namespaceDir(id), "net") }
+// netns is the path of a sandbox's network namespace.
+func (e *Engine) netns(rec *sandboxRecord) string {
+	if rec.NetNS != "" {
+		return rec.NetNS
+	}
+	return filepath.Join(e.namespaceDir(rec.ID), "net")
+}
+
+// netPin is where a new sandbox's network namespace is pinned for plugins and tools.
+func (e *Engine) netPin(id string) string {
+	if e.opts.NetNSDir == "" {
+		return ""
+	}
+	return filepath.Join(e.opts.NetNSDir, "cni-"+id)
+}
+
+// removeNamespaces removes the namespaces of a sandbox, and the pin of its network namespace for plugins and tools.
+func (e *Engine) removeNamespaces(ctx context.Context, id, pin string) error {
+	var err error
+	if pin != "" {
+		err = namespace.UnpinNet(pin)
+	}
+	return errors.Join(err, namespace.Remove(ctx, e.namespaceDir(id)))
+}
 
 func (e *Engine) shmDir(id string) string { return filepath.Join(e.opts.State, "pods", id, "shm") }
 

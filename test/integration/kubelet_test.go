@@ -89,3 +89,32 @@ func TestHostsFile(t *testing.T) {
 		}
 	}
 }
+
+// TestNetworkNamespaceIsPinned: while a pod exists, its network namespace is cni-ID in the configured directory, also after a
+// restart of the daemon; then it is gone.
+func TestNetworkNamespaceIsPinned(t *testing.T) {
+	n := harness.Start(t, harness.Options{})
+	p := n.RunPod()
+	pin := filepath.Join(n.Config.Network.NetNSDir, "cni-"+p.ID)
+	address := func() string {
+		t.Helper()
+		out, err := exec.CommandContext(n.Context(), "nsenter", "--net="+pin, "ip", "address", "show", "eth0").CombinedOutput()
+		if err != nil {
+			t.Fatalf("enter %s: %v: %s", pin, err, out)
+		}
+		return string(out)
+	}
+	if got := address(); !strings.Contains(got, p.IP()) {
+		t.Errorf("%s has no address %s but\n%s", pin, p.IP(), got)
+	}
+	n.KillDaemon()
+	n.Ready()
+	if got := p.Start([]string{"sleep", "1000"}).Output("ip", "address", "show", "eth0"); !strings.Contains(got, p.IP()) {
+		t.Errorf("a container that is started after a restart has no address %s but\n%s", p.IP(), got)
+	}
+	p.Stop()
+	p.Remove()
+	if _, err := os.Stat(pin); !os.IsNotExist(err) {
+		t.Errorf("%s after the pod's removal: %v, want it gone", pin, err)
+	}
+}

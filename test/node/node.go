@@ -71,6 +71,7 @@ func Start(ctx context.Context, opts Options) (_ *Node, err error) {
 	n.Config.Log.Level = "debug"
 	n.Config.Image.RegistryConfigDir = filepath.Join(opts.Dir, "certs.d")
 	n.Config.Image.RegistryConfigDirs = []string{}
+	n.Config.Network.NetNSDir = filepath.Join(opts.Dir, "netns")
 	n.Config.Network.CNIConfDir = filepath.Join(opts.Dir, "net.d")
 	if opts.Configure != nil {
 		opts.Configure(n.Config)
