@@ -71,6 +71,9 @@ func (c *container) noteExitLocked(exit exitRecord, at time.Time) {
 	if c.rec.Exit != nil {
 		return
 	}
+	if at.Before(c.rec.StartedAt) { // the clock was set back, or the start was seen after the end
+		at = c.rec.StartedAt
+	}
 	c.rec.Exit, c.rec.FinishedAt = &exit, at
 	close(c.exited)
 	c.changed()

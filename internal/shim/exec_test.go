@@ -235,7 +235,18 @@ func TestTerminal(t *testing.T) {
 		if got := h.exit("c"); got.Code != 3 {
 			t.Errorf("got %+v", got)
 		}
-		if got := h.log("c")["stdout"]; !strings.Contains(got, "ready\r\n") || !strings.HasSuffix(got, "got word\r\n") {
+		if got := h.log("c")["stdout"]; !strings.Contains(got, "ready\n") || !strings.HasSuffix(got, "got word\n") {
+			t.Errorf("log: %q", got)
+		}
+	})
+}
+
+// TestTerminalReopened: a container that closes all ends of its terminal and opens it again is logged on.
+func TestTerminalReopened(t *testing.T) {
+	runtimes(t, func(t *testing.T, h *host, handler ociruntime.Handler) {
+		h.start(h.bundle(handler, "c", "t=$(readlink /proc/self/fd/0); echo one; exec <&- >&- 2>&-; sleep 0.2; exec >$t; echo two", terminal))
+		h.exit("c")
+		if got := h.log("c")["stdout"]; got != "one\ntwo\n" {
 			t.Errorf("log: %q", got)
 		}
 	})

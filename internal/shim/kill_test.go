@@ -239,14 +239,14 @@ func TestTerminalSurvivesItsSupervisor(t *testing.T) {
 	runtimes(t, func(t *testing.T, h *host, handler ociruntime.Handler) {
 		req := h.bundle(handler, "c", "echo one; while [ ! -e /tmp/go ]; do sleep 0.01; done; echo two; exit 4", terminal)
 		h.start(req)
-		h.eventually("it is up", func() bool { return h.log("c")["stdout"] == "one\r\n" })
+		h.eventually("it is up", func() bool { return h.log("c")["stdout"] == "one\n" })
 		h.killShim()
 		h.must(h.client.Ping(h.ctx()))
 		h.must(os.WriteFile(filepath.Join(req.Bundle, "rootfs/tmp/go"), nil, 0o600))
 		if got := h.exit("c"); !got.Known || got.Code != 4 {
 			t.Errorf("got %+v", got)
 		}
-		if got := h.log("c")["stdout"]; got != "one\r\ntwo\r\n" {
+		if got := h.log("c")["stdout"]; got != "one\ntwo\n" {
 			t.Errorf("got %q", got)
 		}
 	})

@@ -81,7 +81,7 @@ func TestSandboxedTerminal(t *testing.T) {
 	h := newHost(t)
 	h.sandbox()
 	h.start(h.inSandbox("a", "[ -t 0 ] && echo has one; exit 4", terminal))
-	if got := h.exit("a"); got.Code != 4 || h.log("a")["stdout"] != "has one\r\n" {
+	if got := h.exit("a"); got.Code != 4 || h.log("a")["stdout"] != "has one\n" {
 		t.Errorf("got %+v %q", got, h.log("a"))
 	}
 }

@@ -261,6 +261,21 @@ func TestOOM(t *testing.T) {
 	})
 }
 
+// TestOOMOfChild: a container reports an OOM-killed child, whatever exit code its first process then chooses.
+func TestOOMOfChild(t *testing.T) {
+	eachHandler(t, func(t *testing.T, n *harness.Node) {
+		p := n.RunPod()
+		for _, code := range []int32{0, 3, 137} {
+			c := p.Start([]string{"sh", "-c", fmt.Sprintf("dd if=/dev/zero of=/dev/null bs=100M; exit %d", code)}, func(c *runtimeapi.ContainerConfig) {
+				c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 15 << 20, MemorySwapLimitInBytes: 15 << 20}
+			})
+			s := c.Exited()
+			equal(t, "reason", s.GetReason(), "OOMKilled")
+			equal(t, "exit code", s.GetExitCode(), code)
+		}
+	})
+}
+
 // TestStopSignal: the request's signal comes before the image's, and a container that ignores it is killed.
 func TestStopSignal(t *testing.T) {
 	eachHandler(t, func(t *testing.T, n *harness.Node) {

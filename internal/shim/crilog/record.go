@@ -5,7 +5,8 @@
 //	2026-01-02T15:04:05.123456789Z stderr P a piece of a line, more follows
 //
 // A line longer than MaxLine is split into pieces. What has no line feed yet is
-// a piece too, if the container ends or pauses before it is finished.
+// a piece too, if the container ends or pauses before it is finished. When a stream
+// ends with a piece, an empty record with the tag F completes it.
 package crilog
 
 import (
@@ -15,6 +16,9 @@ import (
 
 // MaxLine is the longest content of one record.
 const MaxLine = 16 << 10
+
+// recordHead is how many bytes a record adds to its content.
+const recordHead = len(stampLayout) + len(" stdout F ") + len("\n")
 
 // stampLayout has a fixed width, so that the length of a record follows from its
 // content alone; recovery depends on that.
@@ -35,6 +39,24 @@ func (s Stream) String() string {
 		return "stderr"
 	}
 	return "stdout"
+}
+
+// streams is a set of streams.
+type streams byte
+
+func bitOf(s Stream) streams {
+	if s == Stderr {
+		return 2
+	}
+	return 1
+}
+
+func (s streams) has(stream Stream) bool { return s&bitOf(stream) != 0 }
+
+func (s *streams) set(stream Stream, on bool) {
+	if *s &^= bitOf(stream); on {
+		*s |= bitOf(stream)
+	}
 }
 
 // prefixes of full and partial records made at one instant on one stream.
@@ -58,4 +80,25 @@ func (p *prefixes) appendRecord(dst, data []byte) (out, rest []byte) {
 	dst = append(dst, p.partial...)
 	dst = append(dst, data[:end]...)
 	return append(dst, '\n'), data[end:]
+}
+
+// affordable is how much of data makes records of at most budget bytes, at least one.
+func affordable(data []byte, budget int) int {
+	records := bytes.Count(data, []byte{'\n'}) + len(data)/MaxLine + 1
+	if len(data)+records*recordHead <= budget {
+		return len(data)
+	}
+	taken := 0
+	for spent := 0; taken < len(data); {
+		rest := data[taken:]
+		length := bytes.IndexByte(rest[:min(len(rest), MaxLine+1)], '\n') + 1
+		if length == 0 {
+			length = min(len(rest), MaxLine)
+		}
+		if spent += length + recordHead; spent > budget && taken > 0 {
+			break
+		}
+		taken += length
+	}
+	return taken
 }

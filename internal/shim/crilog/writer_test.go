@@ -2,6 +2,7 @@ package crilog
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -49,12 +50,17 @@ type fixture struct {
 	r, w       int
 }
 
+func openWriter(log, spool string, inode uint64) (*Writer, error) {
+	w := New(At("", log), spool)
+	return w, w.Open(context.Background(), inode)
+}
+
 func setUp(t testing.TB) *fixture {
 	t.Helper()
 	dir := t.TempDir()
 	f := &fixture{log: filepath.Join(dir, "0.log"), spool: filepath.Join(dir, "spool")}
 	var err error
-	if f.Writer, err = Open(At("", f.log), f.spool, 0); err != nil {
+	if f.Writer, err = openWriter(f.log, f.spool, 0); err != nil {
 		t.Fatal(err)
 	}
 	var p [2]int
@@ -63,7 +69,7 @@ func setUp(t testing.TB) *fixture {
 	}
 	f.r, f.w = p[0], p[1]
 	t.Cleanup(func() {
-		_ = f.Close()
+		_ = f.Close(context.Background())
 		_ = unix.Close(f.r)
 		_ = unix.Close(f.w)
 	})
@@ -105,6 +111,21 @@ func (f *fixture) content(t testing.TB) map[string]string {
 	return parse(t, log)
 }
 
+// records returns stream, tag and content of each record.
+func (f *fixture) records(t testing.TB) []string {
+	t.Helper()
+	log, err := os.ReadFile(f.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parse(t, log)
+	var list []string
+	for line := range strings.Lines(string(log)) {
+		list = append(list, strings.TrimSuffix(line[len(stampLayout)+1:], "\n"))
+	}
+	return list
+}
+
 func TestLinesPiecesAndSplits(t *testing.T) {
 	f := setUp(t)
 	long := strings.Repeat("x", MaxLine)
@@ -119,7 +140,7 @@ func TestLinesPiecesAndSplits(t *testing.T) {
 	if got["stdout"] != want || got["stderr"] != "oops\n" {
 		t.Errorf("got %d bytes of stdout, want %d; stderr %q", len(got["stdout"]), len(want), got["stderr"])
 	}
-	if info, err := os.Stat(f.spool); err != nil || info.Size() != 0 {
+	if info, err := os.Stat(f.spool); err != nil || info.Size() != spoolHeader {
 		t.Errorf("spool: %v %v", info.Size(), err)
 	}
 }
@@ -159,14 +180,14 @@ func TestReopenLosesNothing(t *testing.T) {
 	}
 	f.put(t, Stdout, "between\n")
 	refused := errors.New("refused")
-	if err := f.Reopen(func(uint64) error { return refused }); !errors.Is(err, refused) {
+	if err := f.Reopen(t.Context(), func(uint64) error { return refused }); !errors.Is(err, refused) {
 		t.Fatalf("got %v", err)
 	}
 	if _, err := os.Stat(f.log); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("a failed reopen left a file: %v", err)
 	}
 	f.put(t, Stdout, "still\n")
-	if err := f.Reopen(func(uint64) error { return nil }); err != nil {
+	if err := f.Reopen(t.Context(), func(uint64) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	f.put(t, Stdout, "after\n")
@@ -191,7 +212,7 @@ func TestReopenFIFO(t *testing.T) {
 	if err := unix.Mkfifo(f.log, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Reopen(func(uint64) error { return nil }); !errors.Is(err, unix.ENXIO) {
+	if err := f.Reopen(t.Context(), func(uint64) error { return nil }); !errors.Is(err, unix.ENXIO) {
 		t.Errorf("reopen: %v, want %v", err, unix.ENXIO)
 	}
 }
@@ -210,11 +231,11 @@ func TestFullDisk(t *testing.T) {
 		}
 	})
 	f := setUp(t)
-	w, err := Open(At(dir, filepath.Join(dir, "0.log")), filepath.Join(t.TempDir(), "spool"), 0)
+	w, err := openWriter(filepath.Join(dir, "0.log"), filepath.Join(t.TempDir(), "spool"), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Close()
+	f.Close(context.Background())
 	f.Writer, f.log = w, filepath.Join(dir, "0.log")
 	var told []error
 	w.Fault = func(_ uint64, why error) { told = append(told, why) }
@@ -239,7 +260,7 @@ func TestFullDisk(t *testing.T) {
 	if got := f.content(t)["stdout"]; got != "first\nlast\n" {
 		t.Errorf("got %q", got)
 	}
-	if err := f.Close(); err != nil {
+	if err := f.Close(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -273,11 +294,11 @@ func TestSuccessorFinishes(t *testing.T) {
 		if err := os.WriteFile(f.spool, slices.Concat(header, []byte(data)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		w, err := Open(At("", f.log), f.spool, inode)
+		w, err := openWriter(f.log, f.spool, inode)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := w.Close(); err != nil {
+		if err := w.Close(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		log, err := os.ReadFile(f.log)
@@ -299,14 +320,14 @@ func TestSuccessorFindsRenamedLog(t *testing.T) {
 	f := setUp(t)
 	f.put(t, Stdout, "before\n")
 	inode := f.Inode()
-	if err := f.Close(); err != nil {
+	if err := f.Close(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Rename(f.log, f.log+".rotated"); err != nil {
 		t.Fatal(err)
 	}
 	var err error
-	if f.Writer, err = Open(At("", f.log), f.spool, inode); err != nil {
+	if f.Writer, err = openWriter(f.log, f.spool, inode); err != nil {
 		t.Fatal(err)
 	}
 	f.put(t, Stdout, "after\n")
@@ -337,50 +358,6 @@ func TestEndOfFile(t *testing.T) {
 	if _, err := f.Copy(Stdout, f.r); !errors.Is(err, io.EOF) {
 		t.Errorf("got %v", err)
 	}
-}
-
-// FuzzRecords: the records of any output, in any batches, give the output back.
-func FuzzRecords(f *testing.F) {
-	f.Add([]byte("a\nb"), 1)
-	f.Add([]byte("\n\n"), 2)
-	f.Add(bytes.Repeat([]byte("x"), MaxLine+1), 100)
-	f.Fuzz(func(t *testing.T, data []byte, size int) {
-		if size <= 0 {
-			size = 1
-		}
-		p := newPrefixes(time.Unix(0, 0), Stdout)
-		var log []byte
-		for rest := data; len(rest) > 0; {
-			one := rest[:min(size, len(rest))]
-			rest = rest[len(one):]
-			for len(one) > 0 {
-				log, one = p.appendRecord(log, one)
-			}
-		}
-		var got []byte
-		for line := range bytes.Lines(log) {
-			content, found := bytes.CutPrefix(line, p.full)
-			if !found {
-				content, found = bytes.CutPrefix(line, p.partial)
-				content = bytes.TrimSuffix(content, []byte("\n"))
-			}
-			if !found || len(content) > MaxLine+1 {
-				t.Fatalf("bad record %.80q", line)
-			}
-			got = append(got, content...)
-		}
-		if !bytes.Equal(got, data) {
-			t.Fatalf("got %d bytes, want %d", len(got), len(data))
-		}
-	})
-}
-
-// FuzzSpool: a damaged spool never panics a successor.
-func FuzzSpool(f *testing.F) {
-	f.Add([]byte(fmt.Sprintf("%064d", 0)))
-	f.Fuzz(func(_ *testing.T, text []byte) {
-		parseSpool(text)
-	})
 }
 
 func BenchmarkCopy(b *testing.B) {

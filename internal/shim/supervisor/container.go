@@ -23,6 +23,8 @@ const (
 	leftoverTimeout = 5 * time.Second
 	// undoTimeout bounds each step of removing a container.
 	undoTimeout = 15 * time.Second
+	// reopenTimeout bounds the wait for the disk of a log that is reopened.
+	reopenTimeout = 30 * time.Second
 )
 
 // container is one container, or one infra process, from Start to Delete.
@@ -101,10 +103,13 @@ func (c *container) record() record {
 	return c.rec
 }
 
-// change changes the record, on disk first.
+// change changes the record, on disk first. A container that is being deleted has none to change.
 func (c *container) change(fn func(r *record)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.deleted {
+		return notFound(c.id)
+	}
 	next := c.rec
 	fn(&next)
 	if err := save(filepath.Join(c.dir, recordFile), next); err != nil {
@@ -112,6 +117,27 @@ func (c *container) change(fn func(r *record)) error {
 	}
 	c.rec = next
 	return nil
+}
+
+// logOpened records the file that the log is written to. A start saves the record later.
+func (c *container) logOpened(inode uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rec.LogInode == inode || c.deleted {
+		return
+	}
+	c.rec.LogInode = inode
+	if c.rec.State != stateRunning {
+		return
+	}
+	if err := save(filepath.Join(c.dir, recordFile), c.rec); err != nil {
+		c.s.log.Error("log file of a container not recorded", "container", c.id, "error", err)
+	}
+}
+
+// logReopened records the new file of the log, on disk first.
+func (c *container) logReopened(inode uint64) error {
+	return c.change(func(r *record) { r.LogInode = inode })
 }
 
 // ended is called by the reaper, or by whoever learnt of the exit. The zombie is still there.
@@ -152,13 +178,16 @@ func (c *container) finish(e journal.Entry) {
 	c.driver.settle(ctx)
 	cancel()
 	if io != nil {
-		io.drain()
+		if err := io.drain(); err != nil {
+			c.s.log.Error("last output of a container not logged yet", "container", c.id, "error", err)
+		}
 		io.detach(func(string, *tap) bool { return true })
 		if dropped, err := io.writer.Dropped(); dropped > 0 {
 			c.s.log.Error("container output was not logged", "container", c.id, "bytes", dropped, "last_error", err)
 		}
 	}
-	e.Final = true
+	// The clock may have been set back, and the OCI runtime reports a start after the process may have ended.
+	e.Final, e.AtNano = true, max(e.AtNano, rec.StartedNano)
 	if err := c.s.journal.Append(e); err != nil {
 		c.s.log.Error("record exit", "container", c.id, "error", err)
 	}

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,13 @@ const (
 	maxTerminalDrain = 1 << 20
 	// linePatience is how long the beginning of a line waits for its end.
 	linePatience = 100 * time.Millisecond
+	// openTimeout is how long a start waits for the log to be opened. Then it goes on: the
+	// container's output waits in its FIFOs for the disk of the log.
+	openTimeout = 2 * time.Second
+	// drainTimeout is how long an exit waits for the last output to be logged.
+	drainTimeout = 2 * time.Second
+	// closeTimeout is how long a deletion waits for I/O of the log to end.
+	closeTimeout = time.Second
 )
 
 // stdio is everything that connects a container with the supervisor: its FIFOs or
@@ -34,9 +42,11 @@ type stdio struct {
 	stderr  *os.File
 	stdin   *os.File // write end, non-blocking
 	console *os.File // master, non-blocking
+	far     *os.File // the other side of console, so that it never hangs up: see openFar
+	ended   bool     // the container has ended
 
-	// taps is guarded by the writer's lock, under which output passes.
-	taps map[string]*tap
+	tapsMu sync.Mutex // guards taps; never held across I/O that waits
+	taps   map[string]*tap
 	// dropped gets the readers of taps that were too slow.
 	dropped *droppedReaders
 }
@@ -52,19 +62,27 @@ func (t theirs) close() {
 	}
 }
 
-func newStdio(s *Supervisor, dir string, rec *record) (*stdio, error) {
-	writer, err := crilog.Open(rec.logAt(), filepath.Join(dir, spoolFile), rec.LogInode)
-	if err != nil {
-		return nil, err
+// newStdio makes the stdio of c without its log, which openLog opens.
+func newStdio(c *container, rec *record) *stdio {
+	log, id := c.s.log, rec.ID
+	o := &stdio{log: log, wg: &c.s.wg, taps: map[string]*tap{}, dropped: &c.s.dropped}
+	o.writer = crilog.New(rec.logAt(), filepath.Join(c.dir, spoolFile))
+	o.writer.Turns, o.writer.Limit = c.s.turns, rec.LogLimit
+	o.writer.Tap, o.writer.Opened = o.copyToTaps, c.logOpened
+	o.writer.Fault = func(dropped uint64, why error) {
+		log.Error("container output cannot be logged", "container", id, "bytes", dropped, "error", why)
 	}
-	rec.LogInode = writer.Inode()
-	o := &stdio{log: s.log, writer: writer, wg: &s.wg, taps: map[string]*tap{}, dropped: &s.dropped}
-	writer.Tap = o.copyToTaps
-	id := rec.ID
-	writer.Fault = func(dropped uint64, why error) {
-		s.log.Error("container output cannot be logged", "container", id, "bytes", dropped, "error", why)
+	return o
+}
+
+// openLog opens the log. Output waits for a disk that hangs, and nothing else does.
+func (o *stdio) openLog(ctx context.Context, id string, inode uint64) error {
+	err := o.writer.Open(ctx, inode)
+	if errors.Is(err, crilog.ErrHangs) {
+		o.log.Error("log of a container not opened yet", "container", id, "error", err)
+		return nil
 	}
-	return o, nil
+	return err
 }
 
 // makeFIFOs makes the FIFOs of a new container and opens both sides.
@@ -146,6 +164,48 @@ func (o *stdio) setConsole(console *os.File) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.console = console
+	o.openFar()
+}
+
+// openFar opens the far side of the console: a container that closes all its ends may open
+// them again. It is called with the lock held, and returns false when there will be no more output.
+func (o *stdio) openFar() bool {
+	if o.ended || o.console == nil {
+		return false
+	}
+	far, err := openPeer(o.console)
+	if err != nil {
+		o.log.Error("far side of a terminal not opened", "error", err)
+		return false
+	}
+	if o.far != nil {
+		_ = o.far.Close() // hung up: a session that had the terminal has ended
+	}
+	o.far = far
+	return true
+}
+
+// pumpConsole is pumpFIFO for a terminal. What is read from it cannot wait in there.
+func (o *stdio) pumpConsole(console *os.File) {
+	pause := time.AfterFunc(linePatience, func() { _ = o.writer.FlushTerminal() }) // fails when it is closed
+	pause.Stop()
+	o.pump(console, func(fd int) (int, error) {
+		n, err := o.writer.CopyTerminal(fd)
+		switch {
+		case errors.Is(err, crilog.ErrUnfinished):
+			pause.Reset(linePatience)
+			return 0, unix.EAGAIN
+		case errors.Is(err, io.EOF):
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			if o.openFar() {
+				err = nil
+			}
+		default:
+			pause.Stop()
+		}
+		return n, err
+	})
 }
 
 // run starts to log.
@@ -159,7 +219,7 @@ func (o *stdio) run() {
 		o.pumpFIFO(o.stderr, crilog.Stderr)
 	}
 	if o.console != nil {
-		o.pump(o.console, o.writer.CopyTerminal)
+		o.pumpConsole(o.console)
 	}
 }
 
@@ -210,15 +270,30 @@ func (o *stdio) pump(file *os.File, move func(fd int) (int, error)) {
 	})
 }
 
-// drain logs what was written before the container ended. Another process may
-// still hold the FIFO and go on writing, so the end is what was in it by now.
-func (o *stdio) drain() {
+// drain logs what was written before the container ended, for drainTimeout at most; what takes
+// longer goes on by itself. Another process may still hold the FIFO and go on writing, so
+// the end is what was in it by now.
+func (o *stdio) drain() error {
 	o.mu.Lock()
-	stdout, stderr, console := o.stdout, o.stderr, o.console
+	stdout, stderr, console, far := o.stdout, o.stderr, o.console, o.far
+	o.far, o.ended = nil, true
 	o.mu.Unlock()
-	drain(stdout, buffered, func(fd int) (int, error) { return o.writer.CopyAll(crilog.Stdout, fd) })
-	drain(stderr, buffered, func(fd int) (int, error) { return o.writer.CopyAll(crilog.Stderr, fd) })
-	drain(console, func(int) int { return maxTerminalDrain }, o.writer.CopyTerminal)
+	if far != nil {
+		_ = far.Close() // from now on reads end
+	}
+	done := make(chan error, 1)
+	o.wg.Go(func() {
+		drain(stdout, buffered, func(fd int) (int, error) { return o.writer.CopyAll(crilog.Stdout, fd) })
+		drain(stderr, buffered, func(fd int) (int, error) { return o.writer.CopyAll(crilog.Stderr, fd) })
+		drain(console, func(int) int { return maxTerminalDrain }, o.writer.DrainTerminal)
+		done <- o.writer.EndStreams()
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(drainTimeout):
+		return crilog.ErrHangs
+	}
 }
 
 func buffered(fd int) int {
@@ -258,16 +333,29 @@ func (o *stdio) closeStdin() {
 	}
 }
 
-// close ends logging and closes everything.
+// close ends logging and closes everything. Files whose reader waits for the disk of the
+// log are closed once it answers.
 func (o *stdio) close() error {
+	o.detach(func(string, *tap) bool { return true })
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	err := o.writer.Close(ctx)
+	if errors.Is(err, crilog.ErrHangs) {
+		o.wg.Go(o.closeFiles)
+		return nil
+	}
+	o.closeFiles()
+	return err
+}
+
+func (o *stdio) closeFiles() {
 	o.mu.Lock()
-	for _, f := range []**os.File{&o.stdout, &o.stderr, &o.stdin, &o.console} {
-		if *f != nil {
-			_ = (*f).Close()
-			*f = nil
+	files := []*os.File{o.stdout, o.stderr, o.stdin, o.console, o.far}
+	o.stdout, o.stderr, o.stdin, o.console, o.far, o.ended = nil, nil, nil, nil, nil, true
+	o.mu.Unlock()
+	for _, f := range files {
+		if f != nil {
+			_ = f.Close()
 		}
 	}
-	o.mu.Unlock()
-	o.detach(func(string, *tap) bool { return true })
-	return o.writer.Close()
 }

@@ -56,6 +56,16 @@ func (p *process) end(status uint32, known bool, reason string, at time.Time) {
 	close(p.done)
 }
 
+// startedBy returns now, or when the process ended if that was earlier.
+func (p *process) startedBy(now time.Time) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended && p.at.Before(now) {
+		return p.at
+	}
+	return now
+}
+
 // outcome returns exit code, signal and whether they are known. It is valid once done is closed.
 func (p *process) outcome() (code, sig int, known bool, reason string, at time.Time) {
 	p.mu.Lock()

@@ -53,6 +53,7 @@ type record struct {
 	LogPath   string             `json:"log_path,omitempty"`
 	// LogDirectory is what LogPath is below; containers may control what is in there.
 	LogDirectory string        `json:"log_directory,omitempty"`
+	LogLimit     int64         `json:"log_limit,omitempty"`
 	Cgroup       string        `json:"cgroup,omitempty"`
 	Deadline     time.Duration `json:"deadline"`
 	Infra        bool          `json:"infra,omitempty"`

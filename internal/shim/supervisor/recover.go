@@ -65,7 +65,7 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 	s.session = handed.session
 	for _, t := range handed.taps {
 		if c := s.containers[t.container]; c != nil && c.io != nil {
-			c.io.writer.Locked(func() { c.io.taps[t.id] = t.tap })
+			c.io.addTap(t.id, t.tap)
 		} else {
 			t.tap.close()
 		}
@@ -131,23 +131,20 @@ func (c *container) gotThrough(ctx context.Context) bool {
 // resumeIO opens log and FIFOs again; what a predecessor handed over is used as it is.
 func (c *container) resumeIO(files wire.Files) error {
 	rec := c.record()
-	inode := rec.LogInode
-	io, err := newStdio(c.s, c.dir, &rec)
-	if err != nil {
-		return err
-	}
+	io := newStdio(c, &rec)
 	io.stdout, io.stderr, io.stdin, io.console = files[wire.Stdout], files[wire.Stderr], files[wire.Stdin], files[wire.Console]
 	c.mu.Lock()
 	c.io = io
 	c.mu.Unlock()
-	if rec.LogInode != inode {
-		if err := c.change(func(r *record) { r.LogInode = rec.LogInode }); err != nil {
-			return err
+	c.s.wg.Go(func() { // nothing waits for the disk of a log
+		if err := io.writer.Open(context.Background(), rec.LogInode); err != nil {
+			c.s.log.Error("log of a container not opened", "container", c.id, "error", err)
 		}
-	}
+	})
 	if err := io.openFIFOs(c.dir, &rec); err != nil {
 		return err
 	}
+	io.setConsole(io.console)
 	io.run()
 	return nil
 }
@@ -313,7 +310,8 @@ func (c *container) takeStdio(files wire.Files) {
 	if io.console == nil && files[wire.Console] != nil {
 		io.console = files[wire.Console]
 		delete(files, wire.Console)
-		io.pump(io.console, io.writer.CopyTerminal)
+		io.openFar()
+		io.pumpConsole(io.console)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,6 +37,26 @@ func openRelay() (near, far *os.File, err error) {
 		return nil, nil, errors.Join(err, far.Close())
 	}
 	return near, far, nil
+}
+
+// openPeer opens the far side of a terminal, which does not become a controlling terminal. No signal
+// depends on who has it open: a hang-up comes when the near side is closed.
+func openPeer(near *os.File) (*os.File, error) {
+	raw, err := near.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd uintptr
+	var errno syscall.Errno
+	if err := raw.Control(func(master uintptr) {
+		fd, _, errno = unix.Syscall(unix.SYS_IOCTL, master, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	}); err != nil {
+		return nil, err
+	}
+	if errno != 0 {
+		return nil, os.NewSyscallError("TIOCGPTPEER", errno)
+	}
+	return os.NewFile(fd, "console"), nil
 }
 
 // makeRaw turns a terminal's processing off.

@@ -217,22 +217,19 @@ func (c *container) update(ctx context.Context, resources []byte) error {
 	return c.driver.update(ctx, resources)
 }
 
-// ReopenLog makes a new log file.
+// ReopenLog makes a new log file. It does not hold the token of the container's operations: the
+// disk of the log may hang, and a container is deleted all the same.
 func (g *service) ReopenLog(ctx context.Context, req *wire.Container) (*wire.Empty, error) {
 	return g.on(req.Id, func(c *container) error {
-		if err := c.acquire(ctx); err != nil {
-			return err
-		}
-		defer c.release()
 		c.mu.Lock()
 		io := c.io
 		c.mu.Unlock()
 		if io == nil {
 			return notFound(c.id)
 		}
-		return io.writer.Reopen(func(inode uint64) error {
-			return c.change(func(r *record) { r.LogInode = inode })
-		})
+		ctx, cancel := context.WithTimeout(ctx, reopenTimeout)
+		defer cancel()
+		return io.writer.Reopen(ctx, c.logReopened)
 	})
 }
 

@@ -119,13 +119,15 @@ func (c *container) tryStart(ctx context.Context, rec record) error {
 	if err := c.change(func(r *record) { *r = rec }); err != nil {
 		return err
 	}
-	io, err := newStdio(c.s, c.dir, &rec)
-	if err != nil {
+	io := newStdio(c, &rec)
+	c.mu.Lock()
+	c.io = io
+	c.mu.Unlock()
+	opening, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	if err := io.openLog(opening, c.id, rec.LogInode); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.io, c.rec.LogInode = io, rec.LogInode
-	c.mu.Unlock()
 	ends, err := io.makeFIFOs(c.dir, &rec)
 	defer ends.close()
 	if err != nil {
@@ -155,12 +157,9 @@ func (c *container) runRuntime(ctx context.Context, rec record, ends theirs) err
 
 // recordStarted notes that the container runs, and begins to log.
 func (c *container) recordStarted() error {
-	c.mu.Lock()
-	inode := c.io.writer.Inode()
-	c.mu.Unlock()
 	err := c.change(func(r *record) {
 		r.State, r.PID, r.Started = stateRunning, c.init.pid, c.init.started
-		r.StartedNano, r.LogInode = time.Now().UnixNano(), inode
+		r.StartedNano = c.init.startedBy(time.Now()).UnixNano()
 	})
 	if err != nil {
 		return err

@@ -36,12 +36,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
 	"github.com/containerd/ttrpc"
 
 	"github.com/berth-runtime/berth/internal/ociruntime/shimv2"
+	"github.com/berth-runtime/berth/internal/shim/crilog"
 	"github.com/berth-runtime/berth/internal/shim/journal"
 	"github.com/berth-runtime/berth/internal/shim/wire"
 )
@@ -95,6 +97,7 @@ type Supervisor struct {
 	generation string
 	children   *children
 	ooms       *oomLedger
+	turns      *crilog.Turns
 	journal    *journal.Journal
 	gate       *gate
 	staging    *staging
@@ -128,6 +131,7 @@ func Run(ctx context.Context, cfg Config) error {
 	s := &Supervisor{
 		cfg: cfg, log: cfg.Log, generation: rand.Text(), children: newChildren(cfg.Log), gate: newGate(), stop: stop,
 		ooms:       newOOMLedger(cfg.Cgroups.OOMKills),
+		turns:      crilog.NewTurns(max(1, runtime.GOMAXPROCS(0)-1)), // the rest serves calls
 		containers: map[string]*container{}, hosts: map[string]*host{}, staging: newStaging(), swept: make(chan struct{}), exitsNew: make(chan struct{}),
 	}
 	// What a predecessor left half done is undone meanwhile, with OCI runtimes that are forked here.

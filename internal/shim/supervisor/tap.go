@@ -33,8 +33,10 @@ func (t *tap) close() {
 	}
 }
 
-// copyToTaps is called with the writer's lock held.
+// copyToTaps copies output to those who are attached.
 func (o *stdio) copyToTaps(stream crilog.Stream, data []byte) {
+	o.tapsMu.Lock()
+	defer o.tapsMu.Unlock()
 	for id, t := range o.taps {
 		to := t.stdout
 		if stream == crilog.Stderr {
@@ -80,7 +82,7 @@ func (o *stdio) attach(id, session string, stdin, terminal bool) (wire.Files, er
 	t := &tap{session: session, stdin: stdin}
 	err := o.openTap(t, files, terminal)
 	if err == nil {
-		o.writer.Locked(func() {
+		o.lockTaps(func() {
 			switch {
 			case o.taps[id] != nil:
 				err = fmt.Errorf("attachment %s: %w", id, errdefs.ErrAlreadyExists)
@@ -139,7 +141,7 @@ func tapPipe() (r, w *os.File, err error) {
 
 // detach removes the taps for which gone is true, and says whether one of them had stdin.
 func (o *stdio) detach(gone func(id string, t *tap) bool) (hadStdin bool) {
-	o.writer.Locked(func() {
+	o.lockTaps(func() {
 		for id, t := range o.taps {
 			if gone(id, t) {
 				hadStdin = hadStdin || t.stdin
@@ -185,3 +187,12 @@ func (d *droppedReaders) forget(session string) {
 	defer d.mu.Unlock()
 	maps.DeleteFunc(d.sessions, func(_, owner string) bool { return owner != session })
 }
+
+// lockTaps runs fn while no output passes to the taps.
+func (o *stdio) lockTaps(fn func()) {
+	o.tapsMu.Lock()
+	defer o.tapsMu.Unlock()
+	fn()
+}
+
+func (o *stdio) addTap(id string, t *tap) { o.lockTaps(func() { o.taps[id] = t }) }

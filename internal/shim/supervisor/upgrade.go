@@ -24,6 +24,8 @@ const (
 	HandoverFlag = "--handover-fd"
 	// quiesceTimeout bounds the wait for operations under way before an upgrade.
 	quiesceTimeout = 30 * time.Second
+	// freezeTimeout bounds the wait for output that is being logged; it is shorter than drainTimeout.
+	freezeTimeout = time.Second
 	// maxHandover bounds the description in a memfd.
 	maxHandover = 16 << 20
 )
@@ -114,7 +116,10 @@ func (s *Supervisor) upgrade(ctx context.Context, binary string) error {
 		return fmt.Errorf("upgrade: %w", err)
 	}
 	defer s.gate.open()
-	thaw := s.freeze()
+	thaw, err := s.freeze(ctx)
+	if err != nil {
+		return fmt.Errorf("upgrade: %w", err)
+	}
 	defer thaw()
 	note, keep, err := s.describe()
 	defer func() {
@@ -128,24 +133,41 @@ func (s *Supervisor) upgrade(ctx context.Context, binary string) error {
 	return fmt.Errorf("upgrade: %w", s.execute(binary, note, keep))
 }
 
-// freeze stops the output of all containers.
-func (s *Supervisor) freeze() (thaw func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// freeze stops the output of all containers. A log whose I/O does not end refuses the upgrade: a
+// program cannot be replaced while one of its threads waits for a disk.
+func (s *Supervisor) freeze(ctx context.Context) (thaw func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
+	defer cancel()
 	var frozen []*stdio
-	for _, c := range s.containers {
-		c.mu.Lock()
-		if c.io != nil {
-			c.io.writer.Freeze()
-			frozen = append(frozen, c.io)
-		}
-		c.mu.Unlock()
-	}
-	return func() {
+	thaw = func() {
 		for _, io := range frozen {
 			io.writer.Thaw()
 		}
 	}
+	for _, io := range s.outputs() {
+		if err := io.writer.Freeze(ctx); err != nil && !errors.Is(err, os.ErrClosed) {
+			thaw()
+			return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		} else if err == nil {
+			frozen = append(frozen, io)
+		}
+	}
+	return thaw, nil
+}
+
+// outputs returns the stdio of all containers.
+func (s *Supervisor) outputs() []*stdio {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []*stdio
+	for _, c := range s.containers {
+		c.mu.Lock()
+		if c.io != nil {
+			list = append(list, c.io)
+		}
+		c.mu.Unlock()
+	}
+	return list
 }
 
 // describe duplicates every descriptor that must survive and writes them down.
@@ -227,6 +249,8 @@ func (d *description) addContainer(c *container) {
 		files := wire.Files{wire.Stdout: c.io.stdout, wire.Stderr: c.io.stderr, wire.Stdin: c.io.stdin, wire.Console: c.io.console}
 		d.addFiles(containerName(c.id), files)
 		c.io.mu.Unlock()
+		c.io.tapsMu.Lock()
+		defer c.io.tapsMu.Unlock()
 		for id, t := range c.io.taps {
 			d.note.Taps = append(d.note.Taps, tapNote{
 				Container: c.id, ID: id, Session: t.session, Stdin: t.stdin, Stdout: d.add(t.stdout), Stderr: d.add(t.stderr),
