@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 // Default is the name of the profile.
@@ -52,11 +54,8 @@ func Load(ctx context.Context) error {
 	var said bytes.Buffer
 	parser.Stdout, parser.Stderr = &said, &said
 	if err := parser.Run(); err != nil {
-		text := strings.TrimSpace(said.String())
-		if len(text) > maxComplaint {
-			text = strings.ToValidUTF8(text[:maxComplaint], "") + "…"
-		}
-		return fmt.Errorf("load AppArmor profile %s with apparmor_parser: %w: %s: %w", Default, err, text, errdefs.ErrFailedPrecondition)
+		complaint := text.Cut(strings.TrimSpace(said.String()), maxComplaint)
+		return fmt.Errorf("load AppArmor profile %s with apparmor_parser: %w: %s: %w", Default, err, complaint, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

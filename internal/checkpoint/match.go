@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 // hostnameEnv names the pod, which may be another one.
@@ -100,10 +102,7 @@ func sorted(list []string) []string {
 }
 
 // short bounds what an error quotes.
-func short(text []byte) string {
+func short(value []byte) string {
 	const most = 256
-	if len(text) > most {
-		return strings.ToValidUTF8(string(text[:most]), "") + "…"
-	}
-	return string(text)
+	return text.Cut(string(value), most)
 }

@@ -89,7 +89,7 @@ func (s *runtimeService) RemoveContainer(ctx context.Context, req *runtimeapi.Re
 }
 
 // ContainerStatus answers from memory what is known of a container.
-func (s *runtimeService) ContainerStatus(_ context.Context, req *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
+func (s *runtimeService) ContainerStatus(ctx context.Context, req *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
 	if req.GetContainerId() == "" {
 		return nil, invalid("container_id", "missing")
 	}
@@ -99,21 +99,21 @@ func (s *runtimeService) ContainerStatus(_ context.Context, req *runtimeapi.Cont
 	}
 	resp := &runtimeapi.ContainerStatusResponse{Status: s.containerStatus(view)}
 	if !req.GetVerbose() {
-		return resp, nil
+		return fitReply(ctx, s.Server, "ContainerStatus", resp), nil
 	}
 	resp.Info, err = verbose(map[string]any{"info": containerInfo(view)})
-	return resp, err
+	return fitReply(ctx, s.Server, "ContainerStatus", resp), err
 }
 
 // ListContainers answers from memory which containers match.
-func (s *runtimeService) ListContainers(_ context.Context, req *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
-	return &runtimeapi.ListContainersResponse{Containers: s.listContainers(req.GetFilter())}, nil
+func (s *runtimeService) ListContainers(ctx context.Context, req *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+	return &runtimeapi.ListContainersResponse{Containers: fitList(ctx, s.Server, "ListContainers", s.listContainers(req.GetFilter()))}, nil
 }
 
 // StreamContainers is ListContainers in messages of a bounded size.
 func (s *runtimeService) StreamContainers(req *runtimeapi.StreamContainersRequest, to runtimeapi.RuntimeService_StreamContainersServer) error {
 	return inBatches(s.listContainers(req.GetFilter()), func(batch []*runtimeapi.Container) error {
-		return to.Send(&runtimeapi.StreamContainersResponse{Containers: batch})
+		return to.Send(&runtimeapi.StreamContainersResponse{Containers: fitList(to.Context(), s.Server, "StreamContainers", batch)})
 	})
 }
 

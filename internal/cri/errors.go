@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/berth-runtime/berth/internal/errcode"
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 // statusOf gives err the gRPC code of its kind. An error that has a code keeps it.
@@ -30,12 +31,12 @@ const (
 
 // oneLine is the text of an error; errors that were joined have a line each.
 func oneLine(err error) string {
-	text := strings.ReplaceAll(err.Error(), "\n", "; ")
-	if len(text) <= maxErrorText {
-		return text
+	line := text.Clean(strings.ReplaceAll(err.Error(), "\n", "; "))
+	if len(line) <= maxErrorText {
+		return line
 	}
-	head, tail := text[:maxErrorText-errorTail], text[len(text)-errorTail:]
-	return strings.ToValidUTF8(head, "") + " … " + strings.ToValidUTF8(tail, "")
+	tail := strings.ToValidUTF8(line[len(line)-errorTail:], "") // it may begin within a character
+	return text.Head(line, maxErrorText-errorTail) + " " + text.Ellipsis + " " + tail
 }
 
 // invalid refuses a field of a request: its name, and what is wrong with it.

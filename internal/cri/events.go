@@ -36,7 +36,7 @@ func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest, to r
 		if err != nil {
 			return s.endOfEvents(to.Context(), err)
 		}
-		if err := to.Send(s.eventResponse(event)); err != nil {
+		if err := to.Send(fitReply(ctx, s.Server, "GetContainerEvents", s.eventResponse(event))); err != nil {
 			return err
 		}
 	}

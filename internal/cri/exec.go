@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/pod"
+	"github.com/berth-runtime/berth/internal/spec"
 	"github.com/berth-runtime/berth/internal/stream"
 )
 
@@ -90,6 +91,9 @@ func (s *runtimeService) PortForward(_ context.Context, req *runtimeapi.PortForw
 func checkCommand(cmd []string) error {
 	if len(cmd) == 0 {
 		return invalid("cmd", "missing, want at least the program to run")
+	}
+	if err := spec.CheckCommand("cmd", cmd); err != nil {
+		return err
 	}
 	for i, word := range cmd {
 		if strings.ContainsRune(word, 0) {

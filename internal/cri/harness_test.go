@@ -46,6 +46,7 @@ type fakeEngine struct {
 	events   chan pod.Event
 	filter   pod.Filter // of the last list call
 	stats    []*runtimeapi.PodSandboxStats
+	figures  []*runtimeapi.ContainerStats
 	metrics  []*runtimeapi.PodSandboxMetrics
 }
 
@@ -143,6 +144,9 @@ func (e *fakeEngine) Containers(f pod.Filter) []*pod.Container {
 
 func (e *fakeEngine) ListContainerStats(_ context.Context, f pod.Filter) ([]*runtimeapi.ContainerStats, error) {
 	e.filter = f
+	if e.figures != nil {
+		return e.figures, nil
+	}
 	return []*runtimeapi.ContainerStats{{Attributes: &runtimeapi.ContainerAttributes{Id: "c1"}}}, nil
 }
 

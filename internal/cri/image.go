@@ -89,7 +89,7 @@ func (s *imageService) knownHandler(spec *runtimeapi.ImageSpec) error {
 }
 
 // ImageStatus answers from memory what an image is; nothing if it is not here.
-func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+func (s *imageService) ImageStatus(ctx context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	ref := req.GetImage().GetImage()
 	if ref == "" {
 		return nil, invalid("image.image", "missing")
@@ -106,23 +106,23 @@ func (s *imageService) ImageStatus(_ context.Context, req *runtimeapi.ImageStatu
 	}
 	resp := &runtimeapi.ImageStatusResponse{Image: criImage(img)}
 	if !req.GetVerbose() {
-		return resp, nil
+		return fitReply(ctx, s.Server, "ImageStatus", resp), nil
 	}
 	info := map[string]any{"imageSpec": map[string]any{"config": img.Config}}
 	if img.ArtifactType != "" {
 		info = map[string]any{"artifactType": img.ArtifactType}
 	}
 	resp.Info, err = verbose(map[string]any{"info": info})
-	return resp, err
+	return fitReply(ctx, s.Server, "ImageStatus", resp), err
 }
 
 // ListImages answers from memory which images are here.
-func (s *imageService) ListImages(_ context.Context, req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+func (s *imageService) ListImages(ctx context.Context, req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	images, err := s.listImages(req.GetFilter())
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ListImagesResponse{Images: images}, nil
+	return &runtimeapi.ListImagesResponse{Images: fitList(ctx, s.Server, "ListImages", images)}, nil
 }
 
 // StreamImages is ListImages in messages of a bounded size.
@@ -132,7 +132,7 @@ func (s *imageService) StreamImages(req *runtimeapi.StreamImagesRequest, to runt
 		return err
 	}
 	return inBatches(images, func(batch []*runtimeapi.Image) error {
-		return to.Send(&runtimeapi.StreamImagesResponse{Images: batch})
+		return to.Send(&runtimeapi.StreamImagesResponse{Images: fitList(to.Context(), s.Server, "StreamImages", batch)})
 	})
 }
 

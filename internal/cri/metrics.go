@@ -18,7 +18,7 @@ func (s *runtimeService) ListPodSandboxMetrics(ctx context.Context, _ *runtimeap
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: metrics}, nil
+	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: s.fitMetricsList(ctx, "ListPodSandboxMetrics", metrics)}, nil
 }
 
 // StreamPodSandboxMetrics is ListPodSandboxMetrics in messages of a bounded
@@ -30,6 +30,6 @@ func (s *runtimeService) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxM
 		return err
 	}
 	return inBatches(metrics, func(batch []*runtimeapi.PodSandboxMetrics) error {
-		return to.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: batch})
+		return to.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: s.fitMetricsList(to.Context(), "StreamPodSandboxMetrics", batch)})
 	})
 }

@@ -64,7 +64,7 @@ func (s *runtimeService) Status(ctx context.Context, req *runtimeapi.StatusReque
 		return nil, err
 	}
 	resp.Info = info
-	return resp, nil
+	return fitReply(ctx, s.Server, "Status", resp), nil
 }
 
 // checkpoints is what a verbose status says about them.
@@ -107,7 +107,7 @@ func runtimeReady(fallback string, found map[string]handlers.Info) *runtimeapi.R
 func (s *runtimeService) networkReady() *runtimeapi.RuntimeCondition {
 	condition := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
 	if err := s.Engine.NetworkReady(); err != nil {
-		condition.Status, condition.Reason, condition.Message = false, "NetworkNotReady", err.Error()
+		condition.Status, condition.Reason, condition.Message = false, "NetworkNotReady", oneLine(err)
 	}
 	return condition
 }

@@ -68,7 +68,7 @@ func (s *Server) wholeSandboxID(id string) string {
 
 // PodSandboxStatus answers from memory what is known of a sandbox and of all
 // its containers.
-func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+func (s *runtimeService) PodSandboxStatus(ctx context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	if req.GetPodSandboxId() == "" {
 		return nil, invalid("pod_sandbox_id", "missing")
 	}
@@ -84,21 +84,21 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtimeapi.Pod
 		Timestamp:          at.UnixNano(),
 	}
 	if !req.GetVerbose() {
-		return resp, nil
+		return fitReply(ctx, s.Server, "PodSandboxStatus", resp), nil
 	}
 	resp.Info, err = verbose(map[string]any{"info": sandboxInfo(view)})
-	return resp, err
+	return fitReply(ctx, s.Server, "PodSandboxStatus", resp), err
 }
 
 // ListPodSandbox answers from memory which sandboxes match.
-func (s *runtimeService) ListPodSandbox(_ context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	return &runtimeapi.ListPodSandboxResponse{Items: s.listSandboxes(req.GetFilter())}, nil
+func (s *runtimeService) ListPodSandbox(ctx context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	return &runtimeapi.ListPodSandboxResponse{Items: fitList(ctx, s.Server, "ListPodSandbox", s.listSandboxes(req.GetFilter()))}, nil
 }
 
 // StreamPodSandboxes is ListPodSandbox in messages of a bounded size.
 func (s *runtimeService) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest, to runtimeapi.RuntimeService_StreamPodSandboxesServer) error {
 	return inBatches(s.listSandboxes(req.GetFilter()), func(batch []*runtimeapi.PodSandbox) error {
-		return to.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: batch})
+		return to.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: fitList(to.Context(), s.Server, "StreamPodSandboxes", batch)})
 	})
 }
 

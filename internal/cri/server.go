@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -16,7 +17,7 @@ import (
 )
 
 // maxRequestBytes is the largest request that is accepted, kubelet's own limit
-// for what it receives. What is sent has no limit: a list is as long as it is.
+// for what it receives. Replies are trimmed to fit, see reply.go.
 const maxRequestBytes = 16 << 20
 
 // Options are what a [Server] needs.
@@ -48,14 +49,18 @@ type Server struct {
 	// stopping ends the calls that otherwise last as long as their client.
 	stopping chan struct{}
 	stopOnce sync.Once
+	// trimLogged is when a trimmed reply was last logged, by method.
+	trimMu     sync.Mutex
+	trimLogged map[string]time.Time
 }
 
 // New returns a server that has not begun to serve.
 func New(o Options) *Server {
-	s := &Server{Options: o, stopping: make(chan struct{})}
+	s := &Server{Options: o, stopping: make(chan struct{}), trimLogged: map[string]time.Time{}}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequestBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.ForceServerCodecV2(newReplyCodec(o.Log)),
 		grpc.UnaryInterceptor(s.interceptUnary),
 		grpc.StreamInterceptor(s.interceptStream),
 	)

@@ -17,7 +17,7 @@ func (s *runtimeService) ContainerStats(ctx context.Context, req *runtimeapi.Con
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ContainerStatsResponse{Stats: figures}, nil
+	return &runtimeapi.ContainerStatsResponse{Stats: fitReply(ctx, s.Server, "ContainerStats", figures)}, nil
 }
 
 // ListContainerStats answers the figures of the running containers that match.
@@ -26,7 +26,7 @@ func (s *runtimeService) ListContainerStats(ctx context.Context, req *runtimeapi
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ListContainerStatsResponse{Stats: figures}, nil
+	return &runtimeapi.ListContainerStatsResponse{Stats: fitList(ctx, s.Server, "ListContainerStats", figures)}, nil
 }
 
 // StreamContainerStats is ListContainerStats in messages of a bounded size.
@@ -36,7 +36,7 @@ func (s *runtimeService) StreamContainerStats(req *runtimeapi.StreamContainerSta
 		return err
 	}
 	return inBatches(figures, func(batch []*runtimeapi.ContainerStats) error {
-		return to.Send(&runtimeapi.StreamContainerStatsResponse{ContainerStats: batch})
+		return to.Send(&runtimeapi.StreamContainerStatsResponse{ContainerStats: fitList(to.Context(), s.Server, "StreamContainerStats", batch)})
 	})
 }
 
@@ -54,7 +54,7 @@ func (s *runtimeService) PodSandboxStats(ctx context.Context, req *runtimeapi.Po
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.PodSandboxStatsResponse{Stats: figures}, nil
+	return &runtimeapi.PodSandboxStatsResponse{Stats: fitReply(ctx, s.Server, "PodSandboxStats", figures)}, nil
 }
 
 // ListPodSandboxStats answers the figures of the pods that match.
@@ -63,7 +63,7 @@ func (s *runtimeService) ListPodSandboxStats(ctx context.Context, req *runtimeap
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ListPodSandboxStatsResponse{Stats: figures}, nil
+	return &runtimeapi.ListPodSandboxStatsResponse{Stats: fitList(ctx, s.Server, "ListPodSandboxStats", figures)}, nil
 }
 
 // StreamPodSandboxStats is ListPodSandboxStats in messages of a bounded size.
@@ -73,7 +73,7 @@ func (s *runtimeService) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxS
 		return err
 	}
 	return inBatches(figures, func(batch []*runtimeapi.PodSandboxStats) error {
-		return to.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: batch})
+		return to.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: fitList(to.Context(), s.Server, "StreamPodSandboxStats", batch)})
 	})
 }
 

@@ -47,8 +47,12 @@ func (s *Store) load(ctx context.Context, target ocispec.Descriptor) (*loaded, e
 			return nil, fmt.Errorf("find blob %s: %w", blob.Digest, err)
 		}
 	}
+	annotations, left := boundedAnnotations(manifest.Annotations)
+	if left > 0 {
+		s.log.Warn("image annotations left out", "manifest", desc.Digest, "left_out", left, "kept", len(annotations), "limit_bytes", maxAnnotationBytes)
+	}
 	image := &loaded{
-		annotations: manifest.Annotations, size: uint64(manifest.Config.Size),
+		annotations: annotations, size: uint64(manifest.Config.Size),
 		blobs: []string{target.Digest.String(), manifest.Config.Digest.String()},
 	}
 	for _, layer := range manifest.Layers {

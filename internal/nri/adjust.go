@@ -14,6 +14,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
+// maxMounts bounds the mounts that plugins change in one container.
+const maxMounts = 1000
+
 // InjectCDI adds devices of the Container Device Interface to a spec.
 type InjectCDI func(s *specs.Spec, devices []string) error
 
@@ -69,20 +72,42 @@ func adjustMap[V any](values, changes map[string]V) map[string]V {
 
 // adjustEnv keeps the order of what there is and appends what is new.
 func adjustEnv(env []string, changes []*api.KeyValue) []string {
+	if len(changes) == 0 {
+		return env
+	}
+	index := make(map[string]int, len(env)) // of a variable that there is
+	for at, have := range slices.Backward(env) {
+		index[nameOf(have)] = at
+	}
+	removed := map[int]bool{}
 	for _, c := range changes {
 		name, gone := c.IsMarkedForRemoval()
-		at := slices.IndexFunc(env, func(have string) bool { return strings.HasPrefix(have, name+"=") })
+		at, found := index[name]
 		switch {
-		case gone && at >= 0:
-			env = slices.Delete(env, at, at+1)
+		case gone && found:
+			removed[at] = true
+			delete(index, name)
 		case gone:
-		case at >= 0:
+		case found:
 			env[at] = c.ToOCI()
 		default:
+			index[name] = len(env)
 			env = append(env, c.ToOCI())
 		}
 	}
-	return env
+	var left []string
+	for at, have := range env {
+		if !removed[at] {
+			left = append(left, have)
+		}
+	}
+	return left
+}
+
+// nameOf is the name of a variable "NAME=value".
+func nameOf(variable string) string {
+	name, _, _ := strings.Cut(variable, "=")
+	return name
 }
 
 func adjustHooks(s *specs.Spec, h *api.Hooks) {
@@ -120,6 +145,9 @@ func adjustRlimits(p *specs.Process, limits []*api.POSIXRlimit) {
 // adjustMounts replaces mounts by their destination. Those that plugins add
 // come after what they are mounted on.
 func adjustMounts(s *specs.Spec, changes []*api.Mount) error {
+	if len(changes) > maxMounts {
+		return fmt.Errorf("mounts with %d entries: has more than %d: %w", len(changes), maxMounts, errdefs.ErrInvalidArgument)
+	}
 	for _, change := range changes {
 		target, gone := change.IsMarkedForRemoval()
 		s.Mounts = slices.DeleteFunc(s.Mounts, func(have specs.Mount) bool { return path.Clean(have.Destination) == path.Clean(target) })
@@ -167,16 +195,23 @@ func checkBind(mount specs.Mount) error {
 // what the ones before have left.
 func markRemoved(a *api.ContainerAdjustment, s *specs.Spec, left *api.Container) {
 	if s.Process != nil {
+		kept := map[string]bool{}
+		for _, variable := range left.GetEnv() {
+			kept[nameOf(variable)] = true
+		}
 		for _, have := range s.Process.Env {
-			name, _, _ := strings.Cut(have, "=")
-			if !slices.ContainsFunc(left.GetEnv(), func(v string) bool { return strings.HasPrefix(v, name+"=") }) {
+			if name := nameOf(have); !kept[name] {
 				a.RemoveEnv(name)
 			}
 		}
 	}
 	if s.Linux != nil {
+		kept := map[string]bool{}
+		for _, d := range left.GetLinux().GetDevices() {
+			kept[d.GetPath()] = true
+		}
 		for _, have := range s.Linux.Devices {
-			if !slices.ContainsFunc(left.GetLinux().GetDevices(), func(d *api.LinuxDevice) bool { return d.GetPath() == have.Path }) {
+			if !kept[have.Path] {
 				a.RemoveDevice(have.Path)
 			}
 		}

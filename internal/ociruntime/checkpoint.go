@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 const (
@@ -116,9 +118,5 @@ func criuErrors(log []byte) string {
 	if len(said) > maxCriuErrors {
 		said = said[len(said)-maxCriuErrors:]
 	}
-	text := strings.ToValidUTF8(strings.Join(said, "; "), "?")
-	if len(text) > maxMessage {
-		text = strings.ToValidUTF8(text[:maxMessage], "") + "…"
-	}
-	return text
+	return text.Cut(strings.Join(said, "; "), maxMessage)
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/proc"
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 const (
@@ -323,9 +324,9 @@ func lastError(file string) string {
 	return parseLog(text)
 }
 
-func parseLog(text []byte) string {
+func parseLog(log []byte) string {
 	var last, plain string
-	for line := range bytes.Lines(text) {
+	for line := range bytes.Lines(log) {
 		var entry struct {
 			Level string `json:"level"`
 			Msg   string `json:"msg"`
@@ -341,11 +342,7 @@ func parseLog(text []byte) string {
 	if last == "" {
 		last = plain
 	}
-	last = strings.ToValidUTF8(last, "?")
-	if len(last) > maxMessage {
-		last = strings.ToValidUTF8(last[:maxMessage], "") + "…"
-	}
-	return last
+	return text.Cut(last, maxMessage)
 }
 
 // readBounded returns the last maxLog bytes of a file.

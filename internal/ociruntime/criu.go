@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 const (
@@ -58,7 +60,7 @@ func checkCRIU(ctx context.Context) error {
 	if words := criuErrors(said); words != "" {
 		return fmt.Errorf("CRIU does not work with this kernel: %s", strings.TrimSuffix(words, "."))
 	}
-	return fmt.Errorf("execute %s check: %w: %s", path, err, strings.ToValidUTF8(strings.TrimSpace(string(said)), "?"))
+	return fmt.Errorf("execute %s check: %w: %s", path, err, text.Clean(strings.TrimSpace(string(said))))
 }
 
 // excerpt keeps the beginning of what is written to it.

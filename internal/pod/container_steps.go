@@ -210,7 +210,7 @@ func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConf
 		return nil, err
 	}
 	files := e.store.filesDir(s.rec.ID)
-	return spec.Build(spec.Input{
+	return spec.Build(ctx, spec.Input{
 		Config: cfg, Pod: s.rec.Config.M, ContainerID: c.rec.ID, SandboxID: s.rec.ID, Sandboxed: s.hasContainer,
 		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), ImageVolumes: volumes, Namespaces: paths, Shm: e.shmDir(s.rec.ID),
 		ResolvConf: filepath.Join(files, "resolv.conf"), Hostname: filepath.Join(files, "hostname"), Hosts: filepath.Join(files, "hosts"),

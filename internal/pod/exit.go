@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/shim"
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 // errExited is why a container that ended by itself is lowered.
@@ -74,6 +75,7 @@ func (c *container) noteExitLocked(exit exitRecord, at time.Time) {
 	if at.Before(c.rec.StartedAt) { // the clock was set back, or the start was seen after the end
 		at = c.rec.StartedAt
 	}
+	exit.Message = text.Cut(exit.Message, maxExitMessage)
 	c.rec.Exit, c.rec.FinishedAt = &exit, at
 	close(c.exited)
 	c.changed()
@@ -131,7 +133,7 @@ func (s *sandbox) holderEnded(exit shim.Exit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state.Goal == sandboxReady && s.rec.Listed {
-		s.rec.Problem = err.Error() // whoever sees that it is not ready sees why
+		s.rec.Problem = text.Cut(err.Error(), maxExitMessage) // whoever sees that it is not ready sees why
 	}
 	s.sendLocked(machine.Event{Kind: machine.Fall, Level: sandboxStopped, Err: err})
 }

@@ -108,6 +108,9 @@ type exitRecord struct {
 	Message string `json:"message,omitempty"`
 }
 
+// maxExitMessage bounds what a record keeps of an error, in bytes.
+const maxExitMessage = 4 << 10
+
 // The reasons of an exit, in the words that kubelet and its users know.
 const (
 	reasonCompleted  = "Completed"

@@ -17,6 +17,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/spec"
+	"github.com/berth-runtime/berth/internal/text"
 	"github.com/berth-runtime/berth/internal/warning"
 )
 
@@ -296,7 +297,7 @@ func (s *sandbox) changed() {
 		v.State = runtimeapi.PodSandboxState_SANDBOX_READY
 	}
 	if s.lastErr != nil {
-		v.Problem = s.lastErr.Error()
+		v.Problem = text.Cut(s.lastErr.Error(), maxExitMessage)
 	}
 	s.view.Store(v)
 	s.last.Store(v)
@@ -306,7 +307,7 @@ func (s *sandbox) changed() {
 func (s *sandbox) settled(e machine.Effect) {
 	s.mu.Lock()
 	if e.Err != nil && s.rec.Listed {
-		s.rec.Problem = e.Err.Error()
+		s.rec.Problem = text.Cut(e.Err.Error(), maxExitMessage)
 	}
 	s.changed()
 	listed := s.rec.Listed

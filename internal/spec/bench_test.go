@@ -135,7 +135,7 @@ func (b *bench) run(in spec.Input) (output string, code int) {
 	_, path, err := cgroup.ContainerPath(cgroup.Cgroupfs, parent, in.ContainerID)
 	must(b.t, err)
 	in.CgroupsPath = path
-	out, err := spec.Build(in)
+	out, err := spec.Build(b.t.Context(), in)
 	if err != nil {
 		b.t.Fatalf("Build: %v", err)
 	}

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"context"
 	"maps"
 	"path"
 	"slices"
@@ -29,9 +30,12 @@ const (
 
 // Build makes the spec of a container, and refuses what cannot be granted:
 // with nil, an OCI runtime that works on this host can start the container.
-// The root file system must be mounted at in.Rootfs.
-func Build(in Input) (*Output, error) {
+// The root file system must be mounted at in.Rootfs. It ends when ctx does.
+func Build(ctx context.Context, in Input) (*Output, error) {
 	if err := Validate(in.Config, in.Pod); err != nil {
+		return nil, err
+	}
+	if err := CheckImage(in.Image); err != nil {
 		return nil, err
 	}
 	in.warnings = &warning.List{}
@@ -39,11 +43,11 @@ func Build(in Input) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := mounts(in)
+	mounts, err := mounts(ctx, in)
 	if err != nil {
 		return nil, err
 	}
-	linux, binds, err := linuxSection(in)
+	linux, binds, err := linuxSection(ctx, in)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +116,7 @@ func firstProcess(in Input) (process *specs.Process, err error) {
 
 // linuxSection makes the linux section but for seccomp and the propagation of
 // the root, which depend on other sections. The mounts are devices too.
-func linuxSection(in Input) (linux *specs.Linux, binds []specs.Mount, err error) {
+func linuxSection(ctx context.Context, in Input) (linux *specs.Linux, binds []specs.Mount, err error) {
 	linux = &specs.Linux{CgroupsPath: in.CgroupsPath, MountLabel: in.MountLabel}
 	if linux.Namespaces, err = namespaces(in); err != nil {
 		return nil, nil, err
@@ -120,7 +124,7 @@ func linuxSection(in Input) (linux *specs.Linux, binds []specs.Mount, err error)
 	if linux.Resources, err = Resources(in.Config.GetLinux().GetResources(), in.Host, in.warnings); err != nil {
 		return nil, nil, err
 	}
-	devices, err := devices(in)
+	devices, err := devices(ctx, in)
 	if err != nil {
 		return nil, nil, err
 	}

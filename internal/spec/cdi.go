@@ -23,8 +23,10 @@ type cdiName struct{ field, name string }
 // 1.37 repeats them.
 func cdiNames(config *runtimeapi.ContainerConfig) []cdiName {
 	var names []cdiName
+	seen := map[string]bool{}
 	add := func(field, name string) {
-		if !slices.ContainsFunc(names, func(n cdiName) bool { return n.name == name }) {
+		if !seen[name] {
+			seen[name] = true
 			names = append(names, cdiName{field, name})
 		}
 	}
@@ -43,7 +45,11 @@ func cdiNames(config *runtimeapi.ContainerConfig) []cdiName {
 }
 
 func validateCDI(config *runtimeapi.ContainerConfig) error {
-	for _, n := range cdiNames(config) {
+	names := cdiNames(config)
+	if err := checkBounds(bound{"CDI_devices", len(names), maxItems}); err != nil {
+		return err
+	}
+	for _, n := range names {
 		if _, _, _, err := parser.ParseQualifiedName(n.name); err != nil {
 			return invalid(n.field, n.name, err.Error())
 		}

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,17 +33,19 @@ type deviceSet struct {
 	rules []specs.LinuxDeviceCgroup
 	// sources are the paths of the nodes on the host, by path in the container.
 	sources map[string]string
+	// at is the index of a node, by path in the container.
+	at map[string]int
 }
 
 // devices lists the device nodes of a container beyond those that every OCI
 // runtime makes, and the rules of its device cgroup, the last match of which
 // counts.
-func devices(in Input) (*deviceSet, error) {
-	set := &deviceSet{sources: map[string]string{}}
+func devices(ctx context.Context, in Input) (*deviceSet, error) {
+	set := &deviceSet{sources: map[string]string{}, at: map[string]int{}}
 	privileged := in.Config.GetLinux().GetSecurityContext().GetPrivileged()
 	if privileged {
 		set.rules = []specs.LinuxDeviceCgroup{{Allow: true, Access: allAccess}}
-		nodes, err := walkDevices("linux.security_context.privileged", hostDevices, hostDevices, elsewhere)
+		nodes, err := walkDevices(ctx, "linux.security_context.privileged", hostDevices, hostDevices, elsewhere)
 		if err != nil {
 			return nil, err
 		}
@@ -53,11 +56,14 @@ func devices(in Input) (*deviceSet, error) {
 		set.rules = defaultRules()
 	}
 	for i, device := range in.Config.GetDevices() {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("devices[%d]: %w", i, err)
+		}
 		access := device.GetPermissions()
 		if access == "" {
 			access = allAccess
 		}
-		found, err := findDevices(fmt.Sprintf("devices[%d].host_path", i), device.GetHostPath(), device.GetContainerPath())
+		found, err := findDevices(ctx, fmt.Sprintf("devices[%d].host_path", i), device.GetHostPath(), device.GetContainerPath())
 		if err != nil {
 			return nil, err
 		}
@@ -77,12 +83,11 @@ func devices(in Input) (*deviceSet, error) {
 // put adds a node, in place of one of the same path.
 func (s *deviceSet) put(node hostNode) {
 	s.sources[node.Path] = node.source
-	for i := range s.nodes {
-		if s.nodes[i].Path == node.Path {
-			s.nodes[i] = node.LinuxDevice
-			return
-		}
+	if i, ok := s.at[node.Path]; ok {
+		s.nodes[i] = node.LinuxDevice
+		return
 	}
+	s.at[node.Path] = len(s.nodes)
 	s.nodes = append(s.nodes, node.LinuxDevice)
 }
 
@@ -117,7 +122,7 @@ type hostNode struct {
 
 // findDevices returns the device that a path of the host leads to, or all
 // devices below it if it is a directory, with their paths in the container.
-func findDevices(field, hostPath, containerPath string) ([]hostNode, error) {
+func findDevices(ctx context.Context, field, hostPath, containerPath string) ([]hostNode, error) {
 	target, err := filepath.EvalSymlinks(hostPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, invalid(field, hostPath, "does not exist")
@@ -138,7 +143,7 @@ func findDevices(field, hostPath, containerPath string) ([]hostNode, error) {
 		node.Path = containerPath
 		return []hostNode{{*node, target}}, nil
 	}
-	nodes, err := walkDevices(field, target, containerPath, nil)
+	nodes, err := walkDevices(ctx, field, target, containerPath, nil)
 	if err == nil && len(nodes) == 0 {
 		err = invalid(field, target, "is a directory without device nodes")
 	}
@@ -146,13 +151,16 @@ func findDevices(field, hostPath, containerPath string) ([]hostNode, error) {
 }
 
 // walkDevices returns the devices below a directory but for those with the names to leave out.
-func walkDevices(field, dir, containerPath string, leaveOut []string) ([]hostNode, error) {
+func walkDevices(ctx context.Context, field, dir, containerPath string, leaveOut []string) ([]hostNode, error) {
 	var nodes []hostNode
 	entries := 0
 	err := filepath.WalkDir(dir, func(file string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			// Devices come and go while we walk.
 			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		if entries++; entries > maxEntries {
 			return invalid(field, dir, fmt.Sprintf("holds more than %d files", maxEntries))

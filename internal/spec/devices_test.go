@@ -31,7 +31,7 @@ func TestDevicesComeAndGo(t *testing.T) {
 	const often = 50
 	found := 0
 	for found < often && ctx.Err() == nil {
-		nodes, err := walkDevices("linux.security_context.privileged", dir, "/dev", elsewhere)
+		nodes, err := walkDevices(t.Context(), "linux.security_context.privileged", dir, "/dev", elsewhere)
 		if err != nil {
 			t.Error(err)
 			break

@@ -8,6 +8,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 // invalid makes the error for a request that is wrong in itself.
@@ -23,14 +25,14 @@ func unavailable(field string, value any, reason string) error {
 // quote shows a value of a request, cut where it would flood a log.
 func quote(value any) string {
 	const limit = 256
-	text, ok := value.(string)
+	given, ok := value.(string)
 	if !ok {
 		return fmt.Sprint(value)
 	}
-	if len(text) > limit {
-		text = strings.ToValidUTF8(text[:limit], "") + "…"
+	if len(given) > limit {
+		given = text.Head(given, limit) + text.Ellipsis
 	}
-	return fmt.Sprintf("%q", text)
+	return fmt.Sprintf("%q", given)
 }
 
 // checkText refuses what the kernel cannot take as a string of a process and

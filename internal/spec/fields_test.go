@@ -18,7 +18,7 @@ import (
 
 func build(t *testing.T, in Input) *Output {
 	t.Helper()
-	out, err := Build(in)
+	out, err := Build(t.Context(), in)
 	if err != nil {
 		t.Fatalf("Build: %v", err)
 	}
@@ -133,7 +133,7 @@ func TestAccountsStayInside(t *testing.T) {
 				t.Fatal(err)
 			}
 			in.Config.Linux.SecurityContext.RunAsUsername = "spy"
-			if _, err := Build(in); !test.kind(err) {
+			if _, err := Build(t.Context(), in); !test.kind(err) {
 				t.Errorf("got %v", err)
 			}
 		})

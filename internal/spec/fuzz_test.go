@@ -38,7 +38,7 @@ func FuzzBuild(f *testing.F) {
 		sandboxErr := ValidateSandbox(in.Pod)
 		for _, mode := range []cgroup.Mode{cgroup.V1, cgroup.V2} {
 			in.Host = testHost(mode)
-			out, err := Build(in)
+			out, err := Build(t.Context(), in)
 			if err != nil {
 				continue
 			}

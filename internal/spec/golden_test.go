@@ -179,7 +179,7 @@ func TestGolden(t *testing.T) {
 			in := testInput(t)
 			root := filepath.Dir(in.Rootfs)
 			golden.change(&in, root)
-			out, err := Build(in)
+			out, err := Build(t.Context(), in)
 			if err != nil {
 				t.Fatalf("Build: %v", err)
 			}

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -44,13 +45,18 @@ type mountSet struct {
 	// propagation is that of the root mount: it must let through what the
 	// mounts below it receive or send.
 	propagation string
+	// table is the mount table of this process by ID, read when it is first needed.
+	table map[uint64]*mountinfo.Info
 }
 
 // mounts lists the default mounts that the request does not replace, and then
 // the mounts of the request and the files of the pod, parents first.
-func mounts(in Input) (*mountSet, error) {
+func mounts(ctx context.Context, in Input) (*mountSet, error) {
 	set := &mountSet{}
 	for i, mount := range in.Config.GetMounts() {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("mounts[%d]: %w", i, err)
+		}
 		if err := set.add(i, mount, in); err != nil {
 			return nil, err
 		}
@@ -243,7 +249,7 @@ func (s *mountSet) propagate(field string, mount *runtimeapi.Mount, source strin
 		in.warnings.Add(field+".propagation", int32(mount.GetPropagation()), "is unknown; the mount is private")
 		return propagationPrivate, nil
 	}
-	info, err := mountOf(source)
+	info, err := s.mountOf(source)
 	if err != nil {
 		return "", fmt.Errorf("%s.host_path %q: find its mount: %w", field, source, err)
 	}
@@ -261,21 +267,24 @@ func (s *mountSet) propagate(field string, mount *runtimeapi.Mount, source strin
 
 // mountOf returns the mount that a path is on. The kernel names it, which is
 // right also where mounts hide each other (statx, Linux 5.8).
-func mountOf(file string) (*mountinfo.Info, error) {
+func (s *mountSet) mountOf(file string) (*mountinfo.Info, error) {
 	var stat unix.Statx_t
 	err := unix.Statx(unix.AT_FDCWD, file, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &stat)
 	if err != nil {
 		return nil, &fs.PathError{Op: "statx", Path: file, Err: err}
 	}
-	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
-		found := uint64(info.ID) == stat.Mnt_id
-		return !found, found
-	})
-	if err != nil {
-		return nil, err
+	if s.table == nil {
+		infos, err := mountinfo.GetMounts(nil)
+		if err != nil {
+			return nil, err
+		}
+		s.table = make(map[uint64]*mountinfo.Info, len(infos))
+		for _, info := range infos {
+			s.table[uint64(info.ID)] = info
+		}
 	}
-	if len(infos) == 0 {
-		return nil, &fs.PathError{Op: "find mount of", Path: file, Err: fs.ErrNotExist}
+	if info := s.table[stat.Mnt_id]; info != nil {
+		return info, nil
 	}
-	return infos[0], nil
+	return nil, &fs.PathError{Op: "find mount of", Path: file, Err: fs.ErrNotExist}
 }

@@ -57,11 +57,11 @@ func arguments(in Input) ([]string, error) {
 // environment lays the variables of the request over those of the image, and
 // puts the customary ones below both.
 func environment(in Input) ([]string, error) {
-	env := []string{defaultPath}
+	env := newEnviron([]string{defaultPath})
 	if in.Config.GetTty() {
-		env = append(env, defaultTerm)
+		env.set(defaultTerm)
 	}
-	env = append(env, "HOSTNAME="+Hostname(in.Pod, in.Host))
+	env.set("HOSTNAME=" + Hostname(in.Pod, in.Host))
 	for _, entry := range in.Image.Env {
 		if !strings.Contains(entry, "=") {
 			// Docker means by a bare name that the variable is unset.
@@ -70,24 +70,12 @@ func environment(in Input) ([]string, error) {
 		if err := checkText("environment of the image", entry); err != nil {
 			return nil, err
 		}
-		env = setEnv(env, entry)
+		env.set(entry)
 	}
 	for _, entry := range in.Config.GetEnvs() {
-		env = setEnv(env, entry.GetKey()+"="+string(entry.GetValue()))
+		env.set(entry.GetKey() + "=" + string(entry.GetValue()))
 	}
-	return env, nil
-}
-
-// setEnv replaces a variable in place, or appends it.
-func setEnv(env []string, entry string) []string {
-	key, _, _ := strings.Cut(entry, "=")
-	for i, old := range env {
-		if strings.HasPrefix(old, key+"=") {
-			env[i] = entry
-			return env
-		}
-	}
-	return append(env, entry)
+	return env.entries, nil
 }
 
 // withDefault appends a variable unless it is set already.

@@ -192,7 +192,7 @@ func TestRefusals(t *testing.T) {
 		for _, text := range slices.Sorted(maps.Keys(list.changes)) {
 			in := testInput(t)
 			list.changes[text](&in)
-			out, err := Build(in)
+			out, err := Build(t.Context(), in)
 			if !list.kind(err) || out != nil || !strings.Contains(err.Error(), text) {
 				t.Errorf("%s: got %v, %v, want an error that contains %q", list.name, out, err, text)
 			}
@@ -305,11 +305,11 @@ var unsupported = map[string]change{
 func TestUnsupportedRequestsAreAccepted(t *testing.T) {
 	for field, change := range unsupported {
 		in := testInput(t)
-		if out, err := Build(in); err != nil || len(out.Warnings) > 0 {
+		if out, err := Build(t.Context(), in); err != nil || len(out.Warnings) > 0 {
 			t.Fatalf("a plain request: got %v and %+v", err, out)
 		}
 		change(&in)
-		out, err := Build(in)
+		out, err := Build(t.Context(), in)
 		if err != nil || len(out.Warnings) != 1 || out.Warnings[0].Field != field {
 			t.Errorf("%s: got %v and %+v, want one warning about it", field, err, out)
 		}
@@ -344,7 +344,7 @@ func TestAccepted(t *testing.T) {
 	} {
 		in := testInput(t)
 		change(&in)
-		if _, err := Build(in); err != nil {
+		if _, err := Build(t.Context(), in); err != nil {
 			t.Errorf("%s: got %v, want nil", name, err)
 		}
 	}

@@ -64,6 +64,9 @@ func CheckUpdate(update *runtimeapi.LinuxContainerResources, host Host) error {
 
 func translate(request *runtimeapi.LinuxContainerResources, host Host, warnings *warning.List) (*specs.LinuxResources, error) {
 	const field = "linux.resources"
+	if err := checkResourceBounds(field, request); err != nil {
+		return nil, err
+	}
 	if err := validateResources(field, request); err != nil {
 		return nil, err
 	}
@@ -100,21 +103,27 @@ func MergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi
 		CpusetMems:             choose(update.GetCpusetMems(), old.GetCpusetMems()),
 		MemorySwapLimitInBytes: choose(update.GetMemorySwapLimitInBytes(), old.GetMemorySwapLimitInBytes()),
 	}
-	for _, list := range [][]*runtimeapi.HugepageLimit{old.GetHugepageLimits(), update.GetHugepageLimits()} {
-		for _, limit := range list {
-			result.HugepageLimits = slices.DeleteFunc(result.HugepageLimits, func(have *runtimeapi.HugepageLimit) bool {
-				return have.GetPageSize() == limit.GetPageSize()
-			})
-			result.HugepageLimits = append(result.HugepageLimits,
-				&runtimeapi.HugepageLimit{PageSize: limit.GetPageSize(), Limit: limit.GetLimit()})
-		}
-	}
+	result.HugepageLimits = mergeHugepages(old.GetHugepageLimits(), update.GetHugepageLimits())
 	for _, values := range []map[string]string{old.GetUnified(), update.GetUnified()} {
 		for key, value := range values {
 			result.Unified = withValue(result.Unified, key, value)
 		}
 	}
 	return result
+}
+
+// mergeHugepages returns one limit for each page size, the last one that is given, in the order of these.
+func mergeHugepages(old, update []*runtimeapi.HugepageLimit) []*runtimeapi.HugepageLimit {
+	var merged []*runtimeapi.HugepageLimit
+	seen := map[string]bool{}
+	for _, limit := range slices.Backward(slices.Concat(old, update)) {
+		if size := limit.GetPageSize(); !seen[size] {
+			seen[size] = true
+			merged = append(merged, &runtimeapi.HugepageLimit{PageSize: size, Limit: limit.GetLimit()})
+		}
+	}
+	slices.Reverse(merged)
+	return merged
 }
 
 // RevertResources returns limits that put back old after a part of update may

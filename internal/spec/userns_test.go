@@ -104,7 +104,7 @@ func TestUserNamespaceKeepsRestrictions(t *testing.T) {
 		}
 	}()
 	in.Config.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/host"}}
-	out, err := Build(in)
+	out, err := Build(t.Context(), in)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestUserNamespaceKeepsRestrictions(t *testing.T) {
 	}
 	in.Config.Mounts[0].HostPath = filepath.Dir(in.Rootfs)
 	in.Config.Mounts[0].Propagation = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
-	if _, err := Build(in); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "mounts[0].propagation") {
+	if _, err := Build(t.Context(), in); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "mounts[0].propagation") {
 		t.Errorf("bidirectional: got %v, want a failed precondition about the propagation", err)
 	}
 }
@@ -130,7 +130,7 @@ func TestUserNamespaceDevices(t *testing.T) {
 	in.Config.Devices = []*runtimeapi.Device{
 		{HostPath: "/dev/zero", ContainerPath: "/dev/kmsg", Permissions: "r"}, {HostPath: "/dev/random", ContainerPath: "/dev/random"},
 	}
-	out, err := Build(in)
+	out, err := Build(t.Context(), in)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestUserNamespaceHasNot(t *testing.T) {
 		in.Pod.Linux.SecurityContext.NamespaceOptions.UsernsOptions = usernsOf(modePod, ids, ids)
 		sc(&in).RunAsUser, sc(&in).RunAsGroup, sc(&in).SupplementalGroups = nil, nil, nil
 		change(&in)
-		if _, err := Build(in); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := Build(t.Context(), in); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error that contains %q", err, want)
 		}
 	}

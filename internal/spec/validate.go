@@ -33,7 +33,7 @@ func Validate(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConf
 		return invalid("image.image", "", "must not be empty")
 	}
 	checks := []func(*runtimeapi.ContainerConfig, *runtimeapi.PodSandboxConfig) error{
-		validateProcess, validateLog, validateMounts, validateDevices,
+		validateBounds, validateProcess, validateLog, validateMounts, validateDevices,
 		validateSecurity, validateNamespaces,
 	}
 	for _, check := range checks {
@@ -42,6 +42,10 @@ func Validate(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConf
 		}
 	}
 	return validateResources("linux.resources", config.GetLinux().GetResources())
+}
+
+func validateBounds(config *runtimeapi.ContainerConfig, _ *runtimeapi.PodSandboxConfig) error {
+	return checkContainerBounds(config)
 }
 
 func validateProcess(config *runtimeapi.ContainerConfig, _ *runtimeapi.PodSandboxConfig) error {

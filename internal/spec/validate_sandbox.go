@@ -44,6 +44,9 @@ func ValidateSandbox(pod *runtimeapi.PodSandboxConfig) error {
 			return err
 		}
 	}
+	if err := checkSandboxBounds(pod); err != nil {
+		return err
+	}
 	if err := validateDNS(pod.GetDnsConfig()); err != nil {
 		return err
 	}

@@ -1,9 +1,11 @@
 package stats
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -29,7 +31,11 @@ func absent(err error) bool {
 // readFile returns the content of a control file. It makes the three system
 // calls that are needed and no others, since a node has thousands of these
 // files.
-func readFile(name string) (text string, err error) {
+func readFile(name string) (text string, err error) { return readStart(name, math.MaxInt) }
+
+// readStart is readFile that stops after limit bytes. It then returns whole
+// lines only.
+func readStart(name string, limit int) (text string, err error) {
 	fd, err := open(name)
 	if err != nil {
 		return "", &fs.PathError{Op: "open", Path: name, Err: err}
@@ -50,6 +56,9 @@ func readFile(name string) (text string, err error) {
 			return string(content), nil
 		}
 		content = append(content, buffer[:n]...)
+		if len(content) > limit {
+			return string(content[:bytes.LastIndexByte(content, '\n')+1]), nil
+		}
 	}
 }
 

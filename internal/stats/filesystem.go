@@ -8,6 +8,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 // blockDevices has a link for every block device, by number.
@@ -53,7 +55,7 @@ func ReadFilesystem(path string) (Filesystem, error) {
 	longest := -1
 	for _, m := range mounts {
 		if len(m.Mountpoint) >= longest {
-			longest, f.Device = len(m.Mountpoint), m.Source
+			longest, f.Device = len(m.Mountpoint), text.Clean(m.Source)
 		}
 	}
 	f.Disk.Name = f.Device
@@ -67,7 +69,7 @@ func DeviceName(major, minor uint64) string {
 	if err != nil {
 		return ""
 	}
-	return "/dev/" + filepath.Base(link)
+	return "/dev/" + text.Clean(filepath.Base(link))
 }
 
 // diskOf returns the disk of a partition, and any other device itself.

@@ -1,10 +1,13 @@
 package stats
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/berth-runtime/berth/internal/namespace"
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 // Interface is the traffic of one network interface.
@@ -23,24 +26,34 @@ type Traffic struct {
 // being made or removed: its dumps take the kernel's one lock for all of them.
 const netDev = "/proc/thread-self/net/dev"
 
+const (
+	// maxInterfaces bounds the interfaces of a pod, which a container with CAP_NET_ADMIN creates at
+	// will, and maxNetDev what is read to find them.
+	maxInterfaces = 64
+	maxNetDev     = 64 << 10
+	// firstInterface is what the first interface of a pod is called, whichever network made it.
+	firstInterface = "eth0"
+)
+
 // ReadInterfaces counts what went through the interfaces of the network
-// namespace that is pinned at path, without loopback.
+// namespace that is pinned at path, without loopback. It returns at most 64 of
+// them, eth0 among these. A name is as the kernel has it, but valid UTF-8.
 func ReadInterfaces(path string) ([]Interface, error) {
-	var text string
+	var content string
 	err := namespace.Do(path, func() (err error) {
-		text, err = readFile(netDev)
+		content, err = readStart(netDev, maxNetDev)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read network interfaces: %w", err)
 	}
-	return parseInterfaces(text)
+	return parseInterfaces(content)
 }
 
 // parseInterfaces reads lines "eth0: 1 2 …": bytes, packets, errors, dropped
 // and four more that were received, then the same that was sent. What does not
 // look so is one of the two lines of titles.
-func parseInterfaces(text string) ([]Interface, error) {
+func parseInterfaces(content string) ([]Interface, error) {
 	var found []Interface
 	r := &reader{}
 	traffic := func(numbers []string) Traffic {
@@ -49,7 +62,7 @@ func parseInterfaces(text string) ([]Interface, error) {
 			Errors: r.parse(netDev, numbers[2]), Dropped: r.parse(netDev, numbers[3]),
 		}
 	}
-	for line := range strings.Lines(text) {
+	for line := range strings.Lines(content) {
 		// A name may have a colon in it, numbers have none.
 		end := strings.LastIndexByte(line, ':')
 		if end < 0 {
@@ -59,10 +72,24 @@ func parseInterfaces(text string) ([]Interface, error) {
 		if name == "lo" || len(numbers) < 16 {
 			continue
 		}
-		found = append(found, Interface{Name: name, Received: traffic(numbers[:8]), Sent: traffic(numbers[8:])})
+		found = append(found, Interface{Name: text.Clean(name), Received: traffic(numbers[:8]), Sent: traffic(numbers[8:])})
 	}
 	if r.err != nil {
 		return nil, fmt.Errorf("read network interfaces: %w", r.err)
 	}
+	if len(found) > maxInterfaces {
+		slices.SortStableFunc(found, func(a, b Interface) int {
+			return cmp.Compare(isOther(a), isOther(b))
+		})
+		found = found[:maxInterfaces]
+	}
 	return found, nil
+}
+
+// isOther is 0 for the first interface of a pod and 1 for the others.
+func isOther(i Interface) int {
+	if i.Name == firstInterface {
+		return 0
+	}
+	return 1
 }

@@ -2,8 +2,11 @@ package stats
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -99,5 +102,52 @@ func BenchmarkReadInterfaces(b *testing.B) {
 		if _, err := ReadInterfaces(path); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestInterfaceNamesAreText: the kernel takes almost any bytes as the name of an interface. A name is
+// shown as valid UTF-8, and two that differ stay different.
+func TestInterfaceNamesAreText(t *testing.T) {
+	census.Check(t)
+	path := pinned(t)
+	err := namespace.Do(path, func() error {
+		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "bad\xff"}, PeerName: "bad\xfe"})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := ReadInterfaces(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for _, i := range found {
+		names[i.Name] = true
+	}
+	if !names[`bad\xff`] || !names[`bad\xfe`] || !names["eth0"] {
+		t.Errorf("interfaces are %v", names)
+	}
+}
+
+// TestInterfacesAreBounded: a pod with many interfaces costs no more than one with some, and eth0 is
+// among those that are shown.
+func TestInterfacesAreBounded(t *testing.T) {
+	var table strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&table, "dummy%d: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n", i)
+	}
+	table.WriteString("  eth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n")
+	found, err := parseInterfaces(table.String())
+	if err != nil || len(found) != maxInterfaces || found[0].Name != "eth0" {
+		t.Errorf("%d interfaces, error %v, first %+v", len(found), err, found[0])
+	}
+	file := filepath.Join(t.TempDir(), "dev")
+	if err := os.WriteFile(file, []byte(table.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const limit = 20 << 10
+	content, err := readStart(file, limit)
+	if err != nil || len(content) > limit+fileBuffer || !strings.HasSuffix(content, "16\n") || !strings.HasPrefix(table.String(), content) {
+		t.Errorf("read %d bytes, error %v", len(content), err)
 	}
 }

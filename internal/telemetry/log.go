@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 // NewLogger returns a logger that writes lines of level and above to w.
@@ -35,15 +36,15 @@ const maxValue = 16 << 10
 
 // bounded cuts a text that would flood the log.
 func bounded(_ []string, a slog.Attr) slog.Attr {
-	var text string
+	var value string
 	switch v := a.Value.Any().(type) {
 	case string:
-		text = v
+		value = v
 	case error:
-		text = v.Error()
+		value = v.Error()
 	}
-	if len(text) > maxValue {
-		a.Value = slog.StringValue(strings.ToValidUTF8(text[:maxValue], "") + "…")
+	if len(value) > maxValue {
+		a.Value = slog.StringValue(text.Cut(value, maxValue))
 	}
 	return a
 }

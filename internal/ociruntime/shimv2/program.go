@@ -30,6 +30,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/ociruntime/shimv2/task"
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 const (
@@ -247,10 +248,7 @@ func (p *Program) act(ctx context.Context, scratch, bundle, id, action string) (
 
 // refusal is an error in the shim's own words.
 func (p *Program) refusal(op string, code int, message string) error {
-	message = strings.ToValidUTF8(strings.TrimSpace(message), "?")
-	if len(message) > maxMessage {
-		message = strings.ToValidUTF8(message[:maxMessage], "") + "…"
-	}
+	message = text.Cut(strings.TrimSpace(message), maxMessage)
 	return &ociruntime.CommandError{Handler: p.handler.Name, Op: op, Code: code, Message: message}
 }
 

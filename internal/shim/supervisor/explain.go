@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 // maxExplanation bounds what an error quotes of the stderr of an OCI runtime.
@@ -25,14 +26,14 @@ func (o *stdio) explain(err error) error {
 	if rawErr != nil {
 		return errors.Join(err, rawErr)
 	}
-	text := make([]byte, maxExplanation)
+	said := make([]byte, maxExplanation)
 	n := 0
 	readErr := raw.Read(func(fd uintptr) bool {
-		n, _ = unix.Read(int(fd), text) // it does not wait; what cannot be read is no explanation
+		n, _ = unix.Read(int(fd), said) // it does not wait; what cannot be read is no explanation
 		return true
 	})
 	if n > 0 {
-		refused.Message = strings.ToValidUTF8(strings.TrimSpace(string(text[:n])), "?")
+		refused.Message = text.Clean(strings.TrimSpace(string(said[:n])))
 	}
 	return errors.Join(err, readErr)
 }

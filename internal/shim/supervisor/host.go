@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -20,6 +19,7 @@ import (
 	"github.com/berth-runtime/berth/internal/ociruntime/shimv2"
 	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/internal/shim/wire"
+	"github.com/berth-runtime/berth/internal/text"
 )
 
 const (
@@ -222,7 +222,7 @@ func (h *host) followLog() error {
 			if bytes.Contains(line, []byte("level=info")) || bytes.Contains(line, []byte("level=debug")) {
 				level = slog.LevelDebug
 			}
-			h.s.log.Log(context.Background(), level, "shim-v2", "pod", filepath.Base(h.dir), "says", strings.ToValidUTF8(string(line), "?"))
+			h.s.log.Log(context.Background(), level, "shim-v2", "pod", filepath.Base(h.dir), "says", text.Line(string(line)))
 		}
 	})
 	return nil

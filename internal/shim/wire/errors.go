@@ -4,14 +4,18 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/berth-runtime/berth/internal/errcode"
+	"github.com/berth-runtime/berth/internal/text"
 )
+
+// maxText bounds the text of an error, in bytes.
+const maxText = 64 << 10
 
 // Encode turns an error into one that ttrpc carries with its kind.
 func Encode(err error) error {
 	if err == nil {
 		return nil
 	}
-	return status.Error(errcode.Of(err), err.Error())
+	return status.Error(errcode.Of(err), text.Cut(err.Error(), maxText))
 }
 
 // Error is an error that was made on the other side of the socket.
