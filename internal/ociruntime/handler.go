@@ -40,6 +40,8 @@ type Handler struct {
 
 // Features are what a runtime supports on this host.
 type Features struct {
+	// Program is what the runtime calls itself: runc, crun, runsc. It is empty for a shim.
+	Program string
 	// Version is the runtime's own, OCIVersion the newest version of the runtime specification it accepts.
 	Version, OCIVersion string
 	// RecursiveReadOnly: mounts may be read-only with all that is mounted below them.

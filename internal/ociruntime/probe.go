@@ -147,7 +147,7 @@ func parseVersion(text string) Features {
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
 		if name, version, found := strings.Cut(line, " version "); found && f.Version == "" {
-			f.Version = strings.TrimSpace(version)
+			f.Program, f.Version = name, strings.TrimSpace(version)
 			crun, f.Sandboxing = name == "crun", name == "runsc"
 		}
 		if spec, found := strings.CutPrefix(line, "spec:"); found {

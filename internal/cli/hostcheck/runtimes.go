@@ -102,7 +102,22 @@ func (f *facts) handler(ctx context.Context, name string, h config.Handler, syst
 		found += ", no user namespaces: " + features.UserNamespacesProblem
 	}
 	f.ok(areaRuntime, name, found)
+	f.vulnerabilities(name, features)
 	return features, true
+}
+
+// vulnerabilities names those that are known of the version of an OCI runtime.
+func (f *facts) vulnerabilities(name string, features ociruntime.Features) {
+	known := ociruntime.KnownVulnerabilities(features.Program, features.Version)
+	if len(known) == 0 {
+		return
+	}
+	var texts []string
+	for _, v := range known {
+		texts = append(texts, fmt.Sprintf("%s (%s; fixed in %s; %s)", v.ID, v.Summary, strings.Join(v.Fixed, ", "), v.Source))
+	}
+	f.warn(areaRuntime, name+" vulnerabilities", fmt.Sprintf("%s %s, %s: %s", features.Program, features.Version, ociruntime.BackportNote, strings.Join(texts, ", ")),
+		"compare with the security notices of your distribution, or install a newer "+features.Program)
 }
 
 // splitRemedy takes what to do out of the error of a probe.

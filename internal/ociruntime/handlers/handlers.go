@@ -20,8 +20,6 @@ import (
 )
 
 const (
-	// retryAfter is how long a failure counts before the next request tries the handler again.
-	retryAfter = 10 * time.Second
 	// defaultPatience bounds the wait for the handlers that may become the default, otherPatience that for the others:
 	// kubelet may ask only once what they support.
 	defaultPatience = 10 * time.Second
@@ -64,6 +62,8 @@ type Options struct {
 	Trials string
 	// Probe is the function above, unless a test has its own.
 	Probe func(ctx context.Context, h ociruntime.Handler, trials string) (ociruntime.Features, error)
+	// Fingerprint is [Fingerprint], unless a test has its own.
+	Fingerprint func(ociruntime.Handler) string
 }
 
 // Set is the handlers of a node. Its methods may be called by many goroutines.
@@ -82,15 +82,22 @@ type Set struct {
 
 type entry struct {
 	info    Info
-	through bool          // it was tried
-	tried   time.Time     // when the last probe ended
-	probing chan struct{} // closed when the probe that runs has ended; nil when none does
+	through bool      // it was tried
+	tried   time.Time // when the last probe ended
+	// failures counts the probes that failed since one succeeded, fingerprint is what the last one
+	// depended on, logged the kind of the problem that was logged last.
+	failures            int
+	fingerprint, logged string
+	probing             chan struct{} // closed when the probe that runs has ended; nil when none does
 }
 
 // Open begins to try the configured handlers. The caller ends it with Close.
 func Open(configured []Info, opts Options) *Set {
 	if opts.Probe == nil {
 		opts.Probe = Probe
+	}
+	if opts.Fingerprint == nil {
+		opts.Fingerprint = Fingerprint
 	}
 	s := &Set{opts: opts, entries: map[string]*entry{}, changed: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -132,6 +139,7 @@ func (s *Set) Close() {
 func (s *Set) probe(e *entry) {
 	e.probing = make(chan struct{})
 	handler, want := e.info.Handler, e.info.Sandbox
+	e.fingerprint = s.opts.Fingerprint(handler) // before: a change meanwhile counts
 	s.wg.Go(func() {
 		features, err := s.opts.Probe(s.ctx, handler, s.opts.Trials)
 		if err == nil {
@@ -148,8 +156,11 @@ func (s *Set) probe(e *entry) {
 		switch {
 		case err != nil && s.ctx.Err() != nil: // the daemon ends
 		case err != nil:
-			s.opts.Log.Warn("a runtime handler does not work on this host", "handler", handler.Name, "problem", err)
+			e.failures++
+			s.logFailure(e, err)
 		default:
+			e.failures, e.logged = 0, ""
+			s.logVulnerabilities(handler.Name, features)
 			s.opts.Log.Info("runtime handler", "handler", handler.Name, "version", features.Version, "spec", features.OCIVersion)
 		}
 		if err != nil {
@@ -158,6 +169,14 @@ func (s *Set) probe(e *entry) {
 		close(s.changed)
 		s.changed = make(chan struct{})
 	})
+}
+
+// logVulnerabilities warns of an OCI runtime with known vulnerabilities.
+func (s *Set) logVulnerabilities(handler string, features ociruntime.Features) {
+	if known := ociruntime.KnownVulnerabilities(features.Program, features.Version); len(known) > 0 {
+		s.opts.Log.Warn("runtime handler has known vulnerabilities", "handler", handler, "program", features.Program,
+			"version", features.Version, "vulnerabilities", ociruntime.IDs(known), "note", ociruntime.BackportNote)
+	}
 }
 
 // checkSandbox refuses a container that stands for the pod where nobody could say how those beside it end: of a
@@ -183,7 +202,7 @@ func (s *Set) Get(ctx context.Context, name string) (Info, error) {
 			name, strings.Join(slices.Sorted(maps.Keys(s.entries)), ", "), errdefs.ErrInvalidArgument)
 	}
 	s.mu.Lock()
-	s.retry(e)
+	s.retry(e, maxRequestRetryAfter)
 	probing := e.probing
 	s.mu.Unlock()
 	if probing != nil {
@@ -201,20 +220,14 @@ func (s *Set) Get(ctx context.Context, name string) (Info, error) {
 	return s.limited(e), nil
 }
 
-// retry has a handler tried again whose failure is not fresh. Preconditions: mu is held.
-func (s *Set) retry(e *entry) {
-	if e.probing == nil && e.info.Problem != "" && time.Since(e.tried) > retryAfter && s.ctx.Err() == nil {
-		s.probe(e)
-	}
-}
-
-// All returns the handlers by name, without waiting. Those that failed are tried again.
+// All returns the handlers by name, without waiting. Those that failed are probed again at growing
+// intervals, and when what they depend on has changed.
 func (s *Set) All() map[string]Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := make(map[string]Info, len(s.entries))
 	for name, e := range s.entries {
-		s.retry(e)
+		s.retry(e, maxRetryAfter)
 		all[name] = s.limited(e)
 	}
 	return all
