@@ -234,6 +234,13 @@ func (a *Archive) Changes(apply func(io.Reader) error) error { return a.part(cha
 func (a *Archive) Shm(apply func(io.Reader) error) error { return a.part(shmFile, apply) }
 
 func (a *Archive) part(want string, apply func(io.Reader) error) error {
+	if err := a.walkPart(want, CheckTree); err != nil {
+		return err
+	}
+	return a.walkPart(want, apply)
+}
+
+func (a *Archive) walkPart(want string, apply func(io.Reader) error) error {
 	err := a.each(func(name string, content io.Reader) error {
 		if name != want {
 			return nil

@@ -29,7 +29,7 @@ func sample(t *testing.T) Dir {
 			CreatedAt: time.Unix(1, 0).UTC(), At: time.Unix(2, 0).UTC(),
 		}, []byte(`{"ociVersion":"1.0.2","process":{"cwd":"/","args":["sh"]},"annotations":{"io.kubernetes.cri.container-name":"app"}}`)),
 		d.WriteChanges(func(w io.Writer) ([]string, error) {
-			_, err := w.Write([]byte("changes"))
+			_, err := w.Write(tarOf(t, &tar.Header{Name: "changed", Typeflag: tar.TypeReg}))
 			return []string{"/gone"}, err
 		}),
 		os.WriteFile(filepath.Join(d.Images(), "pages-1.img"), bytes.Repeat([]byte("p"), 1<<20), 0o600),
@@ -62,7 +62,7 @@ func TestRoundTrip(t *testing.T) {
 	if err := a.Changes(func(r io.Reader) (err error) {
 		changes, err = io.ReadAll(r)
 		return err
-	}); err != nil || string(changes) != "changes" {
+	}); err != nil || !bytes.Equal(changes, tarOf(t, &tar.Header{Name: "changed", Typeflag: tar.TypeReg})) {
 		t.Errorf("changes: got %q, %v", changes, err)
 	}
 	if err := a.Shm(func(io.Reader) error { return errFull }); err != nil {

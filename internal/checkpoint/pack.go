@@ -14,8 +14,20 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/directory"
+	"github.com/berth-runtime/berth/internal/text"
+)
+
+const (
+	// maxEntries bounds the entries of an archive, maxDepth the directories above one.
+	maxEntries = 1_000_000
+	maxDepth   = 255
+	// sparseRecords begins the records of sparse files.
+	sparseRecords = "GNU.sparse."
+	// maxShownName bounds a name in an error.
+	maxShownName = 256
 )
 
 // partial ends the name of an archive that is not complete.
@@ -107,6 +119,9 @@ func (d Dir) add(out *tar.Writer, name string) (err error) {
 // fn that returns errEnough ends the walk.
 func (a *Archive) each(fn func(name string, content io.Reader) error) (err error) {
 	f, err := directory.OpenRegular(a.path)
+	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ELOOP) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
 	if err != nil {
 		return err
 	}
@@ -120,13 +135,16 @@ func (a *Archive) each(fn func(name string, content io.Reader) error) (err error
 
 func eachFile(r io.Reader, fn func(name string, content io.Reader) error) error {
 	in := tar.NewReader(r)
-	for {
+	for entries := 0; ; entries++ {
 		header, err := in.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("it is no archive: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		if err := checkEntry(header, entries); err != nil {
+			return err
 		}
 		if header.Typeflag != tar.TypeReg {
 			continue
@@ -135,6 +153,30 @@ func eachFile(r io.Reader, fn func(name string, content io.Reader) error) error 
 			return err
 		}
 	}
+}
+
+// checkEntry refuses what makes an archive take more room on disk than it has bytes, or too many
+// inodes.
+func checkEntry(header *tar.Header, entries int) error {
+	sparse := header.Typeflag == tar.TypeGNUSparse
+	for key := range header.PAXRecords {
+		sparse = sparse || strings.HasPrefix(key, sparseRecords)
+	}
+	switch {
+	case sparse:
+		return fmt.Errorf("entry %s: sparse files are not accepted: %w", text.Cut(header.Name, maxShownName), errdefs.ErrInvalidArgument)
+	case entries >= maxEntries:
+		return fmt.Errorf("it has more than %d entries: %w", maxEntries, errdefs.ErrInvalidArgument)
+	case strings.Count(path.Clean(header.Name), "/") >= maxDepth:
+		return fmt.Errorf("entry %s: it is more than %d directories deep: %w", text.Cut(header.Name, maxShownName), maxDepth, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// CheckTree refuses an archive of a tree, as ExportTree writes it, with too many entries, with sparse
+// files or with paths that are too deep. What remains takes no more bytes on disk than the archive has.
+func CheckTree(r io.Reader) error {
+	return eachFile(r, func(string, io.Reader) error { return nil })
 }
 
 // imageName returns the plain name of one of CRIU's images.

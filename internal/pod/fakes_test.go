@@ -154,7 +154,7 @@ func (f fakeImages) RemoveRootfs(_ context.Context, key string) error {
 }
 
 func (f fakeImages) ExportRootfs(_ context.Context, _ string, w io.Writer) ([]string, error) {
-	_, err := w.Write([]byte("changes"))
+	_, err := w.Write(changesArchive)
 	return []string{"/removed"}, err
 }
 
@@ -346,3 +346,6 @@ func (f fakeHandlers) Get(_ context.Context, name string) (handlers.Info, error)
 func (f fakeHandlers) All() map[string]handlers.Info { return f }
 
 func (fakeHandlers) Default() string { return "runc" }
+
+// changesArchive is what fake images export of a container: a tar archive without entries.
+var changesArchive = make([]byte, 1024)

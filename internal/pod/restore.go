@@ -169,7 +169,10 @@ func (c *container) matches(s *specs.Spec) error {
 	if err != nil {
 		return err
 	}
-	return a.Match(s)
+	if err := a.Match(s); err != nil {
+		return err
+	}
+	return checkpoint.MatchProcesses(c.engine.checkpointDir(c.rec.ID).Images(), s)
 }
 
 // restoreRequest tells the supervisor what a restored container goes on from;

@@ -104,7 +104,7 @@ func TestRestoreSandbox(t *testing.T) {
 		if err != nil || v.State != runtimeapi.ContainerState_CONTAINER_CREATED || v.Config.Metadata.Name != name {
 			t.Fatalf("container %s: got %+v, %v, want it created", name, v, err)
 		}
-		if changes, _ := n.imported.Load(n.engine.rootfsDir(cid)); changes != "changes" {
+		if changes, _ := n.imported.Load(n.engine.rootfsDir(cid)); changes != string(changesArchive) {
 			t.Errorf("container %s: changed files: got %v", name, changes)
 		}
 		if err := n.engine.StartContainer(t.Context(), cid); err != nil {

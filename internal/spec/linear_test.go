@@ -164,7 +164,7 @@ func TestListsAreBounded(t *testing.T) {
 			in.Config.Annotations = map[string]string{"cdi.k8s.io/x": manyNames(maxItems + 1)}
 		},
 		"annotations":                 func(in *Input) { in.Config.Annotations = map[string]string{"a": strings.Repeat("x", maxTagBytes)} },
-		"labels":                      func(in *Input) { in.Config.Labels = manyTags(maxTags + 1) },
+		"labels":                      func(in *Input) { in.Config.Labels = tooManyTags() },
 		"linux.resources.cpuset_cpus": func(in *Input) { in.Config.Linux.Resources.CpusetCpus = "0" + strings.Repeat(",0", maxValue) },
 		"linux.security_context.supplemental_groups": func(in *Input) {
 			in.Config.Linux.SecurityContext.SupplementalGroups = make([]int64, maxGroups+1)
@@ -172,7 +172,7 @@ func TestListsAreBounded(t *testing.T) {
 		"Env of the image":        func(in *Input) { in.Image.Env = words },
 		"Cmd of the image":        func(in *Input) { in.Image.Cmd = words },
 		"Entrypoint of the image": func(in *Input) { in.Image.Entrypoint = words },
-		"Labels of the image":     func(in *Input) { in.Image.Labels = manyTags(maxTags + 1) },
+		"Labels of the image":     func(in *Input) { in.Image.Labels = tooManyTags() },
 		"User of the image":       func(in *Input) { in.Image.User = strings.Repeat("u", maxValue+1) },
 	} {
 		in := grown(t, growth{fill: func(*Input, int) {}}, 0)
@@ -185,8 +185,8 @@ func TestListsAreBounded(t *testing.T) {
 	for field, pod := range map[string]*runtimeapi.PodSandboxConfig{
 		"port_mappings":      {PortMappings: make([]*runtimeapi.PortMapping, maxItems+1)},
 		"dns_config.servers": {DnsConfig: &runtimeapi.DNSConfig{Servers: make([]string, maxItems+1)}},
-		"linux.sysctls":      {Linux: &runtimeapi.LinuxPodSandboxConfig{Sysctls: manyTags(maxItems + 1)}},
-		"labels":             {Labels: manyTags(maxTags + 1)},
+		"linux.sysctls":      {Linux: &runtimeapi.LinuxPodSandboxConfig{Sysctls: tooManyTags()}},
+		"labels":             {Labels: tooManyTags()},
 	} {
 		pod.Metadata = &runtimeapi.PodSandboxMetadata{Name: "n", Namespace: "ns", Uid: "u"}
 		if err := ValidateSandbox(pod); !errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), field+" \"with ") {
@@ -201,9 +201,10 @@ func TestListsAreBounded(t *testing.T) {
 	}
 }
 
-func manyTags(n int) map[string]string {
+// tooManyTags are more than maxTags, and so more than maxItems.
+func tooManyTags() map[string]string {
 	tags := map[string]string{}
-	for i := range n {
+	for i := range max(maxTags, maxItems) + 1 {
 		tags[fmt.Sprintf("net.k%d", i)] = "v"
 	}
 	return tags
