@@ -105,6 +105,7 @@ func (l *login) AddResponses(ctx context.Context, answers []*http.Response) erro
 			}
 			l.challenge = &challenge
 			return nil
+		case auth.DigestAuth: // containerd's library has no support for it
 		}
 	}
 	return fmt.Errorf("registry asks for no known kind of authorization: %w", errdefs.ErrNotImplemented)

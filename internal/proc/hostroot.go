@@ -24,7 +24,7 @@ func IsHostRoot(pid int) bool {
 	}
 	_, rest, found := bytes.Cut(status, []byte("\nUid:"))
 	ids, _, _ := bytes.Cut(rest, []byte("\n"))
-	for _, id := range bytes.Fields(ids) { // real, effective, saved and that for files
+	for id := range bytes.FieldsSeq(ids) { // real, effective, saved and that for files
 		if string(id) != "0" {
 			return false
 		}

@@ -179,7 +179,7 @@ func TestKillOfForkingExec(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
 			req := h.bundle(h.handler(name), "c", "trap '' CHLD; sleep 1000 & exec sleep 1000", func(s *specs.Spec) {
-				s.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(limit))}}
+				s.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(limit))}}
 			})
 			text, err := os.ReadFile(program)
 			h.must(err)
@@ -226,8 +226,6 @@ func TestKillOfForkingExec(t *testing.T) {
 		})
 	}
 }
-
-func ptr[T any](v T) *T { return &v }
 
 // TestForgedRuntimeArguments: processes of a container that have the arguments of an OCI runtime, and
 // come faster than they are looked at, hold no new supervisor up and are not killed.

@@ -60,7 +60,7 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Exec, error) {
 	}, stdio)
 	if err != nil {
 		if ctx.Err() != nil { // it may have been started, or be about to
-			c.abandon(req.Deadline+runtimeMargin, e.undo)
+			c.abandon(req.Deadline+runtimeMargin, e.undo) //nolint:contextcheck // it outlives the call
 		}
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Exec, error) {
 	if req.Terminal {
 		e.Console, err = c.kept.dup(execName(e.ContainerID, e.ID), wire.Console)
 		if err != nil {
-			c.abandon(callTimeout, e.undo)
+			c.abandon(callTimeout, e.undo) //nolint:contextcheck // it outlives the call
 			return nil, fmt.Errorf("%s: take console: %w", what, err)
 		}
 	}
@@ -91,7 +91,7 @@ func (c *Client) requestExec(ctx context.Context, what string, req *wire.ExecReq
 			req.Join = true
 		case err != nil && req.Staged:
 			name := req.Stdio
-			c.abandon(callTimeout, func(context.Context) {
+			c.abandon(callTimeout, func(context.Context) { //nolint:contextcheck // it outlives the call
 				_ = l.fds.Drop(name) // it expires, too
 			})
 		}

@@ -48,11 +48,11 @@ func TestProtectionFromTheOOMKillerIsNotInherited(t *testing.T) {
 		hook := filepath.Join(h.state, "hook")
 		h.must(os.WriteFile(hook, []byte("#!/bin/sh\ncat /proc/self/oom_score_adj >"+hook+".score\n"), 0o700))
 		started := h.start(h.bundle(handler, "c", "sleep 1000", func(s *specs.Spec) {
-			s.Process.OOMScoreAdj = ptr(max(0, protected))
+			s.Process.OOMScoreAdj = new(max(0, protected))
 			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: hook}}}
 		}))
 		process := shell("sleep 1000")
-		process.OOMScoreAdj = ptr(max(0, protected))
+		process.OOMScoreAdj = new(max(0, protected))
 		e, err := h.exec("c", "e", process)
 		h.must(err)
 		infra, err := h.client.StartInfra(h.ctx(), shim.InfraRequest{ID: "i"})

@@ -6,6 +6,7 @@ package warning
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -61,12 +62,7 @@ func (l *List) Append(more ...Warning) List {
 }
 
 func (l *List) has(w Warning) bool {
-	for _, have := range *l {
-		if have == w {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(*l, w)
 }
 
 func clean(text string) string {

@@ -169,7 +169,12 @@ func testLocalUsers(t *testing.T, n *harness.Node) {
 		_, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: plain.ID, Cmd: []string{"sh", "-c", "touch /ready && sleep 1000"}})
 		ended <- err
 	}()
-	defer func() { cancel(); <-ended }()
+	defer func() {
+		cancel()
+		if err := <-ended; err == nil {
+			t.Error("the command ended before it was canceled")
+		}
+	}()
 	for _, c := range []*harness.Container{plain, own, other} {
 		c.Output("sh", "-c", "cp /bin/busybox /setuid && chmod 4755 /setuid && mkdir -m 777 /open")
 	}

@@ -18,10 +18,10 @@ import (
 func TestPlantedLogs(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	n.Pull()
-	victim, real := filepath.Join(n.Dir(), "victim"), filepath.Join(n.Dir(), "logs-elsewhere")
+	victim, target := filepath.Join(n.Dir(), "victim"), filepath.Join(n.Dir(), "logs-elsewhere")
 	for _, err := range []error{
-		os.Mkdir(victim, 0o755), os.Mkdir(real, 0o755), os.WriteFile(victim+"/file", []byte("host\n"), 0o644), os.WriteFile(victim+"/empty", nil, 0o644),
-		os.Symlink(real, filepath.Join(n.Dir(), "logs")),
+		os.Mkdir(victim, 0o755), os.Mkdir(target, 0o755), os.WriteFile(victim+"/file", []byte("host\n"), 0o644), os.WriteFile(victim+"/empty", nil, 0o644),
+		os.Symlink(target, filepath.Join(n.Dir(), "logs")),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -79,7 +79,7 @@ func TestPlantedLogs(t *testing.T) {
 		t.Errorf("outside of the log directory are %v, %v", entries, err)
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(real+"/"+filepath.Base(logs)+"/c/0.log", &st); err != nil {
+	if err := unix.Stat(target+"/"+filepath.Base(logs)+"/c/0.log", &st); err != nil {
 		t.Errorf("the log behind the administrator's link: %v", err)
 	}
 }

@@ -56,7 +56,7 @@ func TestUnsupportedRequestsAreAcceptedWithWarnings(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, "warnings that berth inspect shows", fields(shown.Info.Warnings), want)
-	for _, field := range strings.Fields(want) {
+	for field := range strings.FieldsSeq(want) {
 		if lines := linesWith(n.Log(), "unsupported request accepted", field); len(lines) != 1 {
 			t.Errorf("the log names %s in %d lines, want one for the pod: %q", field, len(lines), lines)
 		}
@@ -75,7 +75,7 @@ func freeAddress(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // its address is what is wanted
+	defer l.Close()
 	return l.Addr().String()
 }
 
@@ -89,7 +89,7 @@ func scrape(t *testing.T, address string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end
+	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)

@@ -199,7 +199,7 @@ func (w *Writer) keep(data []byte) error {
 		return nil
 	}
 	if _, err := w.spool.WriteAt(data, spoolHeader); err != nil {
-		return w.emptySpool()
+		return w.emptySpool() //nolint:nilerr // the data stays in memory
 	}
 	return nil
 }

@@ -322,7 +322,7 @@ func (c *container) delete(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.dispose()
+	return c.dispose() //nolint:contextcheck // a clean-up has its own deadline
 }
 
 // endNow kills the container and waits until its init process has ended.

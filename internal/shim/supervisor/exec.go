@@ -106,7 +106,7 @@ func (c *container) exec(ctx context.Context, req *wire.ExecRequest, stdio wire.
 	if err := c.running(); err != nil {
 		return nil, err
 	}
-	e, err := c.newExecution(req.Id, req.Session)
+	e, err := c.newExecution(req.Id, req.Session) //nolint:contextcheck // its end has a deadline of its own
 	if err != nil {
 		return nil, err
 	}

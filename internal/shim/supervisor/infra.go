@@ -43,7 +43,7 @@ func (s *Supervisor) startInfra(ctx context.Context, req *wire.StartInfraRequest
 	for {
 		c, mine := s.claimID(record{Version: recordVersion, ID: req.Id, Infra: true, Cgroup: req.CgroupPath, State: stateStarting})
 		if mine {
-			err := c.startInfra(req)
+			err := c.startInfra(req) //nolint:contextcheck // a clean-up has its own deadline
 			c.release()
 			return c.record(), err
 		}

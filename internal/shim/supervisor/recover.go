@@ -96,7 +96,7 @@ func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover)
 	rec := c.record()
 	c.endHold(rec.Cgroup)
 	if !rec.Infra {
-		if err := c.resumeIO(handed.files[containerName(c.id)]); err != nil {
+		if err := c.resumeIO(handed.files[containerName(c.id)]); err != nil { //nolint:contextcheck // it lives as long as the container
 			s.log.Error("resume the output of a container", "container", c.id, "error", err)
 		}
 	}
@@ -107,7 +107,7 @@ func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover)
 	if recorded {
 		c.resumeExit(e) //nolint:contextcheck // what completes an exit has its own time
 	}
-	c.resumeExecs(handed)
+	c.resumeExecs(handed) //nolint:contextcheck // they live as long as their processes
 }
 
 // gotThrough completes the record of a start whose OCI runtime had finished.

@@ -138,7 +138,7 @@ func (c *container) tryStart(ctx context.Context, rec record) error {
 		return err
 	}
 	ends.close()
-	return c.recordStarted()
+	return c.recordStarted() //nolint:contextcheck // output is copied until the container ends
 }
 
 // runRuntime runs the container, for as long as it is wanted.
