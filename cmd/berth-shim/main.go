@@ -22,6 +22,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/shim/supervisor"
+	"github.com/berth-runtime/berth/internal/shim/wire"
 	"github.com/berth-runtime/berth/internal/version"
 )
 
@@ -103,7 +104,11 @@ func serve(state, instance string, handover, report *os.File) error {
 	debug.SetMemoryLimit(memoryLimit)
 	runtime.GOMAXPROCS(min(runtime.NumCPU(), maxThreads))
 	syscall.Umask(0o022)
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	logFile, err := supervisor.OpenLogFile(filepath.Join(state, "shim", wire.LogFile))
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(logFile, nil))
 	host, err := cgroup.Detect()
 	if err != nil {
 		return err

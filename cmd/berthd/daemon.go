@@ -43,6 +43,8 @@ const (
 	callGrace = 5 * time.Second
 	// closeGrace bounds the end of the parts after that.
 	closeGrace = 15 * time.Second
+	// scrapeDeadline bounds one question to the supervisor during a scrape of metrics.
+	scrapeDeadline = 2 * time.Second
 	// instanceLength is how much of a hash tells daemons on one host apart.
 	instanceLength = 8
 )
@@ -227,6 +229,7 @@ func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup
 		InjectCDI: injectCDI,
 		Handlers:  d.handlers,
 		Warned:    d.metrics.Unsupported,
+		LogLimit:  int64(d.cfg.Log.ContainerBytesPerSecond),
 		Log:       d.log.With("part", "pod"),
 	})
 	if err != nil {
@@ -234,6 +237,12 @@ func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup
 	}
 	d.engine = engine
 	d.onClose("close the pod engine", engine.Close)
+	d.metrics.Logs(func() (telemetry.LogTotals, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), scrapeDeadline)
+		defer cancel()
+		t, err := d.shim.LogTotals(ctx)
+		return telemetry.LogTotals(t), err
+	})
 	for _, state := range []runtimeapi.PodSandboxState{runtimeapi.PodSandboxState_SANDBOX_READY, runtimeapi.PodSandboxState_SANDBOX_NOTREADY} {
 		d.metrics.Gauge("pods", "Pod sandboxes by state.", map[string]string{"state": state.String()},
 			func() float64 { return float64(len(engine.Sandboxes(pod.Filter{SandboxState: &state}))) })

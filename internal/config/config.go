@@ -44,6 +44,8 @@ type Config struct {
 type Log struct {
 	Level  string `json:"level"  toml:"level"`
 	Format string `json:"format" toml:"format"`
+	// ContainerBytesPerSecond limits the log of each container; 0 is no limit.
+	ContainerBytesPerSecond int `json:"container_bytes_per_second" toml:"container_bytes_per_second"`
 }
 
 // Network is how pods get their network.

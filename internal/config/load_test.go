@@ -80,7 +80,7 @@ func TestParseRefuses(t *testing.T) {
 		{"syntax", "\nroot = \n", `f.toml:2: is no valid TOML`},
 		{"double_key", "root = \"/a\"\nroot = \"/b\"", `f.toml:2: root: is no valid TOML`},
 		{"unknown_key", "\n[log]\nlevle = \"info\"", `f.toml:3: log.levle: is no key in [log]; did you mean level?`},
-		{"unknown_far", "[log]\ncolour = true", `f.toml:2: log.colour: is no key in [log]; possible are format, level`},
+		{"unknown_far", "[log]\ncolour = true", `f.toml:2: log.colour: is no key in [log]; possible are container_bytes_per_second, format, level`},
 		{"unknown_table", "[logs]\nlevel = \"info\"", `f.toml:1: logs: is no key at the top level; did you mean log?`},
 		{"wrong_place", "[log]\nbuiltin = \"auto\"", `f.toml:2: log.builtin: is no key in [log]; it belongs in [network]`},
 		{"below_table", "[log]\nlevel=\"info\"\nlisten = \"unix:///x\"", `f.toml:3: log.listen: is no key in [log]; it belongs above the first [table]`},

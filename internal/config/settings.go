@@ -59,13 +59,18 @@ func topSection(c *Config) section {
 }
 
 func logSection(l *Log) section {
-	return section{name: "log", doc: "What the daemon writes to its standard error.", settings: []setting{
+	return section{name: "log", doc: "What the daemon writes to its standard error, and what containers may write to their logs.", settings: []setting{
 		{key: "level", value: &l.Level, example: `"info"`,
 			doc:   "The least important messages to write: debug, info, warn or error.",
 			check: func() string { return checkOneOf(l.Level, "debug", "info", "warn", "error") }},
 		{key: "format", value: &l.Format, example: `"text"`,
 			doc:   "How a message is written: text or json.",
 			check: func() string { return checkOneOf(l.Format, "text", "json") }},
+		{key: "container_bytes_per_second", value: &l.ContainerBytesPerSecond, example: "10485760",
+			doc: "How many bytes per second of log file one container may write, time stamps included. A container that writes more is " +
+				"slowed: its output waits in the pipe. 0 is no limit; containers then share the writing by turns. It holds for containers " +
+				"that are started later.",
+			check: func() string { return checkLogLimit(l.ContainerBytesPerSecond) }},
 	}}
 }
 

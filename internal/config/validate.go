@@ -152,6 +152,17 @@ func checkRange(value, least, most int) string {
 	return ""
 }
 
+// leastLogLimit lets a container write a few lines per second.
+const leastLogLimit = 1024
+
+// checkLogLimit returns what is wrong with a limit of bytes of log per second.
+func checkLogLimit(value int) string {
+	if value != 0 && value < leastLogLimit {
+		return fmt.Sprintf("%d is out of range; want 0 for no limit, or at least %d", value, leastLogLimit)
+	}
+	return ""
+}
+
 // checkEach returns what is wrong with the first bad element of a list.
 func checkEach(values []string, check func(string) string) string {
 	for i, v := range values {

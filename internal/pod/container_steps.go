@@ -270,7 +270,8 @@ func (c *container) startProcess(ctx context.Context) error {
 	started, err := c.engine.opts.Shim.Start(ctx, shim.StartRequest{
 		ID: c.rec.ID, SandboxID: c.rec.SandboxID, Sandboxed: c.sandbox.hasContainer, Bundle: c.engine.bundleDir(c.rec.ID), Handler: h.Handler,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
-		LogPath: c.rec.LogPath, LogDirectory: c.logDirectory(), CgroupPath: c.rec.CgroupPath, Deadline: c.engine.opts.RuntimeDeadline,
+		LogPath: c.rec.LogPath, LogDirectory: c.logDirectory(), LogLimit: c.engine.opts.LogLimit,
+		CgroupPath: c.rec.CgroupPath, Deadline: c.engine.opts.RuntimeDeadline,
 		Restore: from, Label: c.rec.Labels.Mount,
 	})
 	c.mu.Lock()

@@ -144,6 +144,8 @@ type Options struct {
 
 	Handlers Handlers
 
+	// LogLimit is how many bytes of log a container may write per second; 0 is no limit.
+	LogLimit int64
 	// Warned counts an unsupported request by field; nil counts nothing.
 	Warned func(field string)
 

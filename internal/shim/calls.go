@@ -34,7 +34,8 @@ func (c *Client) Start(ctx context.Context, req StartRequest) (Started, error) {
 				SystemdCgroup: req.Handler.SystemdCgroup, Options: req.Handler.Options,
 			},
 			Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
-			LogPath: req.LogPath, LogDirectory: req.LogDirectory, CgroupPath: req.CgroupPath, DeadlineNano: int64(req.Deadline),
+			LogPath: req.LogPath, LogDirectory: req.LogDirectory, LogLimit: req.LogLimit,
+			CgroupPath: req.CgroupPath, DeadlineNano: int64(req.Deadline),
 			Restore: req.Restore.onWire(), Label: req.Label, Sandboxed: req.Sandboxed,
 		})
 	})
@@ -260,4 +261,15 @@ func fromWire(e *wire.Exit) Exit {
 		ID: e.Id, Code: int(e.Code), Known: e.Known, Signal: int(e.Signal), OOM: e.Oom,
 		Reason: e.Reason, At: time.Unix(0, e.AtNano),
 	}
+}
+
+// LogTotals returns the supervisor's counters of log output.
+func (c *Client) LogTotals(ctx context.Context) (LogTotals, error) {
+	resp, err := invoke(ctx, c, "read log counters", func(ctx context.Context, l *link) (*wire.LogsResponse, error) {
+		return l.shim.Logs(ctx, &wire.Empty{})
+	})
+	if err != nil {
+		return LogTotals{}, err
+	}
+	return LogTotals{Written: resp.Written, Dropped: resp.Dropped, Throttled: time.Duration(resp.ThrottledNano)}, nil
 }

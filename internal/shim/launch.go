@@ -24,8 +24,6 @@ import (
 const (
 	// maxStartReport bounds what a starting supervisor says about why it cannot serve.
 	maxStartReport = 4096
-	// maxLogFile is the size at which the supervisor's own log file is set aside when one is started.
-	maxLogFile = 1 << 20
 )
 
 // errLeft tells that the supervisor that served has ended before it was connected to.
@@ -124,7 +122,7 @@ func spawn(ctx context.Context, opts Options, dir string) error {
 		return fmt.Errorf("make report pipe: %w", err)
 	}
 	defer func() { _ = report.Close() }()
-	logFile, err := openLog(filepath.Join(dir, "shim.log"))
+	logFile, err := openLog(filepath.Join(dir, wire.LogFile))
 	if err != nil {
 		_ = theirs.Close()
 		return err
@@ -177,13 +175,8 @@ func await(ctx context.Context, report *os.File) error {
 	}
 }
 
-// openLog opens the supervisor's own log, setting a large one aside.
+// openLog opens the supervisor's own log for what it writes before it opens the log itself.
 func openLog(path string) (*os.File, error) {
-	if info, err := os.Stat(path); err == nil && info.Size() > maxLogFile {
-		if err := os.Rename(path, path+".1"); err != nil {
-			return nil, fmt.Errorf("set supervisor log aside: %w", err)
-		}
-	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open supervisor log: %w", err)

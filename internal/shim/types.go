@@ -42,6 +42,8 @@ type StartRequest struct {
 	LogPath string
 	// LogDirectory is what LogPath is below. No symbolic link below it is followed: containers may control what is in there.
 	LogDirectory string
+	// LogLimit is how many bytes of log may be written per second; 0 is no limit.
+	LogLimit int64
 	// CgroupPath is the container's cgroup, relative to the cgroup mounts, to read OOM kills and to find its processes.
 	CgroupPath string
 	// Deadline bounds the OCI runtime; 0 means DefaultDeadline.
@@ -51,6 +53,14 @@ type StartRequest struct {
 	Label string
 	// Restore is set for a container whose processes go on from a checkpoint.
 	Restore *Restore
+}
+
+// LogTotals are counters over the logs of all containers since the start of the supervisor.
+type LogTotals struct {
+	// Written and Dropped are bytes of log, and bytes of output that could not be logged.
+	Written, Dropped uint64
+	// Throttled is how long output has waited for the limit of its container.
+	Throttled time.Duration
 }
 
 // Restore says which checkpoint a container goes on from.

@@ -105,7 +105,8 @@ func (g *service) Start(ctx context.Context, req *wire.StartRequest) (*wire.Star
 				SystemdCgroup: h.GetSystemdCgroup(), Options: h.GetOptions(),
 			},
 			Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
-			LogPath: req.LogPath, LogDirectory: req.LogDirectory, Cgroup: req.CgroupPath, Deadline: durationOf(req.DeadlineNano),
+			LogPath: req.LogPath, LogDirectory: req.LogDirectory, LogLimit: max(0, req.LogLimit),
+			Cgroup: req.CgroupPath, Deadline: durationOf(req.DeadlineNano),
 			Restore: restoreOf(req.Restore), Label: req.Label, Sandboxed: req.Sandboxed,
 		})
 		return &wire.StartResponse{Pid: int32(rec.PID), AtNano: rec.StartedNano}, err
@@ -117,6 +118,14 @@ func (g *service) StartInfra(ctx context.Context, req *wire.StartInfraRequest) (
 	return gated(g, func() (*wire.StartResponse, error) {
 		rec, err := g.s.startInfra(ctx, req)
 		return &wire.StartResponse{Pid: int32(rec.PID), AtNano: rec.StartedNano}, err
+	})
+}
+
+// Logs returns counters over the logs of all containers.
+func (g *service) Logs(context.Context, *wire.Empty) (*wire.LogsResponse, error) {
+	return gated(g, func() (*wire.LogsResponse, error) {
+		t := g.s.turns.Totals()
+		return &wire.LogsResponse{Written: t.Written, Dropped: t.Dropped, ThrottledNano: uint64(t.Throttled)}, nil
 	})
 }
 

@@ -22,6 +22,8 @@ const (
 	Socket = "shim.sock"
 	// FDSocket carries descriptors.
 	FDSocket = "fd.sock"
+	// LogFile is the supervisor's own log.
+	LogFile = "shim.log"
 	// LaunchLock is held while a supervisor is looked for or started, so that there is only one.
 	LaunchLock = "launch.lock"
 	// ServeLock is held by the supervisor that serves.

@@ -435,7 +435,9 @@ type StartRequest struct {
 	// Sandboxed: it runs in the sandbox of the container sandbox_id.
 	Sandboxed bool `protobuf:"varint,18,opt,name=sandboxed,proto3" json:"sandboxed,omitempty"`
 	// Log_directory is what log_path is below. Containers may control what is in there.
-	LogDirectory  string `protobuf:"bytes,30,opt,name=log_directory,json=logDirectory,proto3" json:"log_directory,omitempty"`
+	LogDirectory string `protobuf:"bytes,30,opt,name=log_directory,json=logDirectory,proto3" json:"log_directory,omitempty"`
+	// Log_limit is how many bytes of log may be written per second; 0 is no limit.
+	LogLimit      int64 `protobuf:"varint,31,opt,name=log_limit,json=logLimit,proto3" json:"log_limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -568,6 +570,76 @@ func (x *StartRequest) GetLogDirectory() string {
 	return ""
 }
 
+func (x *StartRequest) GetLogLimit() int64 {
+	if x != nil {
+		return x.LogLimit
+	}
+	return 0
+}
+
+// LogsResponse has counters since the start of the supervisor.
+type LogsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes of log that were written, and bytes of output that could not be logged.
+	Written uint64 `protobuf:"varint,1,opt,name=written,proto3" json:"written,omitempty"`
+	Dropped uint64 `protobuf:"varint,2,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// How long output has waited for the limit of its container.
+	ThrottledNano uint64 `protobuf:"varint,3,opt,name=throttled_nano,json=throttledNano,proto3" json:"throttled_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogsResponse) Reset() {
+	*x = LogsResponse{}
+	mi := &file_shim_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogsResponse) ProtoMessage() {}
+
+func (x *LogsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
+func (*LogsResponse) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *LogsResponse) GetWritten() uint64 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
+}
+
+func (x *LogsResponse) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *LogsResponse) GetThrottledNano() uint64 {
+	if x != nil {
+		return x.ThrottledNano
+	}
+	return 0
+}
+
 type Restore struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Images          string                 `protobuf:"bytes,1,opt,name=images,proto3" json:"images,omitempty"`
@@ -579,7 +651,7 @@ type Restore struct {
 
 func (x *Restore) Reset() {
 	*x = Restore{}
-	mi := &file_shim_proto_msgTypes[8]
+	mi := &file_shim_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +663,7 @@ func (x *Restore) String() string {
 func (*Restore) ProtoMessage() {}
 
 func (x *Restore) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[8]
+	mi := &file_shim_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +676,7 @@ func (x *Restore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restore.ProtoReflect.Descriptor instead.
 func (*Restore) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{8}
+	return file_shim_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Restore) GetImages() string {
@@ -641,7 +713,7 @@ type CheckpointRequest struct {
 
 func (x *CheckpointRequest) Reset() {
 	*x = CheckpointRequest{}
-	mi := &file_shim_proto_msgTypes[9]
+	mi := &file_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +725,7 @@ func (x *CheckpointRequest) String() string {
 func (*CheckpointRequest) ProtoMessage() {}
 
 func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[9]
+	mi := &file_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +738,7 @@ func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{9}
+	return file_shim_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CheckpointRequest) GetId() string {
@@ -707,7 +779,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_shim_proto_msgTypes[10]
+	mi := &file_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +791,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[10]
+	mi := &file_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +804,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{10}
+	return file_shim_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StartResponse) GetPid() int32 {
@@ -771,7 +843,7 @@ type StartInfraRequest struct {
 
 func (x *StartInfraRequest) Reset() {
 	*x = StartInfraRequest{}
-	mi := &file_shim_proto_msgTypes[11]
+	mi := &file_shim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -783,7 +855,7 @@ func (x *StartInfraRequest) String() string {
 func (*StartInfraRequest) ProtoMessage() {}
 
 func (x *StartInfraRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[11]
+	mi := &file_shim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -796,7 +868,7 @@ func (x *StartInfraRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartInfraRequest.ProtoReflect.Descriptor instead.
 func (*StartInfraRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{11}
+	return file_shim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StartInfraRequest) GetId() string {
@@ -886,7 +958,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +970,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +983,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{12}
+	return file_shim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *KillRequest) GetId() string {
@@ -943,7 +1015,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1027,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1040,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{13}
+	return file_shim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Exit) GetId() string {
@@ -1035,7 +1107,7 @@ type ContainerState struct {
 
 func (x *ContainerState) Reset() {
 	*x = ContainerState{}
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1119,7 @@ func (x *ContainerState) String() string {
 func (*ContainerState) ProtoMessage() {}
 
 func (x *ContainerState) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1132,7 @@ func (x *ContainerState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerState.ProtoReflect.Descriptor instead.
 func (*ContainerState) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{14}
+	return file_shim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ContainerState) GetId() string {
@@ -1121,7 +1193,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1133,7 +1205,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1218,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{15}
+	return file_shim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListResponse) GetContainers() []*ContainerState {
@@ -1165,7 +1237,7 @@ type NextExitsRequest struct {
 
 func (x *NextExitsRequest) Reset() {
 	*x = NextExitsRequest{}
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1249,7 @@ func (x *NextExitsRequest) String() string {
 func (*NextExitsRequest) ProtoMessage() {}
 
 func (x *NextExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1262,7 @@ func (x *NextExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextExitsRequest.ProtoReflect.Descriptor instead.
 func (*NextExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{16}
+	return file_shim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NextExitsRequest) GetCursor() uint64 {
@@ -1210,7 +1282,7 @@ type NextExitsResponse struct {
 
 func (x *NextExitsResponse) Reset() {
 	*x = NextExitsResponse{}
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1294,7 @@ func (x *NextExitsResponse) String() string {
 func (*NextExitsResponse) ProtoMessage() {}
 
 func (x *NextExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1307,7 @@ func (x *NextExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextExitsResponse.ProtoReflect.Descriptor instead.
 func (*NextExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{17}
+	return file_shim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NextExitsResponse) GetExits() []*Exit {
@@ -1262,7 +1334,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1346,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1359,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{18}
+	return file_shim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1323,7 +1395,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1407,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1420,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{19}
+	return file_shim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -1423,7 +1495,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1507,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1520,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{20}
+	return file_shim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecResponse) GetPid() int32 {
@@ -1468,7 +1540,7 @@ type ExecRef struct {
 
 func (x *ExecRef) Reset() {
 	*x = ExecRef{}
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1552,7 @@ func (x *ExecRef) String() string {
 func (*ExecRef) ProtoMessage() {}
 
 func (x *ExecRef) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1565,7 @@ func (x *ExecRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRef.ProtoReflect.Descriptor instead.
 func (*ExecRef) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{21}
+	return file_shim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecRef) GetContainerId() string {
@@ -1523,7 +1595,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1607,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1620,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{22}
+	return file_shim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AttachRequest) GetId() string {
@@ -1589,7 +1661,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1601,7 +1673,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1614,7 +1686,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{23}
+	return file_shim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AttachResponse) GetAttachment() string {
@@ -1641,7 +1713,7 @@ type AttachRef struct {
 
 func (x *AttachRef) Reset() {
 	*x = AttachRef{}
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1725,7 @@ func (x *AttachRef) String() string {
 func (*AttachRef) ProtoMessage() {}
 
 func (x *AttachRef) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1738,7 @@ func (x *AttachRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRef.ProtoReflect.Descriptor instead.
 func (*AttachRef) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{24}
+	return file_shim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AttachRef) GetId() string {
@@ -1695,7 +1767,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1779,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +1792,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{25}
+	return file_shim_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ResizeRequest) GetId() string {
@@ -1760,7 +1832,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_shim_proto_msgTypes[26]
+	mi := &file_shim_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1772,7 +1844,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[26]
+	mi := &file_shim_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1785,7 +1857,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{26}
+	return file_shim_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UpgradeRequest) GetBinary() string {
@@ -1831,7 +1903,7 @@ const file_shim_proto_rawDesc = "" +
 	"\aoptions\x18\x06 \x03(\v2#.berth.shim.v1.Handler.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc4\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe1\x03\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1850,7 +1922,12 @@ const file_shim_proto_rawDesc = "" +
 	"\arestore\x18\x10 \x01(\v2\x16.berth.shim.v1.RestoreR\arestore\x12\x14\n" +
 	"\x05label\x18\x11 \x01(\tR\x05label\x12\x1c\n" +
 	"\tsandboxed\x18\x12 \x01(\bR\tsandboxed\x12#\n" +
-	"\rlog_directory\x18\x1e \x01(\tR\flogDirectory\"n\n" +
+	"\rlog_directory\x18\x1e \x01(\tR\flogDirectory\x12\x1b\n" +
+	"\tlog_limit\x18\x1f \x01(\x03R\blogLimit\"i\n" +
+	"\fLogsResponse\x12\x18\n" +
+	"\awritten\x18\x01 \x01(\x04R\awritten\x12\x18\n" +
+	"\adropped\x18\x02 \x01(\x04R\adropped\x12%\n" +
+	"\x0ethrottled_nano\x18\x03 \x01(\x04R\rthrottledNano\"n\n" +
 	"\aRestore\x12\x16\n" +
 	"\x06images\x18\x01 \x01(\tR\x06images\x12\x1f\n" +
 	"\vlsm_profile\x18\x02 \x01(\tR\n" +
@@ -1949,8 +2026,7 @@ const file_shim_proto_rawDesc = "" +
 	"\acolumns\x18\x03 \x01(\rR\acolumns\x12\x12\n" +
 	"\x04rows\x18\x04 \x01(\rR\x04rows\"(\n" +
 	"\x0eUpgradeRequest\x12\x16\n" +
-	"\x06binary\x18\x01 \x01(\tR\x06binary2\xfb\n" +
-	"\n" +
+	"\x06binary\x18\x01 \x01(\tR\x06binary2\xb6\v\n" +
 	"\x04Shim\x12B\n" +
 	"\x05Hello\x12\x1b.berth.shim.v1.HelloRequest\x1a\x1c.berth.shim.v1.HelloResponse\x12<\n" +
 	"\x06Settle\x12\x1c.berth.shim.v1.SettleRequest\x1a\x14.berth.shim.v1.Empty\x12B\n" +
@@ -1973,7 +2049,8 @@ const file_shim_proto_rawDesc = "" +
 	"\x06Attach\x12\x1c.berth.shim.v1.AttachRequest\x1a\x1d.berth.shim.v1.AttachResponse\x128\n" +
 	"\x06Detach\x12\x18.berth.shim.v1.AttachRef\x1a\x14.berth.shim.v1.Empty\x12<\n" +
 	"\n" +
-	"CloseStdin\x12\x18.berth.shim.v1.Container\x1a\x14.berth.shim.v1.Empty\x12<\n" +
+	"CloseStdin\x12\x18.berth.shim.v1.Container\x1a\x14.berth.shim.v1.Empty\x129\n" +
+	"\x04Logs\x12\x14.berth.shim.v1.Empty\x1a\x1b.berth.shim.v1.LogsResponse\x12<\n" +
 	"\x06Resize\x12\x1c.berth.shim.v1.ResizeRequest\x1a\x14.berth.shim.v1.Empty\x12>\n" +
 	"\aUpgrade\x12\x1d.berth.shim.v1.UpgradeRequest\x1a\x14.berth.shim.v1.Empty\x126\n" +
 	"\bShutdown\x12\x14.berth.shim.v1.Empty\x1a\x14.berth.shim.v1.EmptyB8Z6github.com/berth-runtime/berth/internal/shim/wire;wireb\x06proto3"
@@ -1990,7 +2067,7 @@ func file_shim_proto_rawDescGZIP() []byte {
 	return file_shim_proto_rawDescData
 }
 
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_shim_proto_goTypes = []any{
 	(*Empty)(nil),             // 0: berth.shim.v1.Empty
 	(*Container)(nil),         // 1: berth.shim.v1.Container
@@ -2000,81 +2077,84 @@ var file_shim_proto_goTypes = []any{
 	(*SettleRequest)(nil),     // 5: berth.shim.v1.SettleRequest
 	(*Handler)(nil),           // 6: berth.shim.v1.Handler
 	(*StartRequest)(nil),      // 7: berth.shim.v1.StartRequest
-	(*Restore)(nil),           // 8: berth.shim.v1.Restore
-	(*CheckpointRequest)(nil), // 9: berth.shim.v1.CheckpointRequest
-	(*StartResponse)(nil),     // 10: berth.shim.v1.StartResponse
-	(*StartInfraRequest)(nil), // 11: berth.shim.v1.StartInfraRequest
-	(*KillRequest)(nil),       // 12: berth.shim.v1.KillRequest
-	(*Exit)(nil),              // 13: berth.shim.v1.Exit
-	(*ContainerState)(nil),    // 14: berth.shim.v1.ContainerState
-	(*ListResponse)(nil),      // 15: berth.shim.v1.ListResponse
-	(*NextExitsRequest)(nil),  // 16: berth.shim.v1.NextExitsRequest
-	(*NextExitsResponse)(nil), // 17: berth.shim.v1.NextExitsResponse
-	(*UpdateRequest)(nil),     // 18: berth.shim.v1.UpdateRequest
-	(*ExecRequest)(nil),       // 19: berth.shim.v1.ExecRequest
-	(*ExecResponse)(nil),      // 20: berth.shim.v1.ExecResponse
-	(*ExecRef)(nil),           // 21: berth.shim.v1.ExecRef
-	(*AttachRequest)(nil),     // 22: berth.shim.v1.AttachRequest
-	(*AttachResponse)(nil),    // 23: berth.shim.v1.AttachResponse
-	(*AttachRef)(nil),         // 24: berth.shim.v1.AttachRef
-	(*ResizeRequest)(nil),     // 25: berth.shim.v1.ResizeRequest
-	(*UpgradeRequest)(nil),    // 26: berth.shim.v1.UpgradeRequest
-	nil,                       // 27: berth.shim.v1.Handler.OptionsEntry
+	(*LogsResponse)(nil),      // 8: berth.shim.v1.LogsResponse
+	(*Restore)(nil),           // 9: berth.shim.v1.Restore
+	(*CheckpointRequest)(nil), // 10: berth.shim.v1.CheckpointRequest
+	(*StartResponse)(nil),     // 11: berth.shim.v1.StartResponse
+	(*StartInfraRequest)(nil), // 12: berth.shim.v1.StartInfraRequest
+	(*KillRequest)(nil),       // 13: berth.shim.v1.KillRequest
+	(*Exit)(nil),              // 14: berth.shim.v1.Exit
+	(*ContainerState)(nil),    // 15: berth.shim.v1.ContainerState
+	(*ListResponse)(nil),      // 16: berth.shim.v1.ListResponse
+	(*NextExitsRequest)(nil),  // 17: berth.shim.v1.NextExitsRequest
+	(*NextExitsResponse)(nil), // 18: berth.shim.v1.NextExitsResponse
+	(*UpdateRequest)(nil),     // 19: berth.shim.v1.UpdateRequest
+	(*ExecRequest)(nil),       // 20: berth.shim.v1.ExecRequest
+	(*ExecResponse)(nil),      // 21: berth.shim.v1.ExecResponse
+	(*ExecRef)(nil),           // 22: berth.shim.v1.ExecRef
+	(*AttachRequest)(nil),     // 23: berth.shim.v1.AttachRequest
+	(*AttachResponse)(nil),    // 24: berth.shim.v1.AttachResponse
+	(*AttachRef)(nil),         // 25: berth.shim.v1.AttachRef
+	(*ResizeRequest)(nil),     // 26: berth.shim.v1.ResizeRequest
+	(*UpgradeRequest)(nil),    // 27: berth.shim.v1.UpgradeRequest
+	nil,                       // 28: berth.shim.v1.Handler.OptionsEntry
 }
 var file_shim_proto_depIdxs = []int32{
 	4,  // 0: berth.shim.v1.HelloResponse.containers:type_name -> berth.shim.v1.Held
-	27, // 1: berth.shim.v1.Handler.options:type_name -> berth.shim.v1.Handler.OptionsEntry
+	28, // 1: berth.shim.v1.Handler.options:type_name -> berth.shim.v1.Handler.OptionsEntry
 	6,  // 2: berth.shim.v1.StartRequest.handler:type_name -> berth.shim.v1.Handler
-	8,  // 3: berth.shim.v1.StartRequest.restore:type_name -> berth.shim.v1.Restore
-	13, // 4: berth.shim.v1.ContainerState.exit:type_name -> berth.shim.v1.Exit
-	14, // 5: berth.shim.v1.ListResponse.containers:type_name -> berth.shim.v1.ContainerState
-	13, // 6: berth.shim.v1.NextExitsResponse.exits:type_name -> berth.shim.v1.Exit
+	9,  // 3: berth.shim.v1.StartRequest.restore:type_name -> berth.shim.v1.Restore
+	14, // 4: berth.shim.v1.ContainerState.exit:type_name -> berth.shim.v1.Exit
+	15, // 5: berth.shim.v1.ListResponse.containers:type_name -> berth.shim.v1.ContainerState
+	14, // 6: berth.shim.v1.NextExitsResponse.exits:type_name -> berth.shim.v1.Exit
 	2,  // 7: berth.shim.v1.Shim.Hello:input_type -> berth.shim.v1.HelloRequest
 	5,  // 8: berth.shim.v1.Shim.Settle:input_type -> berth.shim.v1.SettleRequest
 	7,  // 9: berth.shim.v1.Shim.Start:input_type -> berth.shim.v1.StartRequest
-	11, // 10: berth.shim.v1.Shim.StartInfra:input_type -> berth.shim.v1.StartInfraRequest
-	12, // 11: berth.shim.v1.Shim.Kill:input_type -> berth.shim.v1.KillRequest
+	12, // 10: berth.shim.v1.Shim.StartInfra:input_type -> berth.shim.v1.StartInfraRequest
+	13, // 11: berth.shim.v1.Shim.Kill:input_type -> berth.shim.v1.KillRequest
 	1,  // 12: berth.shim.v1.Shim.KillAll:input_type -> berth.shim.v1.Container
 	1,  // 13: berth.shim.v1.Shim.Delete:input_type -> berth.shim.v1.Container
 	0,  // 14: berth.shim.v1.Shim.List:input_type -> berth.shim.v1.Empty
-	16, // 15: berth.shim.v1.Shim.NextExits:input_type -> berth.shim.v1.NextExitsRequest
-	18, // 16: berth.shim.v1.Shim.Update:input_type -> berth.shim.v1.UpdateRequest
-	9,  // 17: berth.shim.v1.Shim.Checkpoint:input_type -> berth.shim.v1.CheckpointRequest
+	17, // 15: berth.shim.v1.Shim.NextExits:input_type -> berth.shim.v1.NextExitsRequest
+	19, // 16: berth.shim.v1.Shim.Update:input_type -> berth.shim.v1.UpdateRequest
+	10, // 17: berth.shim.v1.Shim.Checkpoint:input_type -> berth.shim.v1.CheckpointRequest
 	1,  // 18: berth.shim.v1.Shim.ReopenLog:input_type -> berth.shim.v1.Container
-	19, // 19: berth.shim.v1.Shim.Exec:input_type -> berth.shim.v1.ExecRequest
-	21, // 20: berth.shim.v1.Shim.ExecWait:input_type -> berth.shim.v1.ExecRef
-	21, // 21: berth.shim.v1.Shim.ExecKill:input_type -> berth.shim.v1.ExecRef
-	21, // 22: berth.shim.v1.Shim.ExecRelease:input_type -> berth.shim.v1.ExecRef
-	22, // 23: berth.shim.v1.Shim.Attach:input_type -> berth.shim.v1.AttachRequest
-	24, // 24: berth.shim.v1.Shim.Detach:input_type -> berth.shim.v1.AttachRef
+	20, // 19: berth.shim.v1.Shim.Exec:input_type -> berth.shim.v1.ExecRequest
+	22, // 20: berth.shim.v1.Shim.ExecWait:input_type -> berth.shim.v1.ExecRef
+	22, // 21: berth.shim.v1.Shim.ExecKill:input_type -> berth.shim.v1.ExecRef
+	22, // 22: berth.shim.v1.Shim.ExecRelease:input_type -> berth.shim.v1.ExecRef
+	23, // 23: berth.shim.v1.Shim.Attach:input_type -> berth.shim.v1.AttachRequest
+	25, // 24: berth.shim.v1.Shim.Detach:input_type -> berth.shim.v1.AttachRef
 	1,  // 25: berth.shim.v1.Shim.CloseStdin:input_type -> berth.shim.v1.Container
-	25, // 26: berth.shim.v1.Shim.Resize:input_type -> berth.shim.v1.ResizeRequest
-	26, // 27: berth.shim.v1.Shim.Upgrade:input_type -> berth.shim.v1.UpgradeRequest
-	0,  // 28: berth.shim.v1.Shim.Shutdown:input_type -> berth.shim.v1.Empty
-	3,  // 29: berth.shim.v1.Shim.Hello:output_type -> berth.shim.v1.HelloResponse
-	0,  // 30: berth.shim.v1.Shim.Settle:output_type -> berth.shim.v1.Empty
-	10, // 31: berth.shim.v1.Shim.Start:output_type -> berth.shim.v1.StartResponse
-	10, // 32: berth.shim.v1.Shim.StartInfra:output_type -> berth.shim.v1.StartResponse
-	0,  // 33: berth.shim.v1.Shim.Kill:output_type -> berth.shim.v1.Empty
-	0,  // 34: berth.shim.v1.Shim.KillAll:output_type -> berth.shim.v1.Empty
-	0,  // 35: berth.shim.v1.Shim.Delete:output_type -> berth.shim.v1.Empty
-	15, // 36: berth.shim.v1.Shim.List:output_type -> berth.shim.v1.ListResponse
-	17, // 37: berth.shim.v1.Shim.NextExits:output_type -> berth.shim.v1.NextExitsResponse
-	0,  // 38: berth.shim.v1.Shim.Update:output_type -> berth.shim.v1.Empty
-	0,  // 39: berth.shim.v1.Shim.Checkpoint:output_type -> berth.shim.v1.Empty
-	0,  // 40: berth.shim.v1.Shim.ReopenLog:output_type -> berth.shim.v1.Empty
-	20, // 41: berth.shim.v1.Shim.Exec:output_type -> berth.shim.v1.ExecResponse
-	13, // 42: berth.shim.v1.Shim.ExecWait:output_type -> berth.shim.v1.Exit
-	0,  // 43: berth.shim.v1.Shim.ExecKill:output_type -> berth.shim.v1.Empty
-	0,  // 44: berth.shim.v1.Shim.ExecRelease:output_type -> berth.shim.v1.Empty
-	23, // 45: berth.shim.v1.Shim.Attach:output_type -> berth.shim.v1.AttachResponse
-	0,  // 46: berth.shim.v1.Shim.Detach:output_type -> berth.shim.v1.Empty
-	0,  // 47: berth.shim.v1.Shim.CloseStdin:output_type -> berth.shim.v1.Empty
-	0,  // 48: berth.shim.v1.Shim.Resize:output_type -> berth.shim.v1.Empty
-	0,  // 49: berth.shim.v1.Shim.Upgrade:output_type -> berth.shim.v1.Empty
-	0,  // 50: berth.shim.v1.Shim.Shutdown:output_type -> berth.shim.v1.Empty
-	29, // [29:51] is the sub-list for method output_type
-	7,  // [7:29] is the sub-list for method input_type
+	0,  // 26: berth.shim.v1.Shim.Logs:input_type -> berth.shim.v1.Empty
+	26, // 27: berth.shim.v1.Shim.Resize:input_type -> berth.shim.v1.ResizeRequest
+	27, // 28: berth.shim.v1.Shim.Upgrade:input_type -> berth.shim.v1.UpgradeRequest
+	0,  // 29: berth.shim.v1.Shim.Shutdown:input_type -> berth.shim.v1.Empty
+	3,  // 30: berth.shim.v1.Shim.Hello:output_type -> berth.shim.v1.HelloResponse
+	0,  // 31: berth.shim.v1.Shim.Settle:output_type -> berth.shim.v1.Empty
+	11, // 32: berth.shim.v1.Shim.Start:output_type -> berth.shim.v1.StartResponse
+	11, // 33: berth.shim.v1.Shim.StartInfra:output_type -> berth.shim.v1.StartResponse
+	0,  // 34: berth.shim.v1.Shim.Kill:output_type -> berth.shim.v1.Empty
+	0,  // 35: berth.shim.v1.Shim.KillAll:output_type -> berth.shim.v1.Empty
+	0,  // 36: berth.shim.v1.Shim.Delete:output_type -> berth.shim.v1.Empty
+	16, // 37: berth.shim.v1.Shim.List:output_type -> berth.shim.v1.ListResponse
+	18, // 38: berth.shim.v1.Shim.NextExits:output_type -> berth.shim.v1.NextExitsResponse
+	0,  // 39: berth.shim.v1.Shim.Update:output_type -> berth.shim.v1.Empty
+	0,  // 40: berth.shim.v1.Shim.Checkpoint:output_type -> berth.shim.v1.Empty
+	0,  // 41: berth.shim.v1.Shim.ReopenLog:output_type -> berth.shim.v1.Empty
+	21, // 42: berth.shim.v1.Shim.Exec:output_type -> berth.shim.v1.ExecResponse
+	14, // 43: berth.shim.v1.Shim.ExecWait:output_type -> berth.shim.v1.Exit
+	0,  // 44: berth.shim.v1.Shim.ExecKill:output_type -> berth.shim.v1.Empty
+	0,  // 45: berth.shim.v1.Shim.ExecRelease:output_type -> berth.shim.v1.Empty
+	24, // 46: berth.shim.v1.Shim.Attach:output_type -> berth.shim.v1.AttachResponse
+	0,  // 47: berth.shim.v1.Shim.Detach:output_type -> berth.shim.v1.Empty
+	0,  // 48: berth.shim.v1.Shim.CloseStdin:output_type -> berth.shim.v1.Empty
+	8,  // 49: berth.shim.v1.Shim.Logs:output_type -> berth.shim.v1.LogsResponse
+	0,  // 50: berth.shim.v1.Shim.Resize:output_type -> berth.shim.v1.Empty
+	0,  // 51: berth.shim.v1.Shim.Upgrade:output_type -> berth.shim.v1.Empty
+	0,  // 52: berth.shim.v1.Shim.Shutdown:output_type -> berth.shim.v1.Empty
+	30, // [30:53] is the sub-list for method output_type
+	7,  // [7:30] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -2091,7 +2171,7 @@ func file_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

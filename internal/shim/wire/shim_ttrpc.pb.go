@@ -27,6 +27,7 @@ type ShimService interface {
 	Attach(context.Context, *AttachRequest) (*AttachResponse, error)
 	Detach(context.Context, *AttachRef) (*Empty, error)
 	CloseStdin(context.Context, *Container) (*Empty, error)
+	Logs(context.Context, *Empty) (*LogsResponse, error)
 	Resize(context.Context, *ResizeRequest) (*Empty, error)
 	Upgrade(context.Context, *UpgradeRequest) (*Empty, error)
 	Shutdown(context.Context, *Empty) (*Empty, error)
@@ -167,6 +168,13 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 					return nil, err
 				}
 				return svc.CloseStdin(ctx, &req)
+			},
+			"Logs": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req Empty
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Logs(ctx, &req)
 			},
 			"Resize": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req ResizeRequest
@@ -350,6 +358,14 @@ func (c *shimClient) Detach(ctx context.Context, req *AttachRef) (*Empty, error)
 func (c *shimClient) CloseStdin(ctx context.Context, req *Container) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "berth.shim.v1.Shim", "CloseStdin", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *shimClient) Logs(ctx context.Context, req *Empty) (*LogsResponse, error) {
+	var resp LogsResponse
+	if err := c.client.Call(ctx, "berth.shim.v1.Shim", "Logs", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
