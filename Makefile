@@ -16,7 +16,7 @@ MACHINES ?= apparmor,selinux
 VM       := $(GO) test -count=1 -v -timeout 1h ./test/vm -args -boots
 
 .DEFAULT_GOAL := help
-.PHONY: build demo test test-vm conformance lint install help generate bench fuzz clean
+.PHONY: build demo test test-vm conformance cluster lint install help generate bench fuzz clean
 
 help: ## list the targets (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,11 @@ conformance: ## run critest with runc and crun, built-in network and CNI, SPDY a
 	@tools/prepare conformance
 	@mkdir -p bin
 	$(CRITEST) runc,runc:2:cni:websocket,crun:cni,crun:2:websocket
+
+# CLUSTER takes flags: CLUSTER='-handler runc', CLUSTER='-run resize', CLUSTER=-hold.
+cluster: build ## run a single-node Kubernetes 1.37 on Berth and check what users of a cluster do (needs root and Debian; 6 min, first time 25)
+	@tools/prepare cluster
+	$(GO) run ./test/cluster -bin bin $(CLUSTER)
 
 lint: ## check format, style and length of files and functions (needs nothing but Go; 3 min, first time 10)
 	@tools/prepare lint
