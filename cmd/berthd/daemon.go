@@ -230,6 +230,7 @@ func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup
 		Handlers:  d.handlers,
 		Warned:    d.metrics.Unsupported,
 		LogLimit:  int64(d.cfg.Log.ContainerBytesPerSecond),
+		HostPaths: pod.HostPaths{Create: d.cfg.Pod.CreateHostPaths, Except: d.cfg.Pod.CreateHostPathsExcept},
 		Log:       d.log.With("part", "pod"),
 	})
 	if err != nil {

@@ -34,6 +34,7 @@ type Config struct {
 	Image   Image   `json:"image"   toml:"image"`
 	Network Network `json:"network" toml:"network"`
 	Runtime Runtime `json:"runtime" toml:"runtime"`
+	Pod     Pod     `json:"pod"     toml:"pod"`
 	CDI     CDI     `json:"cdi"     toml:"cdi"`
 	Stream  Stream  `json:"stream"  toml:"stream"`
 	Metrics Metrics `json:"metrics" toml:"metrics"`
@@ -120,6 +121,12 @@ const (
 	SandboxContainerNever  = "never"
 )
 
+// Pod is what the containers of pods get unless their request says otherwise.
+type Pod struct {
+	CreateHostPaths       bool     `json:"create_host_paths"        toml:"create_host_paths"`
+	CreateHostPathsExcept []string `json:"create_host_paths_except" toml:"create_host_paths_except"`
+}
+
 // CDI is where devices of the Container Device Interface are described.
 type CDI struct {
 	SpecDirs []string `json:"spec_dirs" toml:"spec_dirs"`
@@ -178,6 +185,7 @@ func Default() *Config {
 			NetNSDir:      "/run/netns",
 		},
 		Runtime: Runtime{CgroupDriver: CgroupDriverAuto, Handlers: builtinHandlers()},
+		Pod:     Pod{CreateHostPaths: true, CreateHostPathsExcept: []string{}},
 		NRI:     defaultNRI(),
 		CDI:     CDI{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		Stream:  Stream{Address: "127.0.0.1", IdleTimeout: "4h"},
@@ -209,6 +217,7 @@ func (c *Config) Clone() *Config {
 	out.Network.BuiltinSubnet = append([]string{}, c.Network.BuiltinSubnet...)
 	out.NRI.Reject = append([]string{}, c.NRI.Reject...)
 	out.NRI.RequiredPlugins = append([]string{}, c.NRI.RequiredPlugins...)
+	out.Pod.CreateHostPathsExcept = append([]string{}, c.Pod.CreateHostPathsExcept...)
 	out.CDI.SpecDirs = append([]string{}, c.CDI.SpecDirs...)
 	out.Runtime.Handlers = make(map[string]Handler, len(c.Runtime.Handlers))
 	for name, h := range c.Runtime.Handlers {

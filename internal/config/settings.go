@@ -39,7 +39,7 @@ const handlersTable = "runtime.handlers"
 func sections(c *Config) []section {
 	return []section{
 		topSection(c), logSection(&c.Log), imageSection(&c.Image),
-		networkSection(&c.Network), runtimeSection(c), cdiSection(&c.CDI), streamSection(&c.Stream), metricsSection(&c.Metrics),
+		networkSection(&c.Network), runtimeSection(c), podSection(&c.Pod), cdiSection(&c.CDI), streamSection(&c.Stream), metricsSection(&c.Metrics),
 		nriSection(&c.NRI),
 	}
 }
@@ -145,6 +145,17 @@ func handlerSection(name string, h *Handler) section {
 			check: func() string {
 				return checkOneOf(cmp.Or(h.SandboxContainer, SandboxContainerAuto), SandboxContainerAuto, SandboxContainerAlways, SandboxContainerNever)
 			}},
+	}}
+}
+
+func podSection(p *Pod) section {
+	return section{name: "pod", doc: "What the containers of pods get unless their request says otherwise.", settings: []setting{
+		{key: "create_host_paths", value: &p.CreateHostPaths, example: "true",
+			doc:   "Whether a directory of the host that a container mounts is created if it is missing, as by containerd and CRI-O.\nIt belongs to root, and the container has a warning. Else the container is refused.",
+			check: func() string { return "" }},
+		{key: "create_host_paths_except", value: &p.CreateHostPathsExcept, example: `["/mnt/data"]`,
+			doc:   "Directories that are never created, nor anything below them: mount points of disks that may be missing.",
+			check: func() string { return checkEach(p.CreateHostPathsExcept, checkDir) }},
 	}}
 }
 

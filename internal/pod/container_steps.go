@@ -85,8 +85,14 @@ func (c *container) do(ctx context.Context, step int) error {
 	case stepVolumes:
 		return c.mountVolumes(ctx)
 	case stepIDMap:
+		if err := c.createHostPaths(c.rec.Config.M.GetMounts()); err != nil {
+			return err
+		}
 		return c.mapMounts()
 	case stepBundle:
+		if err := c.createHostPaths(c.rec.Config.M.GetMounts()); err != nil {
+			return err
+		}
 		return c.writeBundle(ctx, c.rec.Config.M)
 	case stepNRI:
 		return c.askPlugins(ctx)
@@ -170,6 +176,9 @@ func (c *container) writeBundle(ctx context.Context, cfg *runtimeapi.ContainerCo
 		return err
 	}
 	if err := errors.Join(c.matches(out.Spec), c.relabelMounts(cfg)); err != nil {
+		return err
+	}
+	if err := makeWorkingDir(e.rootfsDir(c.rec.ID), out.Spec.Process.Cwd, rootOf(c.sandbox.rec.Config.M)); err != nil {
 		return err
 	}
 	if c.rec.LogPath != "" { // kubelet makes it, others rely on us

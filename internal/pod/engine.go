@@ -146,6 +146,9 @@ type Options struct {
 
 	// LogLimit is how many bytes of log a container may write per second; 0 is no limit.
 	LogLimit int64
+	// HostPaths says which missing sources of mounts are created.
+	HostPaths HostPaths
+
 	// Warned counts an unsupported request by field; nil counts nothing.
 	Warned func(field string)
 

@@ -35,6 +35,9 @@ func arguments(in Input) ([]string, error) {
 	command, args := in.Config.GetCommand(), in.Config.GetArgs()
 	if len(command) == 0 {
 		command = in.Image.Entrypoint
+		if len(command) == 1 && command[0] == "" { // how build files reset the entry point of their base
+			command = nil
+		}
 		if len(args) == 0 {
 			args = in.Image.Cmd
 		}

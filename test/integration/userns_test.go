@@ -240,7 +240,7 @@ func TestUserNamespaceMounts(t *testing.T) {
 		return err
 	}
 	wantError(t, create(mapped("/proc", "/host/proc")), codes.FailedPrecondition, "mounts[0].uidMappings", "/proc", "cannot be idmapped")
-	wantError(t, create(mapped("/nonexistent", "/m")), codes.InvalidArgument, "mounts[0].host_path", "/nonexistent")
+	wantError(t, create(mapped("/proc/nonexistent", "/m")), codes.InvalidArgument, "mounts[0].host_path", "/proc/nonexistent")
 	wantError(t, create(mapped("/", "/m", func(m *runtimeapi.Mount) {
 		m.Propagation = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
 	})), codes.InvalidArgument, "mounts[0].uidMappings")
