@@ -178,6 +178,7 @@ func (d *daemon) openImages(ctx context.Context) (*image.Store, error) {
 		MaxConcurrentDownloads: d.cfg.Image.MaxConcurrentDownloads,
 		StallTimeout:           d.cfg.Image.Stall(),
 		MinBytesPerSecond:      d.cfg.Image.MinBytesPerSecond,
+		MaxUnpackedSize:        int64(d.cfg.Image.MaxUnpackedSize),
 		Pinned:                 d.cfg.Image.Pinned,
 		VerifierDir:            d.cfg.Image.VerifierDir,
 		Log:                    d.log.With("part", "image"),

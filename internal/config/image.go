@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 )
@@ -21,6 +22,7 @@ type Image struct {
 	MaxConcurrentDownloads int      `json:"max_concurrent_downloads" toml:"max_concurrent_downloads"`
 	StallTimeout           string   `json:"stall_timeout"            toml:"stall_timeout"`
 	MinBytesPerSecond      int      `json:"min_bytes_per_second"     toml:"min_bytes_per_second"`
+	MaxUnpackedSize        int      `json:"max_unpacked_size"        toml:"max_unpacked_size"`
 	Pinned                 []string `json:"pinned"                   toml:"pinned"`
 	VerifierDir            string   `json:"verifier_dir"             toml:"verifier_dir"`
 }
@@ -32,6 +34,7 @@ func defaultImage() Image {
 		MaxConcurrentDownloads: 6,
 		StallTimeout:           "30s",
 		MinBytesPerSecond:      256,
+		MaxUnpackedSize:        100 << 30,
 		Pinned:                 []string{},
 	}
 }
@@ -69,6 +72,9 @@ func imageSection(i *Image) section {
 			doc: "What a registry must send on average in each stall_timeout, from 0 (anything) to 1048576. Time in which nothing\n" +
 				"is read from it does not count.",
 			check: func() string { return checkRange(i.MinBytesPerSecond, 0, mostBytesPerSecond) }},
+		{key: "max_unpacked_size", value: &i.MaxUnpackedSize, example: "21474836480",
+			doc:   "How many bytes the layers of one image may unpack to; a larger image is refused. 0 is no limit.",
+			check: func() string { return checkRange(i.MaxUnpackedSize, 0, math.MaxInt) }},
 		{key: "pinned", value: &i.Pinned, example: `["registry.example/tools:1"]`,
 			doc: "Images that kubelet's garbage collection must leave alone, by reference or by a pattern of the full name in\n" +
 				"which * stands for any characters.",

@@ -195,7 +195,7 @@ func (s *Store) plantLayer(ctx context.Context, tree string, layer ocispec.Descr
 		if err != nil {
 			return err
 		}
-		_, err = unpackLayer(ctx, content.NewReader(blob), unpackTarget{dir: tree})
+		_, err = unpackLayer(ctx, content.NewReader(blob), unpackTarget{dir: tree}, &unpackLimits{max: s.opts.MaxUnpackedSize})
 		return errors.Join(err, blob.Close())
 	}
 	at, err := placeOf(tree, layer)

@@ -110,7 +110,7 @@ func FuzzLayer(f *testing.F) {
 		if err := errors.Join(err, archived.Close()); err != nil {
 			return
 		}
-		if _, err := unpackLayer(context.Background(), bytes.NewReader(plain), unpackTarget{dir: inner, lower: lower}); err != nil {
+		if _, err := unpackLayer(context.Background(), bytes.NewReader(plain), unpackTarget{dir: inner, lower: lower}, &unpackLimits{max: limit}); err != nil {
 			t.Log(err)
 		}
 		for dir, want := range map[string]string{"": "a", "/a": "b", "/a/b": "c", "/a/b/c": "layer"} {

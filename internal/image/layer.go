@@ -64,7 +64,7 @@ func (t *transfer) stream(ctx context.Context, desc ocispec.Descriptor, into unp
 		if err != nil {
 			return nil, fmt.Errorf("read blob %s: %w", desc.Digest, err)
 		}
-		l, err := unpackLayer(ctx, content.NewReader(blob), into)
+		l, err := unpackLayer(ctx, content.NewReader(blob), into, &t.limits)
 		if err = errors.Join(err, blob.Close()); err != nil {
 			return nil, fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
 		}
@@ -73,7 +73,7 @@ func (t *transfer) stream(ctx context.Context, desc ocispec.Descriptor, into unp
 	if err != nil {
 		return nil, err
 	}
-	l, err := unpackLayer(ctx, d, into)
+	l, err := unpackLayer(ctx, d, into, &t.limits)
 	if err == nil {
 		return l, d.commit(ctx)
 	}
@@ -81,7 +81,7 @@ func (t *transfer) stream(ctx context.Context, desc ocispec.Descriptor, into unp
 	switch {
 	case d.err != nil:
 		return nil, errors.Join(d.err, d.abort(ctx))
-	case ctx.Err() != nil || isFull(err):
+	case ctx.Err() != nil || isFull(err) || errors.Is(err, errUnpackLimit):
 		t.noteFull(err)
 		return nil, errors.Join(err, d.abort(ctx))
 	}
@@ -123,18 +123,19 @@ type layer struct {
 	size     int64
 	explicit map[string]bool // directories that the archive has
 	parents  map[string]bool // directories that must be there for what it has
+	entries  int
 }
 
-// unpackLayer unpacks a layer, compressed or not, to its end.
-func unpackLayer(ctx context.Context, from io.Reader, into unpackTarget) (*layer, error) {
+// unpackLayer unpacks a layer, compressed or not, to its end, as far as the limits of its image allow.
+func unpackLayer(ctx context.Context, from io.Reader, into unpackTarget, limits *unpackLimits) (*layer, error) {
 	archived, err := decompress(from)
 	if err != nil {
 		return nil, err
 	}
 	l := &layer{explicit: map[string]bool{}, parents: map[string]bool{}}
 	hash := digest.Canonical.Digester()
-	counted := io.TeeReader(archived, hash.Hash())
-	options := []archive.ApplyOpt{archive.WithFilter(l.accept)}
+	counted := io.TeeReader(limits.reader(archived), hash.Hash())
+	options := []archive.ApplyOpt{archive.WithFilter(func(entry *tar.Header) (bool, error) { return l.accept(entry, limits) })}
 	if into.lower {
 		options = append(options, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
 	}
@@ -166,7 +167,10 @@ const xattrRecord = "SCHILY.xattr."
 
 // accept sees each entry before it is unpacked. The overlay file system's own
 // attributes are taken out: with them an image could direct it elsewhere.
-func (l *layer) accept(entry *tar.Header) (bool, error) {
+func (l *layer) accept(entry *tar.Header, limits *unpackLimits) (bool, error) {
+	if err := l.admit(entry, limits); err != nil {
+		return false, err
+	}
 	for record := range entry.PAXRecords {
 		name := strings.TrimPrefix(record, xattrRecord)
 		if strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") {

@@ -87,7 +87,9 @@ type Options struct {
 	StallTimeout time.Duration
 	// MinBytesPerSecond is what a registry must send on average in each StallTimeout (0: anything).
 	MinBytesPerSecond int
-	// Log receives what nobody waits for.
+	// MaxUnpackedSize is how many bytes the layers of one image may unpack to (0: no limit).
+	MaxUnpackedSize int64
+	// Log receives errors of background work.
 	Log *slog.Logger
 }
 

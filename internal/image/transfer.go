@@ -43,6 +43,7 @@ type transfer struct {
 	slots *pullSlots
 	fail  context.CancelCauseFunc // ends the whole transfer at the first error
 
+	limits   unpackLimits
 	mu       sync.Mutex
 	indexes  int // how many indexes and manifests were fetched
 	layers   []ocispec.Descriptor
@@ -79,7 +80,7 @@ func (s *Store) transfer(ctx context.Context, from source, as []string) (image *
 	defer fail(nil)
 	t := &transfer{
 		source: from, store: s, id: lease.ID, slots: s.slots.forPull(from.work.host), fail: fail,
-		unpacked: map[string]unpackedLayer{},
+		limits: unpackLimits{max: s.opts.MaxUnpackedSize}, unpacked: map[string]unpackedLayer{},
 	}
 	if err := t.run(ctx, from.target); err != nil {
 		return nil, err
