@@ -239,7 +239,7 @@ func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup
 	}
 	d.engine = engine
 	d.onClose("close the pod engine", engine.Close)
-	d.metrics.Logs(func() (telemetry.LogTotals, error) {
+	d.metrics.Logs(func() (telemetry.LogTotals, error) { //nolint:contextcheck // it outlives the start
 		ctx, cancel := context.WithTimeout(context.Background(), scrapeDeadline)
 		defer cancel()
 		t, err := d.shim.LogTotals(ctx)

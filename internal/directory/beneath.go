@@ -28,7 +28,7 @@ const (
 // OpenBeneath opens a regular file below a directory, for reading and writing as flags say. With O_CREATE a file that
 // does not exist is made, with O_EXCL besides none that exists is opened. Symbolic links are not followed.
 func OpenBeneath(dir, name string, flags int, mode uint32) (*os.File, error) {
-	root, err := openPath(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	root, err := openPath(dir, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
@@ -55,7 +55,7 @@ func OpenBeneath(dir, name string, flags int, mode uint32) (*os.File, error) {
 // ReadInRoot reads a regular file of at most limit bytes below a directory, as a process reads it that has the directory
 // as its root directory. A larger one is an error that wraps EFBIG.
 func ReadInRoot(dir, name string, limit int64) ([]byte, error) {
-	root, err := openPath(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	root, err := openPath(dir, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
@@ -91,7 +91,7 @@ func openExisting(root int, name, path string, flags int, resolve uint64) (*os.F
 	if err := regular(st.Mode); err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	fd, err := openPath(fmt.Sprintf("/proc/self/fd/%d", found), flags, 0)
+	fd, err := openPath(fmt.Sprintf("/proc/self/fd/%d", found), flags)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -124,7 +124,7 @@ func regular(mode uint32) error {
 
 // OpenDirBeneath opens a directory below a directory, to read what is in it. Symbolic links are not followed.
 func OpenDirBeneath(dir, name string) (*os.File, error) {
-	root, err := openPath(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	root, err := openPath(dir, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
@@ -191,9 +191,9 @@ func openat2(dir int, name string, flags int, mode uint32, resolve uint64) (int,
 	return fd, err
 }
 
-func openPath(path string, flags int, mode uint32) (int, error) {
+func openPath(path string, flags int) (int, error) {
 	for {
-		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, mode)
+		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
 		if !errors.Is(err, unix.EINTR) {
 			return fd, err
 		}

@@ -2,16 +2,7 @@ package pod
 
 import "github.com/berth-runtime/berth/internal/warning"
 
-// warn adds warnings to the record of the sandbox. Each one counts once, and is logged once per pod.
-func (s *sandbox) warn(list warning.List) {
-	s.mu.Lock()
-	added := s.rec.Warnings.Append(list...)
-	s.changed()
-	s.mu.Unlock()
-	s.noteWarnings(added)
-}
-
-// warn is for containers what it is for sandboxes.
+// warn adds warnings to the record of the container. Each one counts once, and is logged once per pod.
 func (c *container) warn(list warning.List) {
 	c.mu.Lock()
 	added := c.rec.Warnings.Append(list...)

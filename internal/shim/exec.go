@@ -214,7 +214,7 @@ func (c *Client) Attach(ctx context.Context, id string, stdin bool) (*Attachment
 			err = fmt.Errorf("the attachment has ended: %w", errdefs.ErrUnavailable)
 		}
 		if err != nil {
-			c.abandon(callTimeout, func(ctx context.Context) {
+			c.abandon(callTimeout, func(ctx context.Context) { //nolint:contextcheck // it outlives the call
 				_ = c.detach(ctx, id, name) // it expires, too
 			})
 			return nil, err

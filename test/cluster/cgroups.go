@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,8 +76,8 @@ func (c *cluster) removeCgroups() error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			problems = append(problems, err)
 		}
-		for i := len(dirs) - 1; i >= 0; i-- {
-			problems = append(problems, removeCgroup(dirs[i]))
+		for _, dir := range slices.Backward(dirs) {
+			problems = append(problems, removeCgroup(dir))
 		}
 	}
 	return errors.Join(problems...)
@@ -101,9 +102,9 @@ func (c *cluster) unmountVolumes() error {
 		return fmt.Errorf("list kubelet's mounts: %w", err)
 	}
 	var problems []error
-	for i := len(mounts) - 1; i >= 0; i-- {
-		if err := unix.Unmount(mounts[i].Mountpoint, 0); err != nil {
-			problems = append(problems, fmt.Errorf("unmount %s: %w", mounts[i].Mountpoint, err))
+	for _, m := range slices.Backward(mounts) {
+		if err := unix.Unmount(m.Mountpoint, 0); err != nil {
+			problems = append(problems, fmt.Errorf("unmount %s: %w", m.Mountpoint, err))
 		}
 	}
 	return errors.Join(problems...)

@@ -236,7 +236,7 @@ func removal(ctx context.Context, c *cluster) (string, error) {
 		return "", err
 	}
 	args := []string{"delete", "namespace", "--wait=true", "--timeout=180s"}
-	for _, name := range strings.Fields(names) {
+	for name := range strings.FieldsSeq(names) {
 		if name != "default" && !strings.HasPrefix(name, "kube-") {
 			args = append(args, name)
 		}

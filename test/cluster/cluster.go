@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -209,8 +210,8 @@ func (c *cluster) end(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, partDeadline)
 	defer cancel()
 	var problems []error
-	for i := len(c.running) - 1; i >= 0; i-- {
-		problems = append(problems, c.running[i].stop())
+	for _, p := range slices.Backward(c.running) {
+		problems = append(problems, p.stop())
 	}
 	if c.node != nil {
 		problems = append(problems, c.node.Close(ctx))

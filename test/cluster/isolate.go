@@ -107,7 +107,7 @@ func mountSys() error {
 	if err != nil {
 		return fmt.Errorf("copy the mounts of %s: %w", cgroups, err)
 	}
-	defer unix.Close(tree)
+	defer unix.Close(tree) //nolint:errcheck // it holds no data
 	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
 		return fmt.Errorf("mount sysfs on /sys: %w", err)
 	}

@@ -38,7 +38,7 @@ func (c *cluster) launch(ctx context.Context, name string, args ...string) error
 	if err != nil {
 		return err
 	}
-	defer log.Close()
+	defer log.Close() //nolint:errcheck // the program has its own descriptor
 	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(c.programs, name), args...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	if err := p.cmd.Start(); err != nil {

@@ -195,11 +195,14 @@ func (w *Writer) FlushTerminal() error {
 // keep writes what was read from a terminal to the spool. Without room there, a SIGKILL
 // loses it.
 func (w *Writer) keep(data []byte) error {
-	if len(data) == 0 || w.writeHeader(Stdout) != nil {
+	if len(data) == 0 {
 		return nil
 	}
+	if err := w.writeHeader(Stdout); err != nil {
+		return nil //nolint:nilerr // the data stays in memory
+	}
 	if _, err := w.spool.WriteAt(data, spoolHeader); err != nil {
-		return w.emptySpool() //nolint:nilerr // the data stays in memory
+		return w.emptySpool()
 	}
 	return nil
 }
