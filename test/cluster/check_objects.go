@@ -249,7 +249,7 @@ func removal(ctx context.Context, c *cluster) (string, error) {
 		if err := errors.Join(err, expect("berth pods", pods, "")); err != nil {
 			return err
 		}
-		for _, pattern := range []string{"/run/netns/*", "/run/cni-ipam/cluster/10.*"} {
+		for _, pattern := range []string{netnsDir + "/*", "/run/cni-ipam/cluster/10.*"} {
 			left, err := filepath.Glob(pattern)
 			if err := errors.Join(err, expect(pattern, strings.Join(left, " "), "")); err != nil {
 				return err

@@ -25,6 +25,8 @@ const (
 	serviceCIDR  = "10.96.0.0/16"
 	apiServiceIP = "10.96.0.1"
 	podCIDR      = "10.244.0.0/16"
+	// netnsDir is the default of network.netns_dir.
+	netnsDir = "/run/netns"
 	// partDeadline bounds the start of one part of the cluster.
 	partDeadline = 2 * time.Minute
 )
@@ -126,6 +128,8 @@ func (c *cluster) startBerth(ctx context.Context) (err error) {
 	}
 	c.node, err = node.Start(ctx, node.Options{Bin: c.bin, Dir: c.dir, Configure: func(cfg *config.Config) {
 		cfg.Runtime.DefaultHandler = c.handler
+		// The namespace of the cluster has a /run of its own.
+		cfg.Network.NetNSDir = netnsDir
 	}})
 	return err
 }
