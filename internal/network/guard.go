@@ -144,15 +144,16 @@ func (g *guard) restore() error {
 	return err
 }
 
-// remove deletes the table.
+// remove deletes the table, also one that an earlier process has made.
 func (g *guard) remove() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.there {
-		return nil
+	there, err := g.exists()
+	if err != nil || !there {
+		return err
 	}
 	g.there = false
-	err := g.transact(func(conn *nftables.Conn) error {
+	err = g.transact(func(conn *nftables.Conn) error {
 		conn.DelTable(g.bridgeTable())
 		return conn.Flush()
 	})
@@ -160,6 +161,23 @@ func (g *guard) remove() error {
 		return fmt.Errorf("delete nftables table bridge %s: %w", g.table, err)
 	}
 	return nil
+}
+
+// exists looks the table up. A kernel without nftables for bridges has none. Preconditions: g.mu is held.
+func (g *guard) exists() (bool, error) {
+	err := g.transact(func(conn *nftables.Conn) error {
+		_, err := conn.ListTableOfFamily(g.table, nftables.TableFamilyBridge)
+		return err
+	})
+	for _, missing := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT} {
+		if errors.Is(err, missing) {
+			return false, nil
+		}
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up nftables table bridge %s: %w", g.table, err)
+	}
+	return true, nil
 }
 
 func (g *guard) bridgeTable() *nftables.Table {
