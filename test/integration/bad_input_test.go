@@ -92,7 +92,7 @@ func TestBadContainer(t *testing.T) {
 		{"relative-container-path", mount("/tmp", "relative"), codes.InvalidArgument, "relative"},
 		{"no-container-path", mount("/tmp", ""), codes.InvalidArgument, "container_path"},
 		{"no-host-path", mount("", "/data"), codes.InvalidArgument, "host_path"},
-		{"missing-mount-source", mount("/no/such/source", "/data"), codes.InvalidArgument, "/no/such/source"},
+		{"mount-source-below-a-file", mount("/etc/passwd/source", "/data"), codes.InvalidArgument, "/etc/passwd/source"},
 		{"missing-device", func(c *runtimeapi.ContainerConfig) {
 			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/no-such", ContainerPath: "/dev/x", Permissions: "rwm"}}
 		}, codes.InvalidArgument, "/dev/no-such"},
