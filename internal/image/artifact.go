@@ -20,6 +20,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/atomicfile"
 )
 
 // An artifact is a manifest whose configuration is not that of an image: files
@@ -179,7 +181,7 @@ func (s *Store) plant(ctx context.Context, dir string, manifest ocispec.Manifest
 	if err := os.Rename(unfinished, dir); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	return atomicfile.SyncDirectory(filepath.Dir(dir))
 }
 
 // isArchive says whether a layer of an artifact is to be unpacked. ORAS gives

@@ -16,6 +16,8 @@ import (
 
 	"github.com/containerd/continuity/sysx"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/atomicfile"
 )
 
 // An archive may have a/b without a. The directory a is then made while
@@ -84,7 +86,7 @@ func inheritDir(layer string, below []string, dir string) error {
 				return err
 			}
 			// The layer was synced already.
-			return syncDir(filepath.Join(layer, dir))
+			return atomicfile.SyncDirectory(filepath.Join(layer, dir))
 		}
 		if hidden {
 			return nil

@@ -2,14 +2,13 @@ package image
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berth-runtime/berth/internal/atomicfile"
 )
 
 // namesVersion is the format of names.json.
@@ -45,49 +44,10 @@ func (n names) write(path string) error {
 	if err != nil {
 		return fmt.Errorf("encode image names: %w", err)
 	}
-	if err := replaceFile(path, data, true); err != nil {
+	if err := atomicfile.WriteDurable(path, data, fileMode); err != nil {
 		return fmt.Errorf("write image names: %w", err)
 	}
 	return nil
 }
 
 func (n names) clone() names { return maps.Clone(n) }
-
-// replaceFile writes a file under a temporary name and renames it. Durable
-// means that the data and the new name are on the disk when it returns.
-func replaceFile(path string, data []byte, durable bool) (err error) {
-	temporary := path + ".new"
-	defer func() {
-		if err != nil {
-			if rm := os.Remove(temporary); rm != nil && !errors.Is(rm, fs.ErrNotExist) {
-				err = errors.Join(err, rm)
-			}
-		}
-	}()
-	f, err := os.OpenFile(temporary, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, fileMode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil && durable {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary, path); err != nil {
-		return err
-	}
-	if durable {
-		return syncDir(filepath.Dir(path))
-	}
-	return nil
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}

@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/atomicfile"
 )
 
 const (
@@ -104,7 +106,7 @@ func (s *Store) writeRootfs(key string, record *rootfs) error {
 		return err
 	}
 	// Not synced: after a power loss the container is gone anyway.
-	return replaceFile(s.rootfsPath(key, rootfsRecord), data, false)
+	return atomicfile.Write(s.rootfsPath(key, rootfsRecord), data, fileMode)
 }
 
 // MountRootfs mounts the writable layer with its image at target, which it

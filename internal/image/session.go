@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/atomicfile"
 )
 
 // The file session is there as long as a store is open, and holds the boot ID
@@ -60,7 +62,7 @@ func (s *Store) beginSession() (unclean bool, err error) {
 }
 
 func (s *Store) writeSession(boot []byte) error {
-	if err := replaceFile(s.sessionPath(), boot, true); err != nil {
+	if err := atomicfile.WriteDurable(s.sessionPath(), boot, fileMode); err != nil {
 		return fmt.Errorf("write session of image store: %w", err)
 	}
 	return nil

@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/atomicfile"
 )
 
 const (
@@ -49,7 +51,7 @@ func (s *Store) PrepareVolume(ctx context.Context, key, imageID string) error {
 	data, err := json.Marshal(record)
 	if err == nil {
 		// Not synced: after a power loss the container is gone anyway.
-		err = replaceFile(s.volumePath(key), data, false)
+		err = atomicfile.Write(s.volumePath(key), data, fileMode)
 	}
 	if err != nil {
 		s.uses.end(volumeUse + key)

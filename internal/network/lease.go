@@ -16,6 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/atomicfile"
 )
 
 const (
@@ -271,20 +273,9 @@ func (l *ledger) write(held *lease) error {
 	if len(raw) > maxLeaseSize {
 		return fmt.Errorf("write network lease: it has %d bytes, want at most %d: %w", len(raw), maxLeaseSize, errdefs.ErrInvalidArgument)
 	}
-	// What was not there before need not be replaced: written in part it is as good as not there.
-	file, replace := l.path(held.ID), l.leases[held.ID] != nil
-	if replace {
-		file += ".new"
-	}
-	err = os.WriteFile(file, raw, 0o600)
-	if err == nil && replace {
-		err = os.Rename(file, l.path(held.ID))
-	}
+	err = atomicfile.Write(l.path(held.ID), raw, 0o600)
 	if err == nil {
 		return nil
-	}
-	if gone := os.Remove(file); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
-		err = errors.Join(err, gone)
 	}
 	if errors.Is(err, unix.ENOSPC) {
 		err = errors.Join(errdefs.ErrResourceExhausted, err)

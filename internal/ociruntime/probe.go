@@ -46,7 +46,7 @@ func Probe(ctx context.Context, h Handler, trials string) (Features, error) {
 		return r.tryRun(ctx, t, t.Spec(features.OCIVersion, h.SystemdCgroup))
 	})
 	if err != nil {
-		return features, fmt.Errorf("probe runtime handler %q: %w%s", h.Name, err, remedy(err))
+		return features, &ProbeError{Handler: h.Name, Remedy: remedy(err), Err: err}
 	}
 	err = try(ctx, h, trials, func(r *Runtime, t *trial.Trial) error {
 		return r.tryRun(ctx, t, withUserNamespace(t.Spec(features.OCIVersion, h.SystemdCgroup)))
@@ -84,10 +84,30 @@ func Inspect(ctx context.Context, h Handler, scratch string) (Features, error) {
 	return r.features(ctx, scratch)
 }
 
+// ProbeError says why a handler does not work on this host.
+type ProbeError struct {
+	// Handler is the configured name.
+	Handler string
+	// Remedy tells the administrator what to change; empty if unknown.
+	Remedy string
+	// Err is the cause.
+	Err error
+}
+
+func (e *ProbeError) Error() string {
+	text := fmt.Sprintf("probe runtime handler %q: %v", e.Handler, e.Err)
+	if e.Remedy != "" {
+		text += " (remedy: " + e.Remedy + ")"
+	}
+	return text
+}
+
+func (e *ProbeError) Unwrap() error { return e.Err }
+
 func remedy(err error) string {
 	for _, r := range remedies {
 		if strings.Contains(strings.ToLower(err.Error()), r.complaint) {
-			return " (remedy: " + r.remedy + ")"
+			return r.remedy
 		}
 	}
 	return ""

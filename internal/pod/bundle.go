@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-runtime/berth/internal/atomicfile"
 	"github.com/berth-runtime/berth/internal/nri"
 	"github.com/berth-runtime/berth/internal/spec"
 )
@@ -105,12 +106,8 @@ func (e *Engine) writeSpec(id string, s *specs.Spec) error {
 		if err != nil {
 			return err
 		}
-		// By rename: a start may read it while an update makes it anew.
-		file := filepath.Join(dir, name)
-		if err := os.WriteFile(file+".tmp", data, 0o600); err != nil {
-			return err
-		}
-		if err := os.Rename(file+".tmp", file); err != nil {
+		// A start may read it while an update replaces it.
+		if err := atomicfile.Write(filepath.Join(dir, name), data, 0o600); err != nil {
 			return err
 		}
 	}

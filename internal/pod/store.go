@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/internal/atomicfile"
 )
 
 // schema is the version of the records that this code writes. A record of
@@ -97,12 +99,8 @@ func (s store) write(file string, record any) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return fmt.Errorf("make directory for record: %w", err)
 	}
-	tmp := file + ".tmp"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return errors.Join(fmt.Errorf("write record: %w", err), removeFile(tmp))
-	}
-	if err := os.Rename(tmp, file); err != nil {
-		return errors.Join(fmt.Errorf("replace record: %w", err), removeFile(tmp))
+	if err := atomicfile.Write(file, data, 0o600); err != nil {
+		return fmt.Errorf("write record: %w", err)
 	}
 	return nil
 }
@@ -139,7 +137,7 @@ func (s store) removeSandbox(id string) error { return os.RemoveAll(s.sandboxDir
 // removeContainer removes everything written about a container.
 func (s store) removeContainer(sandboxID, id string) error {
 	file := s.containerFile(sandboxID, id)
-	return errors.Join(removeFile(file), removeFile(file+".damaged"), removeFile(file+".tmp"))
+	return errors.Join(removeFile(file), removeFile(file+".damaged"), removeFile(atomicfile.Temporary(file)))
 }
 
 // sandboxIDs lists the sandboxes of which anything is written.

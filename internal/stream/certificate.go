@@ -18,6 +18,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/berth-runtime/berth/internal/atomicfile"
 )
 
 const (
@@ -207,12 +209,5 @@ func replace(file string, data []byte, mode os.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("make directory for %s: %w", file, err)
 	}
-	tmp := file + ".tmp"
-	if err := os.WriteFile(tmp, data, mode); err != nil {
-		return fmt.Errorf("write %s: %w", file, err)
-	}
-	if err := os.Rename(tmp, file); err != nil {
-		return fmt.Errorf("replace %s: %w", file, err)
-	}
-	return nil
+	return atomicfile.Write(file, data, mode)
 }

@@ -1,6 +1,7 @@
 package hostcheck
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,7 +89,7 @@ func (f *facts) handler(ctx context.Context, name string, h config.Handler, syst
 		Name: name, Type: h.Type, Path: h.Path, Root: h.Root, SystemdCgroup: systemd, Options: h.Options,
 	}, trials)
 	if err != nil {
-		reason, remedy := splitRemedy(err)
+		reason, remedy := explainProbe(err)
 		f.warn(areaRuntime, name, reason, remedy)
 		return features, false
 	}
@@ -120,17 +121,14 @@ func (f *facts) vulnerabilities(name string, features ociruntime.Features) {
 		"compare with the security notices of your distribution, or install a newer "+features.Program)
 }
 
-// splitRemedy takes what to do out of the error of a probe.
-func splitRemedy(err error) (reason, remedy string) {
-	text := err.Error()
-	if unwrapped := errors.Unwrap(err); unwrapped != nil {
-		text = strings.TrimPrefix(text, "probe runtime handler ")
+// explainProbe returns why a handler does not work and what to do about it.
+func explainProbe(err error) (reason, remedy string) {
+	const general = "see why with the runtime's own --debug, or choose another with runtime.default_handler"
+	var failed *ociruntime.ProbeError
+	if !errors.As(err, &failed) {
+		return err.Error(), general
 	}
-	reason, remedy, ok := strings.Cut(text, " (remedy: ")
-	if !ok {
-		return reason, "see why with the runtime's own --debug, or choose another with runtime.default_handler"
-	}
-	return reason, strings.TrimSuffix(remedy, ")")
+	return failed.Err.Error(), cmp.Or(failed.Remedy, general)
 }
 
 // defaultHandler says which handler pods get that ask for none.

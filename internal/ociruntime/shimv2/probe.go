@@ -40,7 +40,7 @@ func Probe(ctx context.Context, h ociruntime.Handler, trials string) (features o
 	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("probe runtime handler %q: %w", h.Name, err)
+			err = &ociruntime.ProbeError{Handler: h.Name, Err: err}
 		}
 	}()
 	t, err := trial.New(trials)

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-runtime/berth/internal/atomicfile"
 	"github.com/berth-runtime/berth/internal/ociruntime/staticelf"
 	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/internal/shim/wire"
@@ -178,11 +179,7 @@ func (s *Supervisor) infraRoot(req *wire.StartInfraRequest) (root, name string, 
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, program) { // not that of an older version
 		return root, name, nil
 	}
-	if err := os.WriteFile(path+".new", program, 0o555); err != nil { //nolint:gosec // it is a program
-		return "", "", fmt.Errorf("write infra program: %w", err)
-	}
-	// The file must not be open for writing in a child that is being forked when it is executed.
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := atomicfile.Write(path, program, 0o555); err != nil {
 		return "", "", fmt.Errorf("write infra program: %w", err)
 	}
 	return root, name, nil

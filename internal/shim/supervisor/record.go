@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berth-runtime/berth/internal/atomicfile"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/shim/crilog"
 )
@@ -93,26 +94,22 @@ func loadExec(dir string) (execRecord, error) {
 	return rec, err
 }
 
-// save replaces the JSON file at path.
+// save replaces the JSON file at path by value, which must encode as a JSON object with members,
+// and a checksum.
 func save(path string, value any) error {
 	text, err := json.Marshal(value)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
 	}
+	text = addChecksum(text)
 	if len(text) > maxRecord {
 		return fmt.Errorf("write %s: it has %d bytes, want at most %d: %w", filepath.Base(path), len(text), maxRecord, errdefs.ErrInvalidArgument)
 	}
-	fresh := path + ".new"
-	if err := os.WriteFile(fresh, text, 0o600); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", filepath.Base(path), err), remove(fresh))
-	}
-	if err := os.Rename(fresh, path); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", filepath.Base(path), err), remove(fresh))
-	}
-	return nil
+	return atomicfile.Write(path, text, 0o600)
 }
 
-// readRecord reads a file that save wrote.
+// readRecord reads a file that save wrote, and verifies its checksum. A record of a version without
+// checksums has none.
 func readRecord(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -121,6 +118,9 @@ func readRecord(path string) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
 	if err == nil && len(text) > maxRecord {
 		err = fmt.Errorf("%s has more than %d bytes: %w", path, maxRecord, errdefs.ErrInternal)
+	}
+	if err == nil {
+		err = verifyChecksum(text)
 	}
 	return text, errors.Join(err, f.Close())
 }

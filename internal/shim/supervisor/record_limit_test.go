@@ -14,14 +14,18 @@ import (
 func TestRecordIsReadBackOrRefused(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, recordFile)
-	const quotes = 2
-	if err := save(file, strings.Repeat("x", maxRecord-quotes)); err != nil {
+	// object is a JSON object of n bytes once it has its checksum.
+	object := func(n int) map[string]string {
+		rest := len(addChecksum([]byte(`{"k":""}`)))
+		return map[string]string{"k": strings.Repeat("x", n-rest)}
+	}
+	if err := save(file, object(maxRecord)); err != nil {
 		t.Fatal(err)
 	}
 	if text, err := readRecord(file); err != nil || len(text) != maxRecord {
 		t.Errorf("%d bytes are read back, %v", len(text), err)
 	}
-	if err := save(file, strings.Repeat("x", maxRecord)); !errors.Is(err, errdefs.ErrInvalidArgument) {
+	if err := save(file, object(maxRecord+1)); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("a record beyond the limit: %v", err)
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
