@@ -82,23 +82,6 @@ func (g *generation) treeDir(manifest digest.Digest) string {
 	return filepath.Join(g.dir, artifactsDir, treeName(manifest), artifactTree)
 }
 
-// manifestOf reads the manifest that target stands for on this platform.
-func (s *Store) manifestOf(ctx context.Context, target ocispec.Descriptor) (ocispec.Descriptor, ocispec.Manifest, error) {
-	children := images.FilterPlatforms(images.ChildrenHandler(s.gen.content), s.platform)
-	children = images.LimitManifests(children, s.platform, 1)
-	// An index may hold an index; one that held itself would need a hash that
-	// nobody can compute.
-	for images.IsIndexType(target.MediaType) {
-		found, err := children(ctx, target)
-		if err != nil {
-			return target, ocispec.Manifest{}, err
-		}
-		target = found[0]
-	}
-	manifest, err := images.Manifest(ctx, s.gen.content, target, s.platform)
-	return target, manifest, err
-}
-
 // isArtifact says whether a manifest with such a configuration is an artifact.
 func isArtifact(config ocispec.Descriptor) bool { return !images.IsConfigType(config.MediaType) }
 
@@ -127,7 +110,7 @@ func (s *Store) growTree(ctx context.Context, desc ocispec.Descriptor, anew bool
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
-	manifest, err := images.Manifest(ctx, s.gen.content, desc, s.platform)
+	manifest, err := images.Manifest(ctx, s.gen.content, desc, nil)
 	if err != nil {
 		return fmt.Errorf("read manifest %s: %w", desc.Digest, err)
 	}

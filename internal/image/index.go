@@ -30,6 +30,9 @@ type Image struct {
 	Username string
 	// Pinned asks the kubelet not to collect the image.
 	Pinned bool
+	// Foreign is the platform of an image that is for another one than this node's; empty if it is for this node
+	// or does not say. It runs if the host can run its programs (binfmt_misc).
+	Foreign string
 	// Annotations are those of the manifest. They are the image's word.
 	Annotations map[string]string
 
@@ -66,10 +69,13 @@ func (s *Store) publish() {
 		if image == nil {
 			image = &Image{
 				ID: from.id, Size: from.size, Config: from.config, Annotations: from.annotations,
-				ArtifactType: from.artifact, chain: from.chain, layers: from.layers,
+				ArtifactType: from.artifact, chain: from.chain, layers: from.layers, Foreign: from.foreign,
 			}
 			image.UID, image.Username = userOf(from.config.User)
 			byID[from.id] = image
+		}
+		if from.foreign == "" {
+			image.Foreign = "" // an index that names this node's platform for it counts
 		}
 		image.names = append(image.names, name)
 		image.Pinned = image.Pinned || s.pinned.match(name)

@@ -26,15 +26,17 @@ type loaded struct {
 	chain       string   // name of the topmost layer's snapshot; empty without layers
 	layers      []string // directories of the unpacked layers, topmost first
 	artifact    string   // type of an artifact; empty for an image
+	foreign     string   // see Image.Foreign
 }
 
 // load reads an image that is in the store. It succeeds only if the image is
 // usable: every blob has its size and every layer its snapshot.
 func (s *Store) load(ctx context.Context, target ocispec.Descriptor) (*loaded, error) {
-	desc, manifest, err := s.manifestOf(ctx, target)
+	found, err := s.manifestOf(ctx, target)
 	if err != nil {
 		return nil, fmt.Errorf("read manifest %s: %w", target.Digest, err)
 	}
+	desc, manifest := found.desc, found.manifest
 	for _, blob := range append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...) {
 		info, err := s.gen.backend.Info(ctx, blob.Digest)
 		if err != nil {
@@ -62,7 +64,7 @@ func (s *Store) load(ctx context.Context, target ocispec.Descriptor) (*loaded, e
 	if isArtifact(manifest.Config) {
 		return image, s.loadArtifact(image, desc, manifest)
 	}
-	return image, s.loadLayers(ctx, image, manifest)
+	return image, s.loadLayers(ctx, image, found)
 }
 
 // loadArtifact finds the files of an artifact. Many have the same, empty
@@ -79,7 +81,8 @@ func (s *Store) loadArtifact(image *loaded, desc ocispec.Descriptor, manifest oc
 }
 
 // loadLayers finds the unpacked layers of an image.
-func (s *Store) loadLayers(ctx context.Context, image *loaded, manifest ocispec.Manifest) error {
+func (s *Store) loadLayers(ctx context.Context, image *loaded, found chosen) error {
+	manifest := found.manifest
 	config, err := readConfig(ctx, s.gen.content, manifest.Config)
 	if err != nil {
 		return err
@@ -89,6 +92,7 @@ func (s *Store) loadLayers(ctx context.Context, image *loaded, manifest ocispec.
 			len(manifest.Layers), len(config.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
 	}
 	image.id, image.config, image.chain = manifest.Config.Digest.String(), config.Config, chainOf(config.RootFS.DiffIDs)
+	image.foreign = s.foreign(found, config.Platform)
 	if image.layers, err = s.gen.layerDirs(ctx, image.chain); err != nil {
 		return err
 	}

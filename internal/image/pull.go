@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -204,6 +205,9 @@ func (s *Store) pullFrom(f *flight, registry *registry, work *pullWork) (string,
 	image, err := s.transfer(f.ctx, source{target: target, fetcher: fetcher, work: work, progress: f.progress}, namesOf(f.named, target))
 	if err != nil {
 		return "", err
+	}
+	if image.foreign != "" {
+		s.log.Warn("image of another platform pulled", "image", f.key.ref, "platform", image.foreign, "node", platforms.Format(s.node))
 	}
 	return image.id, nil
 }

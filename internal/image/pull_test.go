@@ -216,26 +216,3 @@ func TestIndex(t *testing.T) {
 		})
 	}
 }
-
-// An image for another platform is refused before its layers are fetched.
-func TestWrongPlatform(t *testing.T) {
-	f := newFixture(t)
-	spec := hello()
-	spec.Platform.OS, spec.Platform.Architecture = "linux", "s390x"
-	ref, a := f.push("foreign:1", spec)
-	index, err := imagefactory.Index(a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	imagefactory.MustPush(t, f.reg.Host, "foreign:index", index)
-	for _, ref := range []string{ref, f.proxy.Host + "/foreign:index"} {
-		_, err := f.Pull(t.Context(), ref, image.Auth{})
-		if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "this node") {
-			t.Errorf("pull %s: got %v, want not found and the platforms", ref, err)
-		}
-		f.nothingLeft()
-	}
-	if n := f.proxy.Count("GET", a.Layers[0].Digest.String()); n != 0 {
-		t.Errorf("the layer was fetched %d times", n)
-	}
-}

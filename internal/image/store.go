@@ -46,6 +46,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
@@ -98,7 +99,8 @@ type Options struct {
 type Store struct {
 	opts     Options
 	log      *slog.Logger
-	platform platforms.MatchComparer
+	node     ocispec.Platform
+	platform platforms.MatchComparer // what the node can run
 	pinned   pins
 
 	gen     *generation
@@ -214,12 +216,15 @@ func newStore(opts Options) (*Store, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
+	node, err := nodePlatform()
+	if err != nil {
+		return nil, fmt.Errorf("find the platform of this node: %w", err)
+	}
 	s := &Store{
-		opts: opts, log: opts.Log, platform: platforms.Default(),
+		opts: opts, log: opts.Log, node: node, platform: platforms.Only(node),
 		slots: newSlots(opts.MaxConcurrentDownloads), work: newSharedWork(), locks: newKeyedLocks(),
 		loaded: map[string]*loaded{}, collect: make(chan struct{}, 1),
 	}
-	var err error
 	if s.pinned, err = newPins(opts.Pinned); err != nil {
 		return nil, fmt.Errorf("read pinned images: %w", err)
 	}

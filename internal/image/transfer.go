@@ -125,7 +125,7 @@ func (s *Store) tidy(ctx context.Context, lease leases.Lease, failure error) err
 func (t *transfer) run(ctx context.Context, target ocispec.Descriptor) error {
 	unpacker, err := unpack.NewUnpacker(ctx, t.store.gen.content,
 		unpack.WithUnpackPlatform(unpack.Platform{
-			Platform: t.store.platform, SnapshotterKey: snapshotterName,
+			Platform: platforms.All, SnapshotterKey: snapshotterName,
 			Snapshotter:             layerStore{Snapshotter: t.store.gen.layers, transfer: t},
 			SnapshotterCapabilities: []string{snapshots.RebaseCap}, // layers in parallel
 			Applier:                 t,
@@ -151,8 +151,6 @@ func (t *transfer) run(ctx context.Context, target ocispec.Descriptor) error {
 // they are unpacked, see Apply.
 func (t *transfer) handler() images.Handler {
 	children := images.SetChildrenMappedLabels(t.store.gen.content, t.children, nil)
-	children = images.FilterPlatforms(children, t.store.platform)
-	children = images.LimitManifests(children, t.store.platform, 1)
 	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		switch {
 		case images.IsLayerType(desc.MediaType):
@@ -165,10 +163,6 @@ func (t *transfer) handler() images.Handler {
 				return nil, err
 			}
 			found, err := children(ctx, desc)
-			if errdefs.IsNotFound(err) && images.IsIndexType(desc.MediaType) {
-				return nil, fmt.Errorf("image has nothing for this node's platform %s: %w",
-					platforms.Format(platforms.DefaultSpec()), errdefs.ErrNotFound)
-			}
 			if t.isArtifact(desc) {
 				return nil, err // complete fetches what belongs to it, as it is
 			}
@@ -177,7 +171,8 @@ func (t *transfer) handler() images.Handler {
 			if err := t.fetchSmall(ctx, desc, maxConfig); err != nil {
 				return nil, err
 			}
-			return nil, t.checkPlatform(ctx, desc)
+			_, err := readConfig(ctx, t.store.gen.content, desc)
+			return nil, err
 		default:
 			return nil, fmt.Errorf("media type %q is not that of an image: %w", desc.MediaType, errdefs.ErrInvalidArgument)
 		}
@@ -203,7 +198,7 @@ func (t *transfer) fetchSmall(ctx context.Context, desc ocispec.Descriptor, limi
 	return t.fetchBlob(ctx, desc)
 }
 
-// children lists what a manifest or index refers to. Of what a manifest says
+// children lists what a manifest refers to, or what of an index is for this node. Of what a manifest says
 // about its layers only type, digest and size are kept: annotations would
 // become labels of snapshots, and URLs would make the node fetch from hosts
 // that the image chooses.
@@ -215,6 +210,13 @@ func (t *transfer) children(ctx context.Context, desc ocispec.Descriptor) ([]oci
 	if images.IsIndexType(desc.MediaType) && len(found) > maxManifests {
 		return nil, fmt.Errorf("index %s lists %d manifests, more than %d: %w",
 			desc.Digest, len(found), maxManifests, errdefs.ErrInvalidArgument)
+	}
+	if images.IsIndexType(desc.MediaType) {
+		candidates := t.store.candidates(found)
+		if len(candidates) == 0 {
+			return nil, t.store.noCandidate(found)
+		}
+		found = candidates[:1]
 	}
 	for i, child := range found {
 		if err := child.Digest.Validate(); err != nil {
@@ -244,20 +246,6 @@ func (t *transfer) isArtifact(desc ocispec.Descriptor) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.artifact != nil && t.artifact.Digest == desc.Digest
-}
-
-// checkPlatform refuses an image that cannot run here before its layers are
-// fetched. An index chooses by what it says; a plain manifest says nothing.
-func (t *transfer) checkPlatform(ctx context.Context, desc ocispec.Descriptor) error {
-	config, err := readConfig(ctx, t.store.gen.content, desc)
-	if err != nil {
-		return err
-	}
-	if platform := platforms.Normalize(config.Platform); !t.store.platform.Match(platform) {
-		return fmt.Errorf("image is for %s, this node is %s: %w",
-			platforms.Format(platform), platforms.Format(platforms.DefaultSpec()), errdefs.ErrNotFound)
-	}
-	return nil
 }
 
 // complete fetches the blobs of layers that did not have to be unpacked,

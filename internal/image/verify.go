@@ -41,7 +41,8 @@ func (s *Store) findDamage(ctx context.Context, image *Image) (*damage, error) {
 	}
 	s.mu.Unlock()
 	for _, target := range targets {
-		desc, manifest, err := s.manifestOf(ctx, target)
+		found, err := s.manifestOf(ctx, target)
+		desc, manifest := found.desc, found.manifest
 		if err != nil {
 			return &damage{blob: target.Digest.String(), reason: err}, ctx.Err()
 		}
@@ -61,12 +62,12 @@ func (s *Store) findDamage(ctx context.Context, image *Image) (*damage, error) {
 			}
 		}
 		for i, blob := range manifest.Layers {
-			found := contents{dir: image.layers[len(image.layers)-1-i], want: map[string]string{}}
-			if err := s.checkBlob(ctx, blob, found.read); err != nil {
+			layer := contents{dir: image.layers[len(image.layers)-1-i], want: map[string]string{}}
+			if err := s.checkBlob(ctx, blob, layer.read); err != nil {
 				return &damage{blob: blob.Digest.String(), reason: err}, ctx.Err()
 			}
-			if err := found.check(ctx); err != nil {
-				return &damage{layer: found.dir, reason: err}, ctx.Err()
+			if err := layer.check(ctx); err != nil {
+				return &damage{layer: layer.dir, reason: err}, ctx.Err()
 			}
 		}
 	}

@@ -219,7 +219,7 @@ func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConf
 		return nil, err
 	}
 	files := e.store.filesDir(s.rec.ID)
-	return spec.Build(ctx, spec.Input{
+	out, err := spec.Build(ctx, spec.Input{
 		Config: cfg, Pod: s.rec.Config.M, ContainerID: c.rec.ID, SandboxID: s.rec.ID, Sandboxed: s.hasContainer,
 		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), ImageVolumes: volumes, Namespaces: paths, Shm: e.shmDir(s.rec.ID),
 		ResolvConf: filepath.Join(files, "resolv.conf"), Hostname: filepath.Join(files, "hostname"), Hosts: filepath.Join(files, "hosts"),
@@ -227,6 +227,14 @@ func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConf
 		CgroupsPath: cgroups, Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion, AllowedAnnotations: h.Annotations,
 		InjectCDI: e.opts.InjectCDI, Mapped: c.mappedPaths(),
 	})
+	if err != nil {
+		return nil, err
+	}
+	if img.Foreign != "" {
+		out.Warnings.Add("image.image", cfg.GetImage().GetImage(), fmt.Sprintf(
+			"is for the platform %s, which is not this node's; it runs only if this host can run its programs (binfmt_misc)", img.Foreign))
+	}
+	return out, nil
 }
 
 // logDirectory is what the log is below.

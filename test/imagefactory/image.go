@@ -25,6 +25,8 @@ type Spec struct {
 	Config ocispec.ImageConfig
 	// Platform is the platform of this machine if it is left empty.
 	Platform ocispec.Platform
+	// NoPlatform leaves the platform out of the configuration.
+	NoPlatform bool
 	// Docker chooses the media types of Docker's schema 2 instead of OCI's.
 	Docker bool
 	// Annotations are set on the manifest.
@@ -62,7 +64,7 @@ type Artifact struct {
 
 // Build makes the image that the description says.
 func Build(spec Spec) (*Artifact, error) {
-	if spec.Platform.Architecture == "" {
+	if spec.Platform.Architecture == "" && !spec.NoPlatform {
 		spec.Platform = ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
 	}
 	a := &Artifact{docker: spec.Docker, platform: spec.Platform}
@@ -106,15 +108,33 @@ func Build(spec Spec) (*Artifact, error) {
 
 // Index makes a multi-platform index of images, in the order given.
 func Index(images ...*Artifact) (*Artifact, error) {
+	entries := make([]Entry, len(images))
+	for i, image := range images {
+		entries[i] = Entry{Artifact: image, Platform: &image.platform}
+	}
+	return IndexOf(entries...)
+}
+
+// Entry is one entry of an index.
+type Entry struct {
+	*Artifact
+	// Platform is what the index says, whatever the image says; nil says nothing.
+	Platform    *ocispec.Platform
+	Annotations map[string]string
+}
+
+// IndexOf makes an index of images and indexes, in the order given.
+func IndexOf(entries ...Entry) (*Artifact, error) {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
-	a := &Artifact{children: images}
-	for _, image := range images {
-		if image.docker {
+	a := &Artifact{}
+	for _, entry := range entries {
+		if entry.docker {
 			index.MediaType = dockerList
 		}
-		d := image.Descriptor
-		d.Platform = &image.platform
+		d := entry.Descriptor
+		d.Platform, d.Annotations = entry.Platform, entry.Annotations
 		index.Manifests = append(index.Manifests, d)
+		a.children = append(a.children, entry.Artifact)
 	}
 	data, err := json.Marshal(index)
 	if err != nil {
