@@ -12,6 +12,27 @@ import (
 // NetDir is where ip netns and plugins of networks look for network namespaces.
 const NetDir = "/run/netns"
 
+// pluginNetDir is NetDir as containerd and CRI-O name it to plugins. DaemonSets of networks mount the host's directory under
+// this name and open the path that a plugin got below their mount: Istio's ambient agent opens /host + path.
+const pluginNetDir = "/var/run/netns"
+
+// PluginPath is the path of a pinned network namespace for plugins of networks. A namespace in [NetDir] is named by
+// /var/run/netns if that is the same directory; else the path is returned as it is.
+func PluginPath(path string) string {
+	if filepath.Dir(path) != NetDir {
+		return path
+	}
+	alias := filepath.Join(pluginNetDir, filepath.Base(path))
+	pinned, err := os.Stat(path)
+	if err != nil {
+		return path
+	}
+	if found, err := os.Stat(alias); err != nil || !os.SameFile(pinned, found) {
+		return path
+	}
+	return alias
+}
+
 // PrepareNetDir makes a directory for the pins of network namespaces. [NetDir] becomes a shared mount as ip netns makes it,
 // so that containers that mount it see namespaces come and go.
 func PrepareNetDir(dir string) error {

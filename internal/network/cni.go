@@ -222,7 +222,7 @@ func since(list *libcni.NetworkConfigList, least string) bool {
 func runtimeConf(pod Pod, plan Plan) *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{
 		ContainerID: pod.ID,
-		NetNS:       pod.NetNS,
+		NetNS:       namespace.PluginPath(pod.NetNS),
 		IfName:      plan.IfName,
 		Args: [][2]string{
 			{"IgnoreUnknown", "1"},
