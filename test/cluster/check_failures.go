@@ -53,7 +53,7 @@ func rollingUpdate(ctx context.Context, c *cluster) (string, error) {
 	}
 	for id, n := range after {
 		if was, old := before[id]; old && n != was {
-			return "", fmt.Errorf("container %s restarted: %d times before, %d after", id, was, n)
+			return "", c.restarted(ctx, id, fmt.Errorf("container %s restarted: %d times before, %d after", id, was, n))
 		}
 	}
 	return fmt.Sprintf("6 pods replaced, berthd killed %d times", kills), nil
@@ -86,10 +86,19 @@ func killBoth(ctx context.Context, c *cluster) (string, error) {
 	}
 	for id, n := range before {
 		if now, there := after[id]; !there || now != n {
-			return "", fmt.Errorf("container %s: %d restarts before, %d after (there: %v)", id, n, now, there)
+			return "", c.restarted(ctx, id, fmt.Errorf("container %s: %d restarts before, %d after (there: %v)", id, n, now, there))
 		}
 	}
 	return fmt.Sprintf("%d containers went on", len(before)), nil
+}
+
+// restarted adds the events of a restarted container's pod, which name the cause, to an error.
+func (c *cluster) restarted(ctx context.Context, id string, err error) error {
+	namespace, rest, _ := strings.Cut(id, "/")
+	pod, _, _ := strings.Cut(rest, "/")
+	events, eventsErr := c.kubectl(ctx, "", "-n", namespace, "get", "events", "--field-selector", "involvedObject.name="+pod,
+		"-o", "custom-columns=R:.reason,N:.count,M:.message", "--no-headers")
+	return errors.Join(err, eventsErr, errors.New(events))
 }
 
 // restarts returns how often each container of the cluster has restarted, by namespace/pod/container.
