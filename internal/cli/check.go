@@ -14,11 +14,13 @@ import (
 func (a *app) checkCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check",
-		Short: "Say what this host supports, and how to get what is missing",
-		Long: `Say what this host supports, and how to get what is missing. It tries things rather than asking for versions:
-it mounts, makes links and runs a container with each runtime, and leaves nothing of that behind.
+		Short: "Check whether this host can run pods, with fixes for what is missing",
+		Long: `Check whether this host can run pods, with fixes for what is missing.
 
-The exit code is 1 if something keeps pods from running.`,
+Features are tried, not derived from versions: the check mounts file systems, creates network links and runs a container
+with each runtime handler, and removes all of it.
+
+The exit code is 1 if pods cannot run.`,
 		Args: takes(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := config.Load(a.configFile, cmd.Flags().Changed("config"))
@@ -49,9 +51,9 @@ func (a *app) check(ctx context.Context, c *config.Config) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case failed == 1:
-		return fmt.Errorf("1 thing keeps pods from running here")
+		return fmt.Errorf("pods cannot run on this host: 1 check failed")
 	case failed > 1:
-		return fmt.Errorf("%d things keep pods from running here", failed)
+		return fmt.Errorf("pods cannot run on this host: %d checks failed", failed)
 	}
 	return nil
 }

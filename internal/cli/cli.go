@@ -77,10 +77,10 @@ func Main(ctx context.Context, args []string, streams IO) int {
 func (a *app) root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "berth",
-		Short: "Run and look at pods, containers and images on this node",
-		Long: `Run and look at pods, containers and images on this node.
+		Short: "Run and inspect pods, containers and images on this node",
+		Long: `Run and inspect pods, containers and images on this node.
 
-Wherever an ID is asked for, an unambiguous beginning of it will do, and so will a name.`,
+Commands accept a name or a unique ID prefix.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          noCommand,
@@ -91,10 +91,10 @@ Wherever an ID is asked for, an unambiguous beginning of it will do, and so will
 	}
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&a.endpoint, "endpoint", "",
-		"`SOCKET` of the runtime (default: $"+endpointVariable+", or listen of the configuration file, or "+config.DefaultListen+")")
-	flags.StringVarP(&a.format, "output", "o", formatTable, "`FORMAT` of results: table, json or yaml")
-	flags.StringVar(&a.configFile, "config", config.DefaultFile, "configuration `FILE` of the daemon")
-	flags.DurationVar(&a.timeout, "timeout", defaultTimeout, "how long to wait for an answer to a simple question")
+		"CRI `SOCKET` of the runtime (default: $"+endpointVariable+", then listen in the configuration file, then "+config.DefaultListen+")")
+	flags.StringVarP(&a.format, "output", "o", formatTable, "output `FORMAT`: table, json or yaml")
+	flags.StringVar(&a.configFile, "config", config.DefaultFile, "configuration `FILE` of berthd")
+	flags.DurationVar(&a.timeout, "timeout", defaultTimeout, "timeout for unary requests")
 	a.trust.add(flags)
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &usageError{cmd: c, err: flagError(err)}
@@ -124,7 +124,7 @@ func noCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	err := fmt.Errorf("%q is no command", args[0])
+	err := fmt.Errorf("unknown command %q", args[0])
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		err = fmt.Errorf("%w; did you mean %s?", err, strings.Join(near, " or "))
 	}

@@ -20,14 +20,14 @@ func TestUsageErrors(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"pod"}, exitUsage, `"pod" is no command; did you mean pods?`},
+		{[]string{"pod"}, exitUsage, `unknown command "pod"; did you mean pods?`},
 		{[]string{"exec", "web"}, exitBerth, "berth exec takes a container and a command, got 1 argument"},
-		{[]string{"run"}, exitBerth, "want the name of an image"},
+		{[]string{"run"}, exitBerth, "want an image"},
 		{[]string{"ps", "--nope"}, exitUsage, "unknown flag: --nope"},
-		{[]string{"run", "-d", "--rm", "x"}, exitBerth, "cannot go with --detach"},
+		{[]string{"run", "-d", "--rm", "x"}, exitBerth, "exclude each other"},
 		{[]string{"logs", "--since", "noon", "x"}, exitUsage, `--since "noon": want a duration`},
-		{[]string{"stop"}, exitUsage, "name pods or containers, or use --all"},
-		{[]string{"--endpoint", "tcp://x", "ps"}, 1, "is no unix socket"},
+		{[]string{"stop"}, exitUsage, "want pods, containers or --all"},
+		{[]string{"--endpoint", "tcp://x", "ps"}, 1, "not a unix socket"},
 	} {
 		t.Run(strings.Join(tc.args, "_"), func(t *testing.T) {
 			if len(tc.args) > 0 && tc.args[0] == "stop" {
@@ -128,7 +128,7 @@ func TestRmi(t *testing.T) {
 	c := newCanned()
 	c.containers = c.containers[:1]
 	c.berth(t, "rmi", "nginx:1.27").complains(t, 1, "container c1c1c1c1c1c1 (nginx) uses it", "berth rm c1c1c1c1c1c1")
-	c.berth(t, "rmi", "nope").complains(t, 1, "remove image nope: there is no such image", "berth images")
+	c.berth(t, "rmi", "nope").complains(t, 1, "remove image nope: image not found", "berth images")
 	c.berth(t, "rmi", "2222").want(t, 0, imgPG)
 	c.berth(t, "rmi", "-f", "nginx:1.27").want(t, 0, imgNginx)
 }
@@ -143,7 +143,7 @@ func TestPull(t *testing.T) {
 		t.Errorf("credentials arrived as %v", c.auth)
 	}
 	c.berth(t, "pull", "-o", "json", "a").want(t, 0, "{\n  \"a\": \""+imgNginx+"\"\n}")
-	c.berth(t, "pull", "--creds", "me", "a").complains(t, 1, "no terminal to ask for it")
+	c.berth(t, "pull", "--creds", "me", "a").complains(t, 1, "no terminal to prompt for it")
 
 	c.pullErr = status.Error(codes.Unknown, "RegistryUnavailable: dial tcp: refused")
 	c.berth(t, "pull", "a").complains(t, 1, "berth: pull a: RegistryUnavailable: dial tcp: refused", "registry_config_dir")
@@ -163,7 +163,7 @@ func TestAuthFile(t *testing.T) {
 	if got, err := fileCredentials(file, "busybox"); err != nil || got.IdentityToken != "t" {
 		t.Errorf("credentials %v (%v), want the token of Docker Hub", got, err)
 	}
-	for ref, want := range map[string]string{"other.example/a": "holds no credentials for other.example", "bad.example/a": "is not base64"} {
+	for ref, want := range map[string]string{"other.example/a": "has no credentials for other.example", "bad.example/a": "is not base64"} {
 		if _, err := fileCredentials(file, ref); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("credentials for %s give error %v, want %s", ref, err, want)
 		}
@@ -189,11 +189,11 @@ func TestLogs(t *testing.T) {
 		t.Errorf("with timestamps: %q", out)
 	}
 	c.berth(t, "logs", "-p", "postgres").want(t, 0, "one\nthree")
-	c.berth(t, "logs", "-p", "nginx").complains(t, 1, "has no predecessor")
-	c.berth(t, "logs", "nginx").complains(t, 1, "was made without a log")
+	c.berth(t, "logs", "-p", "nginx").complains(t, 1, "has no previous instance")
+	c.berth(t, "logs", "nginx").complains(t, 1, "has no log path")
 	c.statuses[idNginx].LogPath = log + ".gone"
 	c.berth(t, "logs", "-p", "postgres").want(t, 0, "one\nthree")
-	c.berth(t, "logs", "-p", "nginx").complains(t, 1, "has no predecessor")
+	c.berth(t, "logs", "-p", "nginx").complains(t, 1, "has no previous instance")
 	c.berth(t, "logs", "nginx").complains(t, 1, "does not exist")
 }
 

@@ -15,14 +15,14 @@ import (
 func (a *app) configCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
-		Short: "Show, explain and check the configuration of the daemon",
+		Short: "Show, explain and validate the configuration of berthd",
 		Args:  noCommand,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
 		&cobra.Command{
 			Use:   "default",
-			Short: "Print the default configuration with an explanation of every key",
+			Short: "Print the default configuration with a description of each key",
 			Args:  takes(cobra.NoArgs, "no arguments"),
 			RunE: func(*cobra.Command, []string) error {
 				if a.format != formatTable {
@@ -34,13 +34,13 @@ func (a *app) configCommand() *cobra.Command {
 		},
 		&cobra.Command{
 			Use:   "show",
-			Short: "Print the configuration that the daemon would start with",
+			Short: "Print the configuration that berthd would start with",
 			Args:  takes(cobra.NoArgs, "no arguments"),
 			RunE:  func(cmd *cobra.Command, _ []string) error { return a.showConfig(cmd.Flags().Changed("config")) },
 		},
 		&cobra.Command{
 			Use:   "validate [FILE]",
-			Short: "Say everything that is wrong in a configuration file",
+			Short: "Report all errors in a configuration file",
 			Args:  takes(cobra.MaximumNArgs(1), "at most one file"),
 			RunE: func(_ *cobra.Command, files []string) error {
 				if len(files) == 1 {
@@ -68,7 +68,7 @@ func (a *app) showConfig(mustExist bool) error {
 func (a *app) validateConfig() error {
 	_, err := config.Load(a.configFile, true)
 	if errors.Is(err, fs.ErrNotExist) && a.configFile == config.DefaultFile {
-		_, err := fmt.Fprintf(a.Out, "%s does not exist, and need not: the defaults apply.\n", a.configFile)
+		_, err := fmt.Fprintf(a.Out, "%s does not exist: the defaults apply.\n", a.configFile)
 		return err
 	}
 	if err != nil {

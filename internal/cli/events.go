@@ -40,11 +40,11 @@ func (a *app) eventsCommand() *cobra.Command {
 	var f eventFlags
 	cmd := &cobra.Command{
 		Use:   "events",
-		Short: "Show what happens to pods and containers",
-		Long: `Show what happens to pods and containers from now on, until interrupted.
+		Short: "Show events of pods and containers",
+		Long: `Show events of pods and containers from now on, until interrupted.
 
-Runtimes keep no events, so there is no --since: for what happened before, see "berth ps -a" and "berth inspect".
-JSON is one object per line, YAML one document per event.`,
+Past events are not stored: for the current state see "berth ps -a" and "berth inspect". JSON output is one object per
+line, YAML output one document per event.`,
 		Args: takes(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.with(cmd.Context(), func(ctx context.Context, n *node) error { return a.events(ctx, n, f) })
@@ -75,9 +75,9 @@ func (a *app) events(ctx context.Context, n *node, f eventFlags) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case status.Code(err) == codes.Unimplemented:
-		return &hintedError{err: errors.New("this runtime sends no events"), next: "See what there is with: berth ps -a; berth pods -a"}
+		return &hintedError{err: errors.New("this runtime sends no events"), next: "List containers and pods with: berth ps -a; berth pods -a"}
 	case errors.Is(err, io.EOF), status.Code(err) == codes.Unavailable:
-		return errors.New("the runtime has ended the events; what happens until the next call of berth events is not seen")
+		return errors.New("event stream closed; events until you reconnect are missed")
 	}
 	return fmt.Errorf("watch events: %w", err)
 }

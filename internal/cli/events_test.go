@@ -32,7 +32,7 @@ func worldEvents() *canned {
 // Events are shown as they come, and the end of them is told.
 func TestEvents(t *testing.T) {
 	got := worldEvents().berth(t, "events")
-	got.complains(t, exitError, "the runtime has ended the events")
+	got.complains(t, exitError, "event stream closed")
 	lines := strings.Split(strings.TrimSpace(got.out), "\n")
 	want := []string{
 		"TIME EVENT OBJECT ID NAME STATE",

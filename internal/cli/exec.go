@@ -17,8 +17,8 @@ type sessionFlags struct {
 }
 
 func (f *sessionFlags) add(cmd *cobra.Command) {
-	cmd.Flags().BoolVarP(&f.interactive, "interactive", "i", false, "pass standard input on")
-	cmd.Flags().BoolVarP(&f.tty, "tty", "t", false, "give it a terminal")
+	cmd.Flags().BoolVarP(&f.interactive, "interactive", "i", false, "pass stdin to the container")
+	cmd.Flags().BoolVarP(&f.tty, "tty", "t", false, "allocate a TTY")
 }
 
 func (a *app) execCommand() *cobra.Command {
@@ -26,9 +26,9 @@ func (a *app) execCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec [-it] CONTAINER COMMAND [ARG…]",
 		Short: "Run a command in a running container",
-		Long: `Run a command in a running container, and end with its exit code.
+		Long: `Run a command in a running container and exit with its exit code.
 
-125 is the code for errors of berth itself, 126 for a command that cannot be run, 127 for one that is not there.`,
+Exit code 125 is an error of berth itself, 126 a command that cannot be executed, 127 a command that was not found.`,
 		Args: takes(cobra.MinimumNArgs(2), "a container and a command"),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			return ownCode(a.with(cmd.Context(), func(ctx context.Context, n *node) error {
@@ -81,11 +81,10 @@ func (a *app) attachCommand() *cobra.Command {
 	var f sessionFlags
 	cmd := &cobra.Command{
 		Use:   "attach CONTAINER",
-		Short: "Connect to what a running container reads and writes",
-		Long: `Connect to what a running container reads and writes, from now on, and end with its exit code.
+		Short: "Attach to stdin, stdout and stderr of a running container",
+		Long: `Attach to stdin, stdout and stderr of a running container and exit with its exit code.
 
-Whether it has an input and a terminal is found out, unless -i or -t says so. Ctrl-P Ctrl-Q leaves a terminal session
-and lets the container run.`,
+Detects stdin and TTY; -i and -t override. Ctrl-P Ctrl-Q detaches from a TTY; the container keeps running.`,
 		Args: takes(cobra.ExactArgs(1), "the name or ID of one container"),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			return ownCode(a.with(cmd.Context(), func(ctx context.Context, n *node) error {
@@ -132,7 +131,7 @@ func (a *app) attachTo(ctx context.Context, n *node, word string, f sessionFlags
 	}
 	st, err := watch.wait()
 	if err != nil {
-		return fmt.Errorf("learn how container %s ended: %w", container.Metadata.GetName(), err)
+		return fmt.Errorf("read exit code of container %s: %w", container.Metadata.GetName(), err)
 	}
 	return exitOf(st)
 }

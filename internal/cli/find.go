@@ -146,7 +146,7 @@ func (c *census) findContainer(word string) (*runtimeapi.Container, error) {
 	case 1:
 		return found[0].container, nil
 	case 0:
-		return nil, &hintedError{err: fmt.Errorf("no container %q", word), next: "See what there is with: berth ps -a"}
+		return nil, &hintedError{err: fmt.Errorf("no container %q", word), next: "List containers with: berth ps -a"}
 	}
 	return nil, c.ambiguous(word, found)
 }
@@ -174,7 +174,7 @@ func (c *census) onlyContainer(pod *runtimeapi.PodSandbox) (*runtimeapi.Containe
 	}
 	return nil, &hintedError{
 		err:  fmt.Errorf("pod %s has %d containers: %s", name, len(containers), strings.Join(names, ", ")),
-		next: fmt.Sprintf("Name one, such as: %s/%s", pod.Metadata.GetName(), names[0]),
+		next: fmt.Sprintf("Name one, for example: %s/%s", pod.Metadata.GetName(), names[0]),
 	}
 }
 
@@ -189,7 +189,7 @@ func (c *census) previous(of *runtimeapi.Container) (*runtimeapi.Container, erro
 		}
 	}
 	if found == nil {
-		return nil, fmt.Errorf("container %s (%s) has no predecessor here: it was not restarted, or the one before was removed",
+		return nil, fmt.Errorf("container %s (%s) has no previous instance: it was not restarted, or the previous one was removed",
 			short(of.Id), of.Metadata.GetName())
 	}
 	return found, nil
@@ -247,7 +247,7 @@ func (c *census) ambiguous(word string, found []target) error {
 		lines = append(lines, line)
 	}
 	return &hintedError{
-		err:  fmt.Errorf("%q could be any of:\n%s", word, strings.Join(lines, "\n")),
+		err:  fmt.Errorf("%q is ambiguous:\n%s", word, strings.Join(lines, "\n")),
 		next: "Give more of the ID, or NAMESPACE/POD, or POD/CONTAINER.",
 	}
 }
@@ -264,7 +264,7 @@ func (c *census) findPod(word string) (*runtimeapi.PodSandbox, error) {
 	case 1:
 		return found[0].pod, nil
 	case 0:
-		return nil, &hintedError{err: fmt.Errorf("no pod %q", word), next: "See what there is with: berth pods -a"}
+		return nil, &hintedError{err: fmt.Errorf("no pod %q", word), next: "List pods with: berth pods -a"}
 	}
 	return nil, c.ambiguous(word, found)
 }

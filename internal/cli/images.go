@@ -235,7 +235,7 @@ func (a *app) rmiCommand() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "rmi IMAGE…",
-		Short: "Remove images, with all their tags",
+		Short: "Remove images and all their tags",
 		Args:  takes(cobra.MinimumNArgs(1), "the names or IDs of images"),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			return a.with(cmd.Context(), func(ctx context.Context, n *node) error {
@@ -253,7 +253,7 @@ func (a *app) rmiCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "also if a container uses it; the container goes on")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove even if in use; containers keep running")
 	return cmd
 }
 
@@ -263,7 +263,7 @@ func (a *app) removeImage(ctx context.Context, n *node, word string, force bool,
 		return err
 	}
 	if image == nil {
-		return &hintedError{err: errors.New("there is no such image"), next: "See what there is with: berth images"}
+		return &hintedError{err: errors.New("image not found"), next: "List images with: berth images"}
 	}
 	for _, c := range containers {
 		if c.ImageId == image.Id && !force {

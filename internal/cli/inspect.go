@@ -26,10 +26,10 @@ type inspection struct {
 func (a *app) inspectCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "inspect POD|CONTAINER|IMAGE…",
-		Short: "Show everything about pods, containers or images",
-		Long: `Show everything about pods, containers or images, as JSON or, with -o yaml, as YAML.
+		Short: "Show details of pods, containers or images",
+		Long: `Show details of pods, containers or images as JSON, or as YAML with -o yaml.
 
-One object gives a document, several give a list.`,
+One object is printed as a document, several as a list.`,
 		Args: takes(cobra.MinimumNArgs(1), "the names or IDs of pods, containers or images"),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			return a.with(cmd.Context(), func(ctx context.Context, n *node) error { return a.inspect(ctx, n, words) })

@@ -22,15 +22,15 @@ type limitFlags struct {
 }
 
 func (l *limitFlags) add(f *pflag.FlagSet) {
-	f.StringVarP(&l.memory, "memory", "m", "", "limit of memory, a `SIZE` such as 512m")
-	f.StringVar(&l.memorySwap, "memory-swap", "", "limit of memory and swap together, a `SIZE`")
-	f.Float64Var(&l.cpus, "cpus", 0, "limit of CPUs, a `NUMBER` such as 1.5")
-	f.Int64Var(&l.cpuShares, "cpu-shares", 0, "`WEIGHT` against others; 1024 is one CPU's worth")
-	f.StringVar(&l.cpusetCPUs, "cpuset-cpus", "", "`CPUS` to run on, such as 0-3")
-	f.StringVar(&l.cpusetMems, "cpuset-mems", "", "memory `NODES` to use")
-	f.Int64Var(&l.oomScore, "oom-score-adj", 0, "how readily to be killed for memory, a `NUMBER` from -1000 to 1000")
-	f.StringArrayVar(&l.hugepages, "hugepages", nil, "limit of huge pages of one size, as `SIZE=AMOUNT`, such as 2MB=64m")
-	f.StringArrayVar(&l.unified, "unified", nil, "file of cgroup v2 and what to write into it, as `KEY=VALUE`, such as pids.max=100")
+	f.StringVarP(&l.memory, "memory", "m", "", "memory limit, a `SIZE` such as 512m")
+	f.StringVar(&l.memorySwap, "memory-swap", "", "limit of memory plus swap, a `SIZE`")
+	f.Float64Var(&l.cpus, "cpus", 0, "CPU limit, a `NUMBER` such as 1.5")
+	f.Int64Var(&l.cpuShares, "cpu-shares", 0, "relative CPU `WEIGHT`; 1024 corresponds to a request of one CPU")
+	f.StringVar(&l.cpusetCPUs, "cpuset-cpus", "", "`CPUS` the container may use, such as 0-3")
+	f.StringVar(&l.cpusetMems, "cpuset-mems", "", "NUMA `NODES` the container may use, such as 0-1")
+	f.Int64Var(&l.oomScore, "oom-score-adj", 0, "OOM score adjustment, a `NUMBER` from -1000 to 1000")
+	f.StringArrayVar(&l.hugepages, "hugepages", nil, "huge page limit as `SIZE=AMOUNT`, such as 2MB=64m")
+	f.StringArrayVar(&l.unified, "unified", nil, "cgroup v2 setting as `KEY=VALUE`, such as pids.max=100")
 }
 
 // resources returns the limits as the CRI has them.
@@ -46,7 +46,7 @@ func (l *limitFlags) resources() (*runtimeapi.LinuxContainerResources, error) {
 		return nil, err
 	}
 	if swap > 0 && swap < memory {
-		return nil, fmt.Errorf("--memory-swap %s: is less than --memory; it is the limit of both together", l.memorySwap)
+		return nil, fmt.Errorf("--memory-swap %s: less than --memory; want the limit of memory plus swap", l.memorySwap)
 	}
 	r := &runtimeapi.LinuxContainerResources{
 		MemoryLimitInBytes: memory, MemorySwapLimitInBytes: swap, CpuShares: l.cpuShares,

@@ -52,11 +52,11 @@ func (a *app) podsCommand() *cobra.Command {
 	var metrics bool
 	cmd := &cobra.Command{
 		Use:   "pods [--metrics [POD…]]",
-		Short: "List pods, or their metrics",
-		Long: `List pods, or with --metrics the metrics of ready pods and their containers: of all, or of those that are named.
+		Short: "List pods or their metrics",
+		Long: `List pods, or with --metrics the metrics of ready pods and their containers: all of them or those named.
 
-These are the series that kubelet passes on to Prometheus if it takes its figures from the runtime. OF tells what a series
-is about beside the pod and the container: a device, an interface, a kind of event.`,
+The metrics are those that kubelet serves at /metrics/cadvisor if PodAndContainerStatsFromCRI is enabled. Column OF is
+the series' further label: a device, an interface or a kind of event.`,
 		Args: func(cmd *cobra.Command, words []string) error {
 			if metrics {
 				return nil
@@ -72,8 +72,8 @@ is about beside the pod and the container: a device, an interface, a kind of eve
 			})
 		},
 	}
-	f.add(cmd, "also pods that are not ready any more")
-	cmd.Flags().BoolVar(&metrics, "metrics", false, "show the metrics of the pods")
+	f.add(cmd, "include pods that are not ready")
+	cmd.Flags().BoolVar(&metrics, "metrics", false, "show metrics of pods and containers")
 	cmd.ValidArgsFunction = a.completer(completePods)
 	return cmd
 }
@@ -132,8 +132,8 @@ func (a *app) psCommand() *cobra.Command {
 			return a.with(cmd.Context(), func(ctx context.Context, n *node) error { return a.listContainers(ctx, n, f, pod) })
 		},
 	}
-	f.add(cmd, "also containers that do not run")
-	cmd.Flags().StringVarP(&pod, "pod", "p", "", "only those of this `POD`")
+	f.add(cmd, "include containers that are not running")
+	cmd.Flags().StringVarP(&pod, "pod", "p", "", "only containers of this `POD`")
 	return cmd
 }
 

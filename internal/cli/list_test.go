@@ -75,7 +75,7 @@ func TestStructuredOutput(t *testing.T) {
 	empty := &canned{}
 	empty.berth(t, "pods", "-o", "json").want(t, 0, "[]")
 	empty.berth(t, "images", "-o", "yaml").want(t, 0, "[]")
-	newCanned().berth(t, "pods", "-o", "xml").complains(t, exitUsage, `"xml" is not known; use table, json or yaml`)
+	newCanned().berth(t, "pods", "-o", "xml").complains(t, exitUsage, `--output "xml": want table, json or yaml`)
 }
 
 func TestInspect(t *testing.T) {
@@ -121,7 +121,7 @@ func TestFind(t *testing.T) {
 		}
 	}
 	for _, tc := range []struct{ word, want string }{
-		{"a1", `"a1" could be any of:`}, {"c", "could be any of"}, {"zz", `no pod or container "zz"`}, {"", "the ID is empty"},
+		{"a1", `"a1" is ambiguous:`}, {"c", "is ambiguous"}, {"zz", `no pod or container "zz"`}, {"", "the ID is empty"},
 	} {
 		if _, err := c.find(tc.word); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("find(%q) gives error %v, want %s", tc.word, err, tc.want)
@@ -137,7 +137,7 @@ func TestFind(t *testing.T) {
 	}
 	for _, tc := range []struct{ word, want string }{
 		{"web", "pod shop/web has 2 containers: nginx, sidecar"}, {"old", "pod test/old has no container"},
-		{"nope", `no container "nope"`}, {"c", "could be any of"},
+		{"nope", `no container "nope"`}, {"c", "is ambiguous"},
 	} {
 		if _, err := c.findContainer(tc.word); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("findContainer(%q) gives error %v, want %s", tc.word, err, tc.want)

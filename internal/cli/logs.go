@@ -20,11 +20,11 @@ func (a *app) logsCommand() *cobra.Command {
 	var since string
 	cmd := &cobra.Command{
 		Use:   "logs CONTAINER",
-		Short: "Print what a container wrote to its standard output and error",
+		Short: "Print the log of a container",
 		Args:  takes(cobra.ExactArgs(1), "the name or ID of one container"),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			if tail < -1 {
-				return &usageError{cmd: cmd, err: fmt.Errorf("--tail %d: want a number of lines, or -1 for all", tail)}
+				return &usageError{cmd: cmd, err: fmt.Errorf("--tail %d: want a number of lines or -1 for all", tail)}
 			}
 			from, err := parseSince(since, a.now())
 			if err != nil {
@@ -47,11 +47,11 @@ func (a *app) logsCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the container ends")
-	cmd.Flags().IntVarP(&tail, "tail", "n", -1, "begin with the last `N` lines; -1 means all")
-	cmd.Flags().BoolVarP(&previous, "previous", "p", false, "of the container before its last restart")
-	cmd.Flags().StringVar(&since, "since", "", "begin at a `TIME`, as 2026-01-31T12:00:00Z, or that long ago, as 10m")
-	cmd.Flags().BoolVarP(&stamps, "timestamps", "t", false, "show when each line was written")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "follow the log until the container exits")
+	cmd.Flags().IntVarP(&tail, "tail", "n", -1, "start with the last `N` lines; -1 means all")
+	cmd.Flags().BoolVarP(&previous, "previous", "p", false, "print the log of the previous instance")
+	cmd.Flags().StringVar(&since, "since", "", "start at a `TIME` such as 2026-01-31T12:00:00Z, or a duration ago such as 10m")
+	cmd.Flags().BoolVarP(&stamps, "timestamps", "t", false, "show the timestamp of each line")
 	return cmd
 }
 
@@ -72,10 +72,10 @@ func parseSince(text string, now time.Time) (time.Time, error) {
 func (a *app) logs(ctx context.Context, n *node, id string, o logfile.Options, follow, stamps bool) error {
 	st, err := n.containerStatus(ctx, id)
 	if err != nil {
-		return fmt.Errorf("look at container %s: %w", short(id), err)
+		return fmt.Errorf("read status of container %s: %w", short(id), err)
 	}
 	if st.LogPath == "" {
-		return fmt.Errorf("container %s was made without a log", short(id))
+		return fmt.Errorf("container %s has no log path", short(id))
 	}
 	running := st.State == runtimeapi.ContainerState_CONTAINER_RUNNING || st.State == runtimeapi.ContainerState_CONTAINER_CREATED
 	printer := &linePrinter{out: a.Out, err: a.Err, stamps: stamps}
@@ -92,7 +92,7 @@ func (a *app) logs(ctx context.Context, n *node, id string, o logfile.Options, f
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return &hintedError{err: fmt.Errorf("the log %s does not exist", st.LogPath), next: "Somebody has removed it. What the container writes is lost until its log is opened anew, as when kubelet rotates it."}
+		return &hintedError{err: fmt.Errorf("the log %s does not exist", st.LogPath), next: "The log file was deleted; output is lost until it is reopened, for example when kubelet rotates it."}
 	case errors.Is(err, fs.ErrPermission):
 		return &hintedError{err: err, next: "Logs belong to root. Try again with: sudo berth …"}
 	case errors.Is(err, context.Canceled):

@@ -108,11 +108,11 @@ func (m *metricItem) text(now time.Time) string {
 // which the flags select.
 func (a *app) listMetrics(ctx context.Context, n *node, f listFlags, words []string) error {
 	if f.quiet {
-		return &codeError{code: exitUsage, err: errors.New("--quiet cannot go with --metrics")}
+		return &codeError{code: exitUsage, err: errors.New("--quiet and --metrics exclude each other")}
 	}
 	items, err := n.metrics(ctx)
 	if status.Code(err) == codes.Unimplemented {
-		return &hintedError{err: errors.New("list metrics: this runtime has none"), next: "See what is in use with: berth stats"}
+		return &hintedError{err: errors.New("list metrics: not supported by this runtime"), next: "Show resource usage with: berth stats"}
 	}
 	if err != nil {
 		return fmt.Errorf("list metrics: %w", err)

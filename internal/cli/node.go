@@ -59,7 +59,7 @@ func (a *app) connect(ctx context.Context) (*node, error) {
 	}
 	path, ok := strings.CutPrefix(endpoint, "unix://")
 	if !ok || !filepath.IsAbs(path) {
-		return nil, fmt.Errorf("endpoint %q is no unix socket; want such as %s", endpoint, config.DefaultListen)
+		return nil, fmt.Errorf("endpoint %q: not a unix socket; want for example %s", endpoint, config.DefaultListen)
 	}
 	d := net.Dialer{Timeout: dialTimeout}
 	probe, err := d.DialContext(ctx, "unix", path)

@@ -27,7 +27,7 @@ func (a *app) checkFormat() error {
 	case formatTable, formatJSON, formatYAML:
 		return nil
 	}
-	return &codeError{code: exitUsage, err: fmt.Errorf("--output %q is not known; use table, json or yaml", a.format)}
+	return &codeError{code: exitUsage, err: fmt.Errorf("--output %q: want table, json or yaml", a.format)}
 }
 
 // table is a result for people.

@@ -27,8 +27,8 @@ type credentialFlags struct {
 }
 
 func (f *credentialFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.user, "creds", "", "credentials for the registry, as `USER[:PASSWORD]`; the password is asked for if it is left out")
-	cmd.Flags().StringVar(&f.file, "auth-file", "", "`FILE` with credentials as docker login writes it, such as ~/.docker/config.json")
+	cmd.Flags().StringVar(&f.user, "creds", "", "registry credentials as `USER[:PASSWORD]`; prompts for a missing password")
+	cmd.Flags().StringVar(&f.file, "auth-file", "", "credentials `FILE` in Docker's format, such as ~/.docker/config.json")
 }
 
 func (a *app) pullCommand() *cobra.Command {
@@ -61,7 +61,7 @@ func (a *app) pullCommand() *cobra.Command {
 		},
 	}
 	creds.add(cmd)
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "hide progress")
 	return cmd
 }
 
@@ -126,7 +126,7 @@ func (a *app) credentials(ref string, f credentialFlags) (*runtimeapi.AuthConfig
 func (a *app) askPassword(user, ref string) (string, error) {
 	fd, ok := terminal(a.In)
 	if !ok {
-		return "", errors.New("--creds has no password, and there is no terminal to ask for it; use USER:PASSWORD or --auth-file")
+		return "", errors.New("--creds: no password, and no terminal to prompt for it; use USER:PASSWORD or --auth-file")
 	}
 	fmt.Fprintf(a.Err, "Password of %s for %s: ", user, ref)
 	password, err := term.ReadPassword(fd)
@@ -176,7 +176,7 @@ func fileCredentials(file, ref string) (*runtimeapi.AuthConfig, error) {
 			IdentityToken: entry.IdentityToken, RegistryToken: entry.RegistryToken, ServerAddress: host,
 		}, nil
 	}
-	return nil, fmt.Errorf("%s holds no credentials for %s", file, host)
+	return nil, fmt.Errorf("%s has no credentials for %s", file, host)
 }
 
 // layerWord is the state of a layer in a word.

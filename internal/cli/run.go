@@ -30,13 +30,13 @@ func (a *app) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [-it] [--rm] IMAGE [COMMAND] [ARG…]",
 		Short: "Run a command in a new pod with one container",
-		Long: `Run a command in a new pod with one container: pull the image if it is not here, and end with the command's exit code.
+		Long: `Run a command in a new pod with one container. Pulls the image if it is missing and exits with the command's exit code.
 
-Without -d the output is shown until the command ends, and Ctrl-C stops the container; with -it, Ctrl-P Ctrl-Q leaves
-it running. 125 is the exit code for errors of berth itself, 126 for a command that cannot be run, 127 for one that is
-not there.
+Without -d the output is shown until the command exits, and Ctrl-C stops the container; with -it, Ctrl-P Ctrl-Q detaches
+and the container keeps running. Exit code 125 is an error of berth itself, 126 a command that cannot be executed, 127 a
+command that was not found.
 
-On a node where kubelet runs, kubelet removes pods that it does not know of, such as these.`,
+On a node with a kubelet, kubelet removes these pods: it removes every pod that it did not create.`,
 		Example: `  berth run --rm -it busybox sh
   berth run -d --name web -p 8080:80 -v ./site:/usr/share/nginx/html:ro nginx`,
 		ValidArgsFunction: a.completer(completeImages),
@@ -125,8 +125,8 @@ func (r *run) checkFree(ctx context.Context) error {
 	for _, p := range pods {
 		if p.Metadata.GetName() == r.o.name && p.Metadata.GetNamespace() == r.o.namespace {
 			return &hintedError{
-				err:  fmt.Errorf("the name %s is that of pod %s, which is %s", r.o.name, short(p.Id), podState(p.State)),
-				next: "Choose another with --name, or remove that pod with: berth rm " + short(p.Id),
+				err:  fmt.Errorf("name %s is in use by pod %s, which is %s", r.o.name, short(p.Id), podState(p.State)),
+				next: "Choose another name with --name, or remove that pod with: berth rm " + short(p.Id),
 			}
 		}
 	}
@@ -139,11 +139,11 @@ func (r *run) image(ctx context.Context, ref string) (string, error) {
 		image, err := r.node.findImage(ctx, ref)
 		switch {
 		case err != nil:
-			return "", fmt.Errorf("look for image %s: %w", ref, err)
+			return "", fmt.Errorf("find image %s: %w", ref, err)
 		case image != nil:
 			return image.Id, nil
 		case r.o.pull == pullNever:
-			return "", &hintedError{err: fmt.Errorf("image %s is not here", ref), next: "Pull it with: berth pull " + ref}
+			return "", &hintedError{err: fmt.Errorf("image %s not found on this node", ref), next: "Pull it with: berth pull " + ref}
 		}
 	}
 	return r.app.pull(ctx, r.node, ref, r.o.creds, false)
@@ -157,20 +157,20 @@ func (r *run) create(ctx context.Context, pod *runtimeapi.PodSandboxConfig, ref,
 		return err
 	}
 	if err := os.MkdirAll(pod.LogDirectory, 0o750); err != nil {
-		return &hintedError{err: fmt.Errorf("make the directory for logs: %w", err), next: "Choose another with --log-dir."}
+		return &hintedError{err: fmt.Errorf("create log directory: %w", err), next: "Choose another directory with --log-dir."}
 	}
 	// Known before it exists, so that cleaning up finds the logs.
 	r.pod = &runtimeapi.PodSandbox{Metadata: pod.Metadata, Annotations: pod.Annotations}
 	made, err := r.node.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: r.o.handler})
 	if err != nil {
-		return runtimeError("make pod "+r.o.name, err)
+		return runtimeError("run pod "+r.o.name, err)
 	}
 	r.pod.Id = made.PodSandboxId
 	created, err := r.node.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 		PodSandboxId: made.PodSandboxId, Config: config, SandboxConfig: pod,
 	})
 	if err != nil {
-		return runtimeError("make container "+r.o.name, err)
+		return runtimeError("create container "+r.o.name, err)
 	}
 	r.container = created.ContainerId
 	return nil
@@ -184,7 +184,7 @@ func (r *run) start(ctx context.Context) error {
 	}
 	st, err := r.node.containerStatus(ctx, r.container)
 	if err != nil {
-		return fmt.Errorf("look at container %s: %w", r.o.name, err)
+		return fmt.Errorf("read status of container %s: %w", r.o.name, err)
 	}
 	r.logPath = st.LogPath
 	return nil
@@ -224,7 +224,7 @@ func (r *run) foreground(ctx context.Context) error {
 	if errors.Is(err, session.ErrDetached) {
 		cancel()
 		_, _ = watch.wait() // only ended, not needed
-		fmt.Fprintf(r.Err, "Left %s running. Come back with: berth attach %s\n", r.o.name, r.o.name)
+		fmt.Fprintf(r.Err, "Detached from %s; it keeps running. Attach again with: berth attach %s\n", r.o.name, r.o.name)
 		return nil
 	}
 	if err != nil {
@@ -232,7 +232,7 @@ func (r *run) foreground(ctx context.Context) error {
 	}
 	st, waitErr := watch.wait()
 	if err == nil && waitErr != nil {
-		err = fmt.Errorf("learn how container %s ended: %w", r.o.name, waitErr)
+		err = fmt.Errorf("read exit code of container %s: %w", r.o.name, waitErr)
 	}
 	if errors.Is(err, session.ErrLost) {
 		return err // the container goes on, and the user was told so
@@ -320,7 +320,7 @@ func (r *run) output(ctx context.Context, ended <-chan struct{}) error {
 	default:
 	}
 	if err == nil && inputErr != nil && !errors.Is(inputErr, context.Canceled) {
-		err = fmt.Errorf("pass standard input on: %w", inputErr)
+		err = fmt.Errorf("forward stdin: %w", inputErr)
 	}
 	return err
 }

@@ -45,13 +45,13 @@ func TestRunPullsAndDetaches(t *testing.T) {
 	if name := c.pod.Config.Metadata.Name; name == "" || c.pod.Config.Metadata.Uid == "" || c.pod.Config.Hostname != name {
 		t.Errorf("pod is made as %v with host name %q", c.pod.Config.Metadata, c.pod.Config.Hostname)
 	}
-	newCanned().berth(t, "run", "--pull", "never", "fresh").complains(t, exitBerth, "image fresh is not here", "berth pull fresh")
+	newCanned().berth(t, "run", "--pull", "never", "fresh").complains(t, exitBerth, "image fresh not found on this node", "berth pull fresh")
 }
 
 func TestRunNameTaken(t *testing.T) {
 	c := newCanned()
 	c.berth(t, "run", "--name", "web", "--namespace", "shop", "nginx:1.27").
-		complains(t, exitBerth, "the name web is that of pod a1a1a1a1a1a1, which is ready", "berth rm a1a1a1a1a1a1")
+		complains(t, exitBerth, "name web is in use by pod a1a1a1a1a1a1, which is ready", "berth rm a1a1a1a1a1a1")
 	if c.noted() != "" {
 		t.Errorf("something was asked of the runtime: %s", c.noted())
 	}
@@ -116,25 +116,25 @@ func TestRunRefusesFlags(t *testing.T) {
 		name, flag, value, want string
 	}{
 		{"memory", "-m", "lots", `--memory "lots": want a size such as 512m`},
-		{"little_memory", "-m", "1k", "is too little to run anything"},
+		{"little_memory", "-m", "1k", "too little to run a process"},
 		{"swap", "--memory-swap", "5x", "--memory-swap"},
-		{"volume", "-v", "/nowhere:/x", "no such file or directory; make it first"},
-		{"named_volume", "-v", "data:/x", "there are no named volumes"},
+		{"volume", "-v", "/nowhere:/x", "no such file or directory; create it first"},
+		{"named_volume", "-v", "data:/x", "named volumes are not supported"},
 		{"volume_target", "-v", "/tmp:x", `target "x" is relative`},
-		{"volume_option", "-v", "/tmp:/x:fast", `"fast" is no option`},
-		{"port", "-p", "80:99999", `"99999" is no port`},
-		{"port_protocol", "-p", "80:80/icmp", "use tcp, udp or sctp"},
-		{"port_address", "-p", "host:80:80", `"host" is no address`},
+		{"volume_option", "-v", "/tmp:/x:fast", `unknown option "fast"`},
+		{"port", "-p", "80:99999", `"99999" is not a port`},
+		{"port_protocol", "-p", "80:80/icmp", "want tcp, udp or sctp"},
+		{"port_address", "-p", "host:80:80", `"host" is not an IP address`},
 		{"env", "-e", "=x", "want NAME=VALUE"},
 		{"user", "-u", ":5", "want UID, UID:GID or NAME"},
-		{"group", "-u", "root:wheel", "the group must be a number"},
+		{"group", "-u", "root:wheel", "want a numeric GID"},
 		{"device", "--device", "fuse", "--device"},
 		{"label", "-l", "x", "want KEY=VALUE"},
 		{"security", "--security-opt", "magic", "want no-new-privileges"},
-		{"network", "--network", "br0", "only host is possible"},
+		{"network", "--network", "br0", "want host"},
 		{"name", "--name", "a/b", `--name "a/b": want`},
-		{"pull", "--pull", "often", "use missing, always or never"},
-		{"group_add", "--group-add", "wheel", "want the number of a group"},
+		{"pull", "--pull", "often", "want missing, always or never"},
+		{"group_add", "--group-add", "wheel", "want a numeric GID"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := newCanned()

@@ -43,7 +43,7 @@ func parseMemory(flag, text string) (int64, error) {
 	case bytes >= math.MaxInt64:
 		return 0, wrong
 	case bytes < minMemory:
-		return 0, fmt.Errorf("%s %q: is too little to run anything; want at least 4m", flag, text)
+		return 0, fmt.Errorf("%s %q: too little to run a process; want at least 4m", flag, text)
 	}
 	return int64(bytes), nil
 }
@@ -60,7 +60,7 @@ func lastByte(s string) byte {
 func parseEnv(text string) (kv *runtimeapi.KeyValue, err error) {
 	name, value, ok := strings.Cut(text, "=")
 	if name == "" {
-		return nil, fmt.Errorf("--env %q: want NAME=VALUE, or NAME to pass on our own", text)
+		return nil, fmt.Errorf("--env %q: want NAME=VALUE, or NAME to pass on the caller's value", text)
 	}
 	if !ok {
 		if value, ok = os.LookupEnv(name); !ok {
@@ -94,14 +94,14 @@ func parseMount(text string) (*runtimeapi.Mount, error) {
 		return nil, fmt.Errorf("--volume %q: want SOURCE:TARGET or SOURCE:TARGET:OPTIONS", text)
 	}
 	if !strings.ContainsRune(parts[0], '/') && parts[0] != "." && parts[0] != ".." {
-		return nil, fmt.Errorf("--volume %q: there are no named volumes; give the path of a file or directory on this host, such as ./%s", text, parts[0])
+		return nil, fmt.Errorf("--volume %q: named volumes are not supported; want the path of a file or directory on this host, such as ./%s", text, parts[0])
 	}
 	source, err := filepath.Abs(parts[0])
 	if err != nil {
 		return nil, fmt.Errorf("--volume %q: %w", text, err)
 	}
 	if _, err := os.Stat(source); err != nil {
-		return nil, fmt.Errorf("--volume %q: %w; make it first", text, err)
+		return nil, fmt.Errorf("--volume %q: %w; create it first", text, err)
 	}
 	if !filepath.IsAbs(parts[1]) {
 		return nil, fmt.Errorf("--volume %q: target %q is relative; want an absolute path in the container", text, parts[1])
@@ -133,7 +133,7 @@ func setMountOption(m *runtimeapi.Mount, option string) error {
 	case "z", "Z":
 		m.SelinuxRelabel = true
 	default:
-		return fmt.Errorf("%q is no option; use ro, rw, rro (read-only with all beneath), rslave, rshared, rprivate or z", option)
+		return fmt.Errorf("unknown option %q; want ro, rw, rro (recursively read-only), rslave, rshared, rprivate or z", option)
 	}
 	return nil
 }
@@ -141,14 +141,14 @@ func setMountOption(m *runtimeapi.Mount, option string) error {
 // parsePort reads [ADDRESS:][HOSTPORT:]PORT[/PROTOCOL].
 func parsePort(text string) (*runtimeapi.PortMapping, error) {
 	wrong := func(why string) error {
-		return fmt.Errorf("--publish %q: %s; want such as 8080:80, 127.0.0.1:8080:80, [::1]:53:53/udp", text, why)
+		return fmt.Errorf("--publish %q: %s; want for example 8080:80, 127.0.0.1:8080:80 or [::1]:53:53/udp", text, why)
 	}
 	rest, protocol, ok := strings.Cut(text, "/")
 	m := &runtimeapi.PortMapping{}
 	if ok {
 		value, known := runtimeapi.Protocol_value[strings.ToUpper(protocol)]
 		if !known {
-			return nil, wrong(fmt.Sprintf("%q is no protocol, use tcp, udp or sctp", protocol))
+			return nil, wrong(fmt.Sprintf("unknown protocol %q, want tcp, udp or sctp", protocol))
 		}
 		m.Protocol = runtimeapi.Protocol(value)
 	}
@@ -158,7 +158,7 @@ func parsePort(text string) (*runtimeapi.PortMapping, error) {
 		if i := strings.LastIndexByte(host, ':'); i >= 0 {
 			address, err := netip.ParseAddr(strings.Trim(host[:i], "[]"))
 			if err != nil {
-				return nil, wrong(fmt.Sprintf("%q is no address", host[:i]))
+				return nil, wrong(fmt.Sprintf("%q is not an IP address", host[:i]))
 			}
 			m.HostIp, host = address.String(), host[i+1:]
 		}
@@ -176,7 +176,7 @@ func parsePort(text string) (*runtimeapi.PortMapping, error) {
 func portNumber(text string) (int32, error) {
 	n, err := strconv.ParseUint(text, 10, 32)
 	if err != nil || n == 0 || n > maxPort {
-		return 0, fmt.Errorf("%q is no port from 1 to %d", text, maxPort)
+		return 0, fmt.Errorf("%q is not a port from 1 to %d", text, maxPort)
 	}
 	return int32(n), nil //nolint:gosec // bounded above
 }
@@ -200,7 +200,7 @@ func parseUser(text string, sc *runtimeapi.LinuxContainerSecurityContext) error 
 	}
 	gid, err := strconv.ParseUint(group, 10, 32)
 	if err != nil {
-		return fmt.Errorf("--user %q: the group must be a number, since the CRI knows groups by number only", text)
+		return fmt.Errorf("--user %q: want a numeric GID; the CRI has no group names", text)
 	}
 	sc.RunAsGroup = &runtimeapi.Int64Value{Value: int64(gid)} //nolint:gosec // 32 bits
 	return nil
@@ -218,7 +218,7 @@ func parseDevice(text string) (*runtimeapi.Device, error) {
 	}
 	if len(parts) > 3 || !filepath.IsAbs(d.HostPath) || !filepath.IsAbs(d.ContainerPath) ||
 		d.Permissions == "" || strings.Trim(d.Permissions, "rwm") != "" {
-		return nil, fmt.Errorf("--device %q: want such as /dev/fuse or /dev/sdb:/dev/disk:r", text)
+		return nil, fmt.Errorf("--device %q: want for example /dev/fuse or /dev/sdb:/dev/disk:r", text)
 	}
 	return d, nil
 }
@@ -293,4 +293,4 @@ func checkName(flag, name string) error {
 }
 
 // errNoImage is a run without an image.
-var errNoImage = errors.New("want the name of an image and, if it should not run its own command, a command")
+var errNoImage = errors.New("want an image and optionally a command")

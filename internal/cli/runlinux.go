@@ -48,7 +48,7 @@ func (o *runOptions) securityContext() (*runtimeapi.LinuxContainerSecurityContex
 	for _, text := range o.groups {
 		gid, err := strconv.ParseUint(text, 10, 32)
 		if err != nil {
-			return nil, fmt.Errorf("--group-add %q: want the number of a group", text)
+			return nil, fmt.Errorf("--group-add %q: want a numeric GID", text)
 		}
 		sc.SupplementalGroups = append(sc.SupplementalGroups, int64(gid)) //nolint:gosec // 32 bits
 	}

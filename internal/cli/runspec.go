@@ -47,34 +47,34 @@ type runOptions struct {
 func (o *runOptions) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	o.sessionFlags.add(cmd)
-	f.BoolVarP(&o.detach, "detach", "d", false, "print the container's ID and return")
-	f.BoolVar(&o.remove, "rm", false, "remove pod, container and logs once it has ended")
-	f.StringVar(&o.pull, "pull", pullMissing, "`WHEN` to pull the image: missing, always or never")
+	f.BoolVarP(&o.detach, "detach", "d", false, "run in the background and print the container ID")
+	f.BoolVar(&o.remove, "rm", false, "remove pod, container and logs when the container exits")
+	f.StringVar(&o.pull, "pull", pullMissing, "pull `POLICY`: missing, always or never")
 	o.creds.add(cmd)
-	f.StringVar(&o.name, "name", "", "`NAME` of the pod and of its container (default: one is made up)")
+	f.StringVar(&o.name, "name", "", "`NAME` of the pod and its container (default: generated)")
 	f.StringVar(&o.namespace, "namespace", "default", "`NAMESPACE` of the pod")
-	f.StringArrayVarP(&o.labels, "label", "l", nil, "label of pod and container, as `KEY=VALUE`")
-	f.StringArrayVar(&o.annotations, "annotation", nil, "annotation of the pod, as `KEY=VALUE`")
+	f.StringArrayVarP(&o.labels, "label", "l", nil, "label of pod and container as `KEY=VALUE`")
+	f.StringArrayVar(&o.annotations, "annotation", nil, "annotation of the pod as `KEY=VALUE`")
 	f.StringVar(&o.handler, "runtime", "", "runtime `HANDLER`, such as crun or runc (default: the daemon's)")
-	f.StringVar(&o.logDir, "log-dir", "/var/log/berth", "`DIR` for the directories of logs")
-	f.Var(newSeconds(&o.grace, defaultGrace), "grace", "`SECONDS`, or a duration such as 1m, that the container may take to stop on Ctrl-C")
+	f.StringVar(&o.logDir, "log-dir", "/var/log/berth", "parent `DIR` of the log directories")
+	f.Var(newSeconds(&o.grace, defaultGrace), "grace", "`SECONDS`, or a duration such as 1m, between SIGTERM and SIGKILL on Ctrl-C")
 
-	f.StringVar(&o.entrypoint, "entrypoint", "", "`PROGRAM` to run instead of the image's entrypoint")
-	f.StringArrayVarP(&o.env, "env", "e", nil, "environment variable, as `NAME=VALUE` or NAME")
-	f.StringArrayVar(&o.envFiles, "env-file", nil, "`FILE` with one NAME=VALUE per line")
+	f.StringVar(&o.entrypoint, "entrypoint", "", "`PROGRAM` that replaces the image's entrypoint")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "environment variable as `NAME=VALUE`, or NAME to pass on the caller's value")
+	f.StringArrayVar(&o.envFiles, "env-file", nil, "`FILE` of environment variables, one NAME=VALUE per line")
 	f.StringVarP(&o.workdir, "workdir", "w", "", "working directory `DIR`")
-	f.StringVarP(&o.user, "user", "u", "", "`USER`, as UID, UID:GID or NAME")
-	f.StringArrayVar(&o.groups, "group-add", nil, "further group, as `GID`")
+	f.StringVarP(&o.user, "user", "u", "", "`USER` as UID, UID:GID or NAME")
+	f.StringArrayVar(&o.groups, "group-add", nil, "supplementary group as `GID`")
 
-	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "mount, as `SOURCE:TARGET`[:ro,rro,rslave,rshared,z]")
-	f.StringArrayVar(&o.devices, "device", nil, "device, as `HOST`[:CONTAINER[:rwm]]")
-	f.BoolVar(&o.readOnly, "read-only", false, "make the root file system read-only")
+	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "bind mount as `SOURCE:TARGET`[:ro,rro,rslave,rshared,z]")
+	f.StringArrayVar(&o.devices, "device", nil, "device as `HOST`[:CONTAINER[:rwm]]")
+	f.BoolVar(&o.readOnly, "read-only", false, "mount the root file system read-only")
 
-	f.StringArrayVarP(&o.ports, "publish", "p", nil, "port, as `[ADDRESS:]HOSTPORT:PORT[/udp]`")
-	f.BoolVar(&o.hostNetwork, "host-network", false, "use the network of the host")
-	f.StringVar(&o.network, "network", "", "`host` is the same as --host-network")
-	f.StringVar(&o.hostname, "hostname", "", "host `NAME` (default: the name of the pod)")
-	f.StringArrayVar(&o.dns, "dns", nil, "`ADDRESS` of a name server")
+	f.StringArrayVarP(&o.ports, "publish", "p", nil, "published port as `[ADDRESS:]HOSTPORT:PORT[/udp]`")
+	f.BoolVar(&o.hostNetwork, "host-network", false, "use the host's network namespace")
+	f.StringVar(&o.network, "network", "", "`MODE`: host, the same as --host-network")
+	f.StringVar(&o.hostname, "hostname", "", "`HOSTNAME` of the pod (default: its name)")
+	f.StringArrayVar(&o.dns, "dns", nil, "name server `ADDRESS`")
 	f.StringArrayVar(&o.dnsSearch, "dns-search", nil, "search `DOMAIN`")
 	f.StringArrayVar(&o.dnsOptions, "dns-option", nil, "resolver `OPTION`")
 
@@ -82,11 +82,11 @@ func (o *runOptions) add(cmd *cobra.Command) {
 
 	f.StringArrayVar(&o.capAdd, "cap-add", nil, "`CAPABILITY` to add, or ALL")
 	f.StringArrayVar(&o.capDrop, "cap-drop", nil, "`CAPABILITY` to drop, or ALL")
-	f.StringArrayVar(&o.security, "security-opt", nil, "`OPTION`: no-new-privileges, seccomp=PROFILE or apparmor=PROFILE")
-	f.BoolVar(&o.privileged, "privileged", false, "give all rights over the host")
-	f.StringArrayVar(&o.sysctls, "sysctl", nil, "kernel parameter of the pod, as `KEY=VALUE`")
-	f.StringVar(&o.pid, "pid", "", "`host` shares the processes of the host")
-	f.BoolVar(&o.hostIPC, "host-ipc", false, "share System V IPC and POSIX queues of the host")
+	f.StringArrayVar(&o.security, "security-opt", nil, "security `OPTION`: no-new-privileges, seccomp=PROFILE or apparmor=PROFILE")
+	f.BoolVar(&o.privileged, "privileged", false, "privileged: all capabilities and host devices")
+	f.StringArrayVar(&o.sysctls, "sysctl", nil, "sysctl of the pod as `KEY=VALUE`")
+	f.StringVar(&o.pid, "pid", "", "`MODE`: host, which uses the host's PID namespace")
+	f.BoolVar(&o.hostIPC, "host-ipc", false, "use the host's IPC namespace")
 	f.SetInterspersed(false) // what follows the image is the command's
 }
 
@@ -94,18 +94,18 @@ func (o *runOptions) add(cmd *cobra.Command) {
 func (o *runOptions) check() error {
 	switch {
 	case o.detach && o.remove:
-		return errors.New("--rm removes the pod when the command returns, so it cannot go with --detach")
+		return errors.New("--rm and --detach exclude each other: --rm removes the pod when berth run returns")
 	case o.pull != pullMissing && o.pull != pullAlways && o.pull != pullNever:
-		return fmt.Errorf("--pull %q: use missing, always or never", o.pull)
+		return fmt.Errorf("--pull %q: want missing, always or never", o.pull)
 	case o.network != "" && o.network != "host":
-		return fmt.Errorf("--network %q: only host is possible; pod networks are configured per node, see: berth config default", o.network)
+		return fmt.Errorf("--network %q: want host; other networks are configured per node, see: berth config default", o.network)
 	case o.pid != "" && o.pid != "host":
-		return fmt.Errorf("--pid %q: only host is possible", o.pid)
+		return fmt.Errorf("--pid %q: want host", o.pid)
 	}
 	o.hostNetwork = o.hostNetwork || o.network == "host"
 	o.hostPID = o.pid == "host"
 	if o.hostNetwork && len(o.ports) > 0 {
-		return errors.New("--publish has no meaning with --host-network: the container listens on the host itself")
+		return errors.New("--publish and --host-network exclude each other: the container listens on the host itself")
 	}
 	if o.name == "" {
 		o.name = makeName()

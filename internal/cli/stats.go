@@ -32,15 +32,15 @@ func (a *app) statsCommand() *cobra.Command {
 	f := statsFlags{}
 	cmd := &cobra.Command{
 		Use:   "stats [POD|CONTAINER…]",
-		Short: "Show what containers use",
-		Long: `Show what running containers use: all of them, or those that are named, and those of pods that are named.
+		Short: "Show resource usage of containers",
+		Long: `Show resource usage of running containers: all of them, or those of the named pods and containers.
 
-On a terminal the table is drawn anew until it is interrupted; elsewhere it is shown once. 100 percent of CPU is one CPU.
-Network traffic is that of the pod, whose containers share it. Pressure is the share of the last ten seconds in which some
-task waited for CPU, memory and I/O. A dash is what the runtime does not tell.`,
+On a terminal the table is refreshed until interrupted; otherwise it is printed once. 100 percent of CPU is one CPU.
+Network traffic is that of the pod. Pressure is the share of the last ten seconds in which some task waited for CPU,
+memory and I/O (PSI). "-": not reported by the runtime.`,
 		RunE: func(cmd *cobra.Command, words []string) error {
 			if f.watch && f.once {
-				return &usageError{cmd: cmd, err: errors.New("--watch cannot go with --no-stream")}
+				return &usageError{cmd: cmd, err: errors.New("--watch and --no-stream exclude each other")}
 			}
 			if f.interval < leastInterval {
 				return &usageError{cmd: cmd, err: fmt.Errorf("--interval %v: want at least %v", f.interval, leastInterval)}
@@ -49,9 +49,9 @@ task waited for CPU, memory and I/O. A dash is what the runtime does not tell.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVarP(&f.watch, "watch", "w", false, "show them again and again, also where there is no terminal")
-	flags.BoolVar(&f.once, "no-stream", false, "show them once, also on a terminal")
-	flags.DurationVar(&f.interval, "interval", statsInterval, "how often they are shown again")
+	flags.BoolVarP(&f.watch, "watch", "w", false, "refresh continuously, even without a terminal")
+	flags.BoolVar(&f.once, "no-stream", false, "print once, even on a terminal")
+	flags.DurationVar(&f.interval, "interval", statsInterval, "refresh interval")
 	flags.BoolVar(&f.noTrunc, "no-trunc", false, "show IDs in full")
 	return cmd
 }

@@ -123,7 +123,7 @@ c1c1c1c1c1c1   shop/web   nginx      125.5%   3.0 MB   10.0 MB   3      2.5 kB /
 		}
 	}
 	busy().berth(t, "stats", "nothing").complains(t, 1, `no pod or container "nothing"`, "berth ps -a")
-	busy().berth(t, "stats", "-w", "--no-stream").complains(t, exitUsage, "--watch cannot go with --no-stream")
+	busy().berth(t, "stats", "-w", "--no-stream").complains(t, exitUsage, "--watch and --no-stream exclude each other")
 	busy().berth(t, "stats", "--interval", "1ms").complains(t, exitUsage, "--interval 1ms: want at least 200ms")
 	newCanned().berth(t, "stats").complains(t, 1, "read stats", "cannot do that")
 }
@@ -212,8 +212,8 @@ shop/web   nginx       start_time_seconds            -                 1h ago
 	busy().berth(t, "pods", "--metrics", "-n", "test", "-o", "json").want(t, 0, "[]")
 	busy().berth(t, "pods", "--metrics", "db", "-o", "json").want(t, 0, "[]")
 	busy().berth(t, "pods", "--metrics", "nope").complains(t, 1, `no pod "nope"`)
-	busy().berth(t, "pods", "--metrics", "-q").complains(t, exitUsage, "--quiet cannot go with --metrics")
-	newCanned().berth(t, "pods", "--metrics").complains(t, 1, "this runtime has none", "berth stats")
+	busy().berth(t, "pods", "--metrics", "-q").complains(t, exitUsage, "--quiet and --metrics exclude each other")
+	newCanned().berth(t, "pods", "--metrics").complains(t, 1, "not supported by this runtime", "berth stats")
 	newCanned().berth(t, "pods", "web").complains(t, exitUsage, "takes no arguments but with --metrics")
 }
 

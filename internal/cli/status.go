@@ -61,7 +61,7 @@ func (n *node) madeWith(ctx context.Context, id string) (sessionFlags, error) {
 	defer cancel()
 	resp, err := n.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
 	if err != nil {
-		return sessionFlags{}, fmt.Errorf("look at container %s: %w", short(id), err)
+		return sessionFlags{}, fmt.Errorf("read status of container %s: %w", short(id), err)
 	}
 	found := sessionFlags{}
 	for _, value := range resp.Info {

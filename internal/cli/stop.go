@@ -22,11 +22,11 @@ func (a *app) stopCommand() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use:   "stop [POD|CONTAINER…]",
-		Short: "Stop containers, or pods with all that is in them",
-		Long: `Stop containers, or pods with all that is in them.
+		Short: "Stop containers, or pods and their containers",
+		Long: `Stop containers, or pods and their containers.
 
-Stopping a pod gives back its addresses and ports; it cannot be started again. A container that was made by
-"berth run" is the only one of its pod, and stopping it stops the pod.`,
+Stopping a pod releases its addresses and ports; it cannot be started again. Stopping a container of "berth run" stops
+its pod.`,
 		Args: takes(cobra.ArbitraryArgs, "the names or IDs of pods or containers"),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			return a.with(cmd.Context(), func(ctx context.Context, n *node) error {
@@ -39,7 +39,7 @@ Stopping a pod gives back its addresses and ports; it cannot be started again. A
 			})
 		},
 	}
-	cmd.Flags().VarP(newSeconds(&grace, defaultGrace), "grace", "t", "`SECONDS`, or a duration such as 1m, to wait before killing; 0 kills at once")
+	cmd.Flags().VarP(newSeconds(&grace, defaultGrace), "grace", "t", "`SECONDS`, or a duration such as 1m, between SIGTERM and SIGKILL; 0 kills at once")
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "all pods on this node")
 	return cmd
 }
@@ -48,10 +48,10 @@ func (a *app) rmCommand() *cobra.Command {
 	var force, all bool
 	cmd := &cobra.Command{
 		Use:   "rm [POD|CONTAINER…]",
-		Short: "Remove containers, or pods with all that is in them",
-		Long: `Remove containers, or pods with all that is in them.
+		Short: "Remove containers, or pods and their containers",
+		Long: `Remove containers, or pods and their containers.
 
-A container that was made by "berth run" is the only one of its pod, and removing it removes the pod and its logs.`,
+Removing a container of "berth run" removes its pod and logs.`,
 		Args: takes(cobra.ArbitraryArgs, "the names or IDs of pods or containers"),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			return a.with(cmd.Context(), func(ctx context.Context, n *node) error {
@@ -64,7 +64,7 @@ A container that was made by "berth run" is the only one of its pod, and removin
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "also what runs; it is killed")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "kill running containers first")
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "all pods on this node")
 	return cmd
 }
@@ -108,7 +108,7 @@ func (a *app) each(ctx context.Context, n *node, cmd *cobra.Command, words []str
 	do func(context.Context, *census, target) error,
 ) error {
 	if all == (len(words) > 0) {
-		return &usageError{cmd: cmd, err: errors.New("name pods or containers, or use --all")}
+		return &usageError{cmd: cmd, err: errors.New("want pods, containers or --all")}
 	}
 	c, err := n.census(ctx)
 	if err != nil {

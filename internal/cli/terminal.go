@@ -36,7 +36,7 @@ type rawTerminal struct {
 func openTerminal(fd int) (*rawTerminal, error) {
 	state, err := term.MakeRaw(fd)
 	if err != nil {
-		return nil, fmt.Errorf("put the terminal into raw mode: %w", err)
+		return nil, fmt.Errorf("set terminal to raw mode: %w", err)
 	}
 	t := &rawTerminal{
 		fd: fd, state: state, sizes: make(chan session.Size, 1),
@@ -90,7 +90,7 @@ type stdin struct {
 func openStdin(file *os.File) (*stdin, error) {
 	wake, stop, err := os.Pipe()
 	if err != nil {
-		return nil, fmt.Errorf("prepare standard input: %w", err)
+		return nil, fmt.Errorf("prepare stdin: %w", err)
 	}
 	return &stdin{file: file, wake: wake, stop: stop}, nil
 }

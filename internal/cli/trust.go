@@ -17,16 +17,16 @@ type trustFlags struct {
 }
 
 func (t *trustFlags) add(f *pflag.FlagSet) {
-	f.StringVar(&t.caFile, "tls-ca", "", "`FILE` with authorities for encrypted sessions (default: the daemon's own certificate, and the system's)")
-	f.StringVar(&t.certFile, "tls-cert", "", "`FILE` with a certificate to show in encrypted sessions")
-	f.StringVar(&t.keyFile, "tls-key", "", "`FILE` with the key of --tls-cert")
+	f.StringVar(&t.caFile, "tls-ca", "", "CA bundle `FILE` for TLS streaming sessions (default: the system's CAs and the certificate of berthd)")
+	f.StringVar(&t.certFile, "tls-cert", "", "client certificate `FILE` for TLS streaming sessions")
+	f.StringVar(&t.keyFile, "tls-key", "", "private key `FILE` for --tls-cert")
 }
 
 // sessionTLS is how to connect to the stream server if that is encrypted.
 func (a *app) sessionTLS() (*tls.Config, error) {
 	pool, err := x509.SystemCertPool()
 	if err != nil {
-		return nil, fmt.Errorf("read the authorities of this system: %w", err)
+		return nil, fmt.Errorf("read system CAs: %w", err)
 	}
 	if file := a.trust.caFile; file != "" {
 		text, err := os.ReadFile(file)
@@ -34,7 +34,7 @@ func (a *app) sessionTLS() (*tls.Config, error) {
 			return nil, fmt.Errorf("--tls-ca: %w", err)
 		}
 		if !pool.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("--tls-ca %s: holds no certificate in PEM", file)
+			return nil, fmt.Errorf("--tls-ca %s: no PEM certificate found", file)
 		}
 	} else if cfg, err := config.Load(a.configFile, false); err == nil && cfg.Stream.TLS {
 		// Without the right to read either, the system's authorities have the word.

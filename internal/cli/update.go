@@ -17,10 +17,10 @@ func (a *app) updateCommand() *cobra.Command {
 	var limits limitFlags
 	cmd := &cobra.Command{
 		Use:   "update CONTAINER…",
-		Short: "Change the limits of containers",
-		Long: `Change the limits of containers, running or yet to be started, without restarting them.
+		Short: "Change resource limits of containers",
+		Long: `Change resource limits of created or running containers without a restart.
 
-What is not named stays as it is. All of it is changed, or none. --cpus 0 and --memory max lift a limit.`,
+Limits that are not named keep their value. Either all changes are made or none. --cpus 0 and --memory max remove a limit.`,
 		Args: takes(cobra.MinimumNArgs(1), "the names or IDs of containers"),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			r, err := newLimits(cmd, limits)
@@ -56,7 +56,7 @@ func newLimits(cmd *cobra.Command, limits limitFlags) (*runtimeapi.LinuxContaine
 		r.CpuQuota = unlimited
 	}
 	if proto.Equal(r, &runtimeapi.LinuxContainerResources{}) {
-		return nil, errors.New("name a limit to change")
+		return nil, errors.New("want at least one limit")
 	}
 	return r, nil
 }

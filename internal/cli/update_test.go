@@ -43,7 +43,7 @@ func TestUpdateRefusals(t *testing.T) {
 		args []string
 		want string
 	}{
-		"nothing":   {nil, "name a limit to change"},
+		"nothing":   {nil, "want at least one limit"},
 		"unified":   {[]string{"--unified", "pids.max"}, `--unified "pids.max": want KEY=VALUE`},
 		"hugepages": {[]string{"--hugepages", "2MB"}, `--hugepages "2MB": want SIZE=AMOUNT`},
 		"memory":    {[]string{"--memory", "lots"}, `--memory "lots"`},

@@ -21,7 +21,7 @@ type versions struct {
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Show the version of this program and of the runtime",
+		Short: "Show the versions of berth and of the runtime",
 		Args:  takes(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := versions{Client: version.Version}

@@ -44,7 +44,7 @@ func (f *facts) plugins(c *config.Config) {
 			continue
 		}
 		if !pluginFile.MatchString(e.Name()) {
-			f.warn(areaPlugins, "plugin_dir", fmt.Sprintf("%s is no name of a plugin, so none is started", filepath.Join(c.NRI.PluginDir, e.Name())),
+			f.warn(areaPlugins, "plugin_dir", fmt.Sprintf("%s is not a plugin name; ignored", filepath.Join(c.NRI.PluginDir, e.Name())),
 				"name it NN-NAME, as 10-limits, or move it away")
 			return
 		}

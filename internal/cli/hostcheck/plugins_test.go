@@ -48,7 +48,7 @@ func TestPlugins(t *testing.T) {
 		}
 	}
 	add("limits", 0o755)
-	if got := check(nothing, "plugin_dir"); got.Level != Warn || !strings.Contains(got.Found, "limits is no name") {
+	if got := check(nothing, "plugin_dir"); got.Level != Warn || !strings.Contains(got.Found, "limits is not a plugin name") {
 		t.Errorf("a program without a number: got %+v", got)
 	}
 }

@@ -43,7 +43,7 @@ func newScratch(parent, prefix string) (*scratch, error) {
 		}
 		// Another check took it for a dead one's before it could be locked.
 	}
-	return nil, fmt.Errorf("no directory in %s can be had: %w", parent, unix.EBUSY)
+	return nil, fmt.Errorf("no scratch directory available in %s: %w", parent, unix.EBUSY)
 }
 
 // lockScratch takes a directory that no living check has. Nil without an error means that one has it, or that it is
@@ -68,7 +68,7 @@ func lockScratch(path string) (*scratch, error) {
 func (d *scratch) claim(fd int) (bool, error) {
 	var st, now unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return false, fmt.Errorf("look at %s: %w", d.path, err)
+		return false, fmt.Errorf("stat %s: %w", d.path, err)
 	}
 	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
 		return false, nil
@@ -100,7 +100,7 @@ func (d *scratch) removeEmpty() error {
 func sweep(parent, prefix string, remove func(*scratch) error) error {
 	left, err := filepath.Glob(filepath.Join(parent, prefix+"*"))
 	if err != nil {
-		return fmt.Errorf("look for earlier checks: %w", err)
+		return fmt.Errorf("find leftovers of earlier checks: %w", err)
 	}
 	var errs []error
 	for _, path := range left {

@@ -90,7 +90,7 @@ func (r *reader) open(tail int) error {
 		return err
 	}
 	if _, err := f.Seek(offset, io.SeekStart); err != nil {
-		return fmt.Errorf("go to the end of the log: %w", err)
+		return fmt.Errorf("seek to the end of the log: %w", err)
 	}
 	return nil
 }
@@ -119,7 +119,7 @@ func (r *reader) follow(ctx context.Context, watch *fsnotify.Watcher, ended <-ch
 			return r.drain(true)
 		case _, ok := <-watch.Events:
 			if !ok {
-				return errors.New("the watch of the log ended")
+				return errors.New("log watch ended")
 			}
 		case err := <-watch.Errors:
 			// Events were lost, so nothing is known but that something happened:
@@ -141,11 +141,11 @@ func (r *reader) catchUp() error {
 		return nil // renamed; its successor is not there yet
 	}
 	if err != nil {
-		return fmt.Errorf("look at the log: %w", err)
+		return fmt.Errorf("stat log: %w", err)
 	}
 	now, err := r.file.Stat()
 	if err != nil {
-		return fmt.Errorf("look at the log: %w", err)
+		return fmt.Errorf("stat log: %w", err)
 	}
 	if os.SameFile(now, next) {
 		return nil

@@ -33,7 +33,7 @@ var ErrDetached = errors.New("detached")
 
 // ErrLost says that the connection broke before the session ended, so that
 // nothing is known about what runs in it.
-var ErrLost = errors.New("the connection to the stream server was lost before the session ended")
+var ErrLost = errors.New("connection to the streaming server lost before the session ended")
 
 // Size is the size of a terminal in characters.
 type Size struct {
@@ -141,10 +141,10 @@ func locateURL(ctx context.Context, locate func(context.Context) (string, error)
 	}
 	u, err := url.Parse(text)
 	if err != nil {
-		return nil, fmt.Errorf("parse the URL of the stream server: %w", err)
+		return nil, fmt.Errorf("parse streaming URL: %w", err)
 	}
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("the runtime names %q as its stream server; want an http URL with a host", text)
+		return nil, fmt.Errorf("the runtime returned the streaming URL %q; want an http URL with a host", text)
 	}
 	return u, nil
 }
@@ -282,7 +282,7 @@ type status struct {
 func parseStatus(text []byte) error {
 	var st status
 	if err := json.Unmarshal(text, &st); err != nil {
-		return fmt.Errorf("the stream server ended the session with %q", text)
+		return fmt.Errorf("the streaming server ended the session with %q", text)
 	}
 	if st.Status == "Success" {
 		return nil
@@ -294,13 +294,13 @@ func parseStatus(text []byte) error {
 			}
 			code, err := strconv.ParseUint(cause.Message, 10, 8)
 			if err != nil {
-				return fmt.Errorf("the stream server sent the exit code %q", cause.Message)
+				return fmt.Errorf("the streaming server sent the exit code %q", cause.Message)
 			}
 			return &ExitError{Code: int(code)}
 		}
 	}
 	if st.Message == "" {
-		return fmt.Errorf("the stream server ended the session with %q", text)
+		return fmt.Errorf("the streaming server ended the session with %q", text)
 	}
 	message := st.Message
 	for _, wrapped := range []string{wrapInternal, wrapExec, wrapAttach} {

@@ -310,9 +310,9 @@ func TestRefusals(t *testing.T) {
 	s := newServer(t, false)
 	for _, tc := range []struct{ name, url, want string }{
 		{"unused_token", s.mustURL(t) + "x", "404"},
-		{"nobody_listens", "http://127.0.0.1:1/exec/x", "connect to the stream server"},
+		{"nobody_listens", "http://127.0.0.1:1/exec/x", "connect to the streaming server"},
 		{"no_host", "http:///exec/x", "want an http URL with a host"},
-		{"no_url", "::", "parse the URL"},
+		{"no_url", "::", "parse streaming URL"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			locate := func(context.Context) (string, error) { return tc.url, nil }
@@ -337,10 +337,10 @@ func TestParseStatus(t *testing.T) {
 	for _, tc := range []struct{ in, want string }{
 		{`{"status":"Success"}`, ""},
 		{`{"status":"Failure","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"7"}]}}`, "exit code 7"},
-		{`{"status":"Failure","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"x"}]}}`, `the stream server sent the exit code "x"`},
+		{`{"status":"Failure","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"x"}]}}`, `the streaming server sent the exit code "x"`},
 		{`{"status":"Failure","message":"no such container"}`, "no such container"},
-		{`{"status":"Failure"}`, `the stream server ended the session with "{\"status\":\"Failure\"}"`},
-		{`plain words`, `the stream server ended the session with "plain words"`},
+		{`{"status":"Failure"}`, `the streaming server ended the session with "{\"status\":\"Failure\"}"`},
+		{`plain words`, `the streaming server ended the session with "plain words"`},
 	} {
 		got := ""
 		if err := parseStatus([]byte(tc.in)); err != nil {

@@ -68,7 +68,7 @@ func (c *spdySession) close() error { return c.conn.Close() }
 func dialSPDY(ctx context.Context, u *url.URL, s Streams) (connection, error) {
 	raw, err := dial(ctx, u, s.TLS)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the stream server: %w", err)
+		return nil, fmt.Errorf("connect to the streaming server: %w", err)
 	}
 	if err := upgrade(ctx, raw, u); err != nil {
 		return nil, errors.Join(err, raw.Close())
@@ -126,30 +126,30 @@ func dial(ctx context.Context, u *url.URL, trust *tls.Config) (net.Conn, error) 
 func upgrade(ctx context.Context, conn net.Conn, u *url.URL) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		if err := conn.SetDeadline(deadline); err != nil {
-			return fmt.Errorf("limit the time of the upgrade: %w", err)
+			return fmt.Errorf("set deadline of the upgrade: %w", err)
 		}
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), http.NoBody)
 	if err != nil {
-		return fmt.Errorf("ask for SPDY: %w", err)
+		return fmt.Errorf("request SPDY upgrade: %w", err)
 	}
 	req.Header.Set(httpstream.HeaderConnection, httpstream.HeaderUpgrade)
 	req.Header.Set(httpstream.HeaderUpgrade, upgradeSPDY)
 	req.Header.Set(protocolHead, protocolV4)
 	if err := req.Write(conn); err != nil {
-		return fmt.Errorf("ask for SPDY: %w", err)
+		return fmt.Errorf("request SPDY upgrade: %w", err)
 	}
 	// The server says nothing more until a stream is opened, so no byte of
 	// SPDY can be lost in this buffer.
 	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
 	if err != nil {
-		return fmt.Errorf("ask for SPDY: %w", err)
+		return fmt.Errorf("request SPDY upgrade: %w", err)
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		return refusal(resp)
 	}
 	if got := resp.Header.Get(protocolHead); got != protocolV4 {
-		return fmt.Errorf("%w: the server chose protocol %q", errNoSPDY, got)
+		return fmt.Errorf("%w: the server selected protocol %q", errNoSPDY, got)
 	}
 	return conn.SetDeadline(time.Time{})
 }
@@ -168,5 +168,5 @@ func refusal(resp *http.Response) error {
 		http.StatusNotImplemented, http.StatusUpgradeRequired:
 		return errors.Join(fmt.Errorf("%w: %s", errNoSPDY, said), err)
 	}
-	return errors.Join(fmt.Errorf("the stream server answered %s: %s", resp.Status, said), err)
+	return errors.Join(fmt.Errorf("the streaming server answered %s: %s", resp.Status, said), err)
 }
