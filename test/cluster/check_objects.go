@@ -187,6 +187,28 @@ func imageVolume(ctx context.Context, c *cluster) (string, error) {
 	return c.content, errors.Join(err, expect("the file", got, "from an image"))
 }
 
+// nodeAgent looks, as an agent of a network does, for the network namespace of a pod that started after the agent.
+func nodeAgent(ctx context.Context, c *cluster) (string, error) {
+	for _, step := range []struct{ manifest, app string }{{"node-agent", "agent"}, {"node-agent-pod", "later"}} {
+		if err := c.apply(ctx, step.manifest); err != nil {
+			return "", err
+		}
+		if err := c.waitReady(ctx, "node-agent", "app="+step.app); err != nil {
+			return "", err
+		}
+	}
+	ip, err := c.field(ctx, "node-agent", "pod/later", ".status.podIP")
+	if err != nil {
+		return "", err
+	}
+	got, err := c.exec(ctx, "node-agent", "agent", "sh", "-c",
+		"for ns in /host/var/run/netns/cni-*; do nsenter --net=$ns ip -o -4 address show eth0; done")
+	if err == nil && !strings.Contains(got, " "+ip+"/") {
+		err = fmt.Errorf("the agent finds the addresses\n%s, want %s", got, ip)
+	}
+	return "entered the namespace of " + ip + " below /host/var/run/netns", err
+}
+
 func userNamespace(ctx context.Context, c *cluster) (string, error) {
 	if err := c.apply(ctx, "user-namespace"); err != nil {
 		return "", err

@@ -43,6 +43,7 @@ var checks = []check{
 	{"kubectl run -i, kubectl debug", interactive, false},
 	{"image volume", imageVolume, false},
 	{"user namespace", userNamespace, false},
+	{"node agent enters pods' network namespaces", nodeAgent, false},
 	{"Job and CronJob", jobs, false},
 	{"rolling update while berthd is killed", rollingUpdate, false},
 	{"kill berthd and berth-shim: no restart", killBoth, false},
