@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/checkpoint"
+	"github.com/berth-runtime/berth/internal/pod/store"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/internal/spec"
 )
@@ -37,7 +38,7 @@ func (e *Engine) CheckpointContainer(ctx context.Context, id, location string, t
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	dir := e.checkpointDir(newID())
+	dir := e.checkpointDir(store.NewID())
 	d := &dump{engine: e, note: string(dir) + noteExt, parts: []part{{c, dir}}}
 	d.intent.Files = []string{string(dir), checkpoint.Partial(location)}
 	err = d.make(ctx, func(ctx context.Context) error { return dir.Pack(ctx, location) })
@@ -104,7 +105,7 @@ func (d *dump) make(ctx context.Context, finish func(context.Context) error) (er
 	if err != nil {
 		return err
 	}
-	if err := d.engine.store.write(d.note, d.intent); err != nil {
+	if err := d.engine.store.Write(d.note, d.intent); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.intent.undo(d.engine), removeFile(d.note)) }()

@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/checkpoint"
+	"github.com/berth-runtime/berth/internal/pod/store"
 	"github.com/berth-runtime/berth/internal/version"
 )
 
@@ -52,7 +53,7 @@ func (s *sandbox) checkpoint(ctx context.Context, output string, containerIDs []
 		defer cancel()
 	}
 	e := s.engine
-	d := &dump{engine: e, note: string(e.checkpointDir(newID())) + noteExt}
+	d := &dump{engine: e, note: string(e.checkpointDir(store.NewID())) + noteExt}
 	names := map[string]string{}
 	var ids []string
 	for _, c := range containers {

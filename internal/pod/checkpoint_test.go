@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/checkpoint"
 	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
+	"github.com/berth-runtime/berth/internal/pod/store"
 	"github.com/berth-runtime/berth/internal/shim"
 )
 
@@ -241,9 +242,9 @@ func TestDaemonDiesInCheckpoint(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	partial, other := filepath.Join(t.TempDir(), "app.tar.partial"), filepath.Join(t.TempDir(), "other")
-	dir := n.engine.checkpointDir(newID())
+	dir := n.engine.checkpointDir(store.NewID())
 	for _, err := range []error{
-		n.engine.store.write(string(dir)+noteExt, intent{Frozen: []string{c.rec.CgroupPath}, Files: []string{partial, string(dir)}}),
+		n.engine.store.Write(string(dir)+noteExt, intent{Frozen: []string{c.rec.CgroupPath}, Files: []string{partial, string(dir)}}),
 		dir.Make(), n.engine.checkpointDir("stray").Make(),
 		os.WriteFile(partial, []byte("half"), 0o600), os.WriteFile(other, []byte("whole"), 0o600),
 		n.opts.Cgroups.Freeze(ctx, c.rec.CgroupPath),

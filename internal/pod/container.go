@@ -17,6 +17,7 @@ import (
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/checkpoint"
 	"github.com/berth-runtime/berth/internal/pod/machine"
+	"github.com/berth-runtime/berth/internal/pod/store"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/internal/spec"
 )
@@ -179,7 +180,7 @@ func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, from 
 		return nil, fmt.Errorf("config.image.image %q: it is an artifact of type %q, not an image that a container can run from: %w",
 			ref, img.ArtifactType, errdefs.ErrInvalidArgument)
 	}
-	rec := containerRecord{ID: newID(), SandboxID: s.rec.ID, CreatedAt: time.Now(), ImageID: img.ID, ImageRef: img.ID}
+	rec := containerRecord{ID: store.NewID(), SandboxID: s.rec.ID, CreatedAt: time.Now(), ImageID: img.ID, ImageRef: img.ID}
 	if len(img.Digests) > 0 {
 		rec.ImageRef = img.Digests[0]
 	}

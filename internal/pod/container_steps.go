@@ -218,7 +218,7 @@ func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConf
 	if err != nil {
 		return nil, err
 	}
-	files := e.store.filesDir(s.rec.ID)
+	files := e.store.FilesDir(s.rec.ID)
 	out, err := spec.Build(ctx, spec.Input{
 		Config: cfg, Pod: s.rec.Config.M, ContainerID: c.rec.ID, SandboxID: s.rec.ID, Sandboxed: s.hasContainer,
 		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), ImageVolumes: volumes, Namespaces: paths, Shm: e.shmDir(s.rec.ID),

@@ -61,3 +61,12 @@ func (e *Engine) makeRootfsDir(id string, root owner) error {
 	}
 	return nil
 }
+
+// removeFile removes a file that may be gone already.
+func removeFile(file string) error {
+	err := os.Remove(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

@@ -12,7 +12,7 @@
 //	driver.go      carries out what the core decides, one effect at a time
 //	*_steps.go     the {do, undo, probe} of each step
 //	plugins.go     what NRI plugins are told and may change; bundle.go what for
-//	record.go      what is written down, store.go how
+//	record.go      the records of sandboxes and containers; store/ keeps them
 //	recover.go     what happens at the start of the daemon
 //	index.go       names, prefixes, labels; view.go what readers get
 //	exec.go        commands in containers; attach.go their streams

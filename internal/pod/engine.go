@@ -2,7 +2,6 @@ package pod
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,6 +22,7 @@ import (
 	"github.com/berth-runtime/berth/internal/nri"
 	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod/metric"
+	"github.com/berth-runtime/berth/internal/pod/store"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/internal/spec"
 	"github.com/berth-runtime/berth/internal/stats"
@@ -165,7 +165,7 @@ type Options struct {
 // Engine owns the sandboxes and containers of one root directory.
 type Engine struct {
 	opts    Options
-	store   store
+	store   store.Store
 	drivers drivers
 	stop    context.CancelFunc
 	events  hub
@@ -198,7 +198,7 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	}
 	base, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e := &Engine{
-		opts: opts, stop: stop, store: store{root: opts.Root},
+		opts: opts, stop: stop, store: store.New(opts.Root),
 		drivers:   drivers{ctx: base, fault: opts.fault},
 		sandboxes: newIndex[*sandbox](), containers: newIndex[*container](), names: map[string]any{},
 	}
@@ -209,7 +209,8 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		err = e.recover(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, e.Close(ctx))
+		e.shutdown(ctx)
+		return nil, err
 	}
 	e.drivers.start(e.watchExits)
 	return e, nil
@@ -218,6 +219,17 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 // Close ends the engine, not its containers. What is in flight gets a grace to
 // end; what does not is taken up by the next engine.
 func (e *Engine) Close(ctx context.Context) error {
+	e.shutdown(ctx)
+	e.mu.RLock()
+	empty := len(e.names) == 0
+	e.mu.RUnlock()
+	if empty {
+		return e.removeBase(ctx)
+	}
+	return nil
+}
+
+func (e *Engine) shutdown(ctx context.Context) {
 	e.drivers.mu.Lock()
 	e.drivers.closed = true
 	e.drivers.mu.Unlock()
@@ -230,13 +242,6 @@ func (e *Engine) Close(ctx context.Context) error {
 	}
 	e.drivers.wg.Wait()
 	e.events.close()
-	e.mu.RLock()
-	empty := len(e.names) == 0
-	e.mu.RUnlock()
-	if empty {
-		return e.removeBase(ctx)
-	}
-	return nil
 }
 
 // waitIdle waits until nothing is in flight, or ctx ends.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-runtime/berth/internal/pod/store"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/internal/spec"
 )
@@ -81,7 +82,7 @@ func (e *Engine) Exec(ctx context.Context, id string, cmd []string, s Streams) (
 	if err != nil {
 		return 0, fmt.Errorf("exec in %s: %w", c, err)
 	}
-	req := shim.ExecRequest{ContainerID: c.rec.ID, ID: newID()[:16], Process: spec.Process(base, cmd, s.Terminal),
+	req := shim.ExecRequest{ContainerID: c.rec.ID, ID: store.NewID()[:16], Process: spec.Process(base, cmd, s.Terminal),
 		Terminal: s.Terminal, Deadline: e.opts.RuntimeDeadline}
 	if s.Terminal {
 		if s.size = firstSize(ctx, s.Resize); s.size != nil {

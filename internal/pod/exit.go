@@ -205,7 +205,7 @@ func (c *container) save() error {
 	rec.Listed = rec.Listed || c.state.Goal == containerCreated && containerKind.Complete(c.state)
 	rec.Machine = containerKind.Save(c.state)
 	c.mu.Unlock()
-	if err := c.engine.store.write(c.engine.store.containerFile(rec.SandboxID, rec.ID), rec); err != nil {
+	if err := c.engine.store.Write(c.engine.store.ContainerFile(rec.SandboxID, rec.ID), rec); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -231,7 +231,7 @@ func (c *container) forget() error {
 	e := c.engine
 	c.saving.Lock()
 	c.forgotten = true
-	err := e.store.removeContainer(c.rec.SandboxID, c.rec.ID)
+	err := e.store.RemoveContainer(c.rec.SandboxID, c.rec.ID)
 	c.saving.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()

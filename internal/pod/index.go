@@ -1,33 +1,19 @@
 package pod
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
-)
 
-// idLength is the length of the IDs of sandboxes and containers.
-const idLength = 64
+	"github.com/berth-runtime/berth/internal/pod/store"
+)
 
 // podUIDLabel is the label by which kubelet asks for the objects of one pod,
 // after every change of it; see PLEGOnDemandRelist.
 const podUIDLabel = "io.kubernetes.pod.uid"
-
-// newID makes an ID of 64 random hexadecimal characters.
-func newID() string {
-	var b [idLength / 2]byte
-	rand.Read(b[:]) // never fails, see crypto/rand
-	return hex.EncodeToString(b[:])
-}
-
-func validID(id string) bool {
-	return len(id) == idLength && strings.Trim(id, "0123456789abcdef") == ""
-}
 
 // labelled is what an index can hold.
 type labelled interface {
@@ -73,7 +59,7 @@ func (x index[T]) find(what, id string) (T, error) {
 	if id == "" {
 		return none, fmt.Errorf("%s ID is empty: %w", what, errdefs.ErrInvalidArgument)
 	}
-	if len(id) >= idLength {
+	if len(id) >= store.IDLength {
 		return none, fmt.Errorf("%s %q: %w", what, id, errdefs.ErrNotFound)
 	}
 	var found []string

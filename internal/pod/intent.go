@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/berth-runtime/berth/internal/pod/store"
 )
 
 // noteExt ends the name of a file that holds an intent.
@@ -57,7 +59,11 @@ func (e *Engine) undoIntents() (sandboxes []string, err error) {
 			continue
 		}
 		var cut intent
-		if readErr := e.store.read(file, &cut); readErr != nil {
+		readErr := e.store.Read(file, &cut)
+		if errors.Is(readErr, store.ErrNewer) {
+			return nil, newerRecord(file, readErr)
+		}
+		if readErr != nil {
 			e.opts.Log.Error("note of a checkpoint is unreadable", "file", file, "error", readErr)
 		}
 		if cut.Sandbox != "" {

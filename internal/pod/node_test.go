@@ -279,7 +279,7 @@ func (n *node) ended(name string) string {
 }
 
 func (n *node) damage(name string) {
-	file := n.engine.store.sandboxFile(n.ids[name])
+	file := n.engine.store.SandboxFile(n.ids[name])
 	if _, err := os.Stat(file); err != nil {
 		matches, globErr := filepath.Glob(filepath.Join(n.root, "pods", "*", "containers", n.ids[name]+".json"))
 		if globErr != nil || len(matches) != 1 {

@@ -11,12 +11,14 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/internal/pod/machine"
+	"github.com/berth-runtime/berth/internal/pod/store"
 	"github.com/berth-runtime/berth/internal/selinux"
 	"github.com/berth-runtime/berth/internal/shim"
 )
@@ -27,7 +29,8 @@ const recoverReaders = 8
 // recover lists every object that earlier engines wrote down, then has each
 // take up its work. A record that cannot be read is set aside: its object is
 // shown as not ready or unknown and goes by normal removal. It never keeps the
-// engine from opening and never affects another pod.
+// engine from opening and never affects another pod. A record of a newer version
+// keeps the engine from opening: nothing is changed, for that version to go on.
 func (e *Engine) recover(ctx context.Context) error {
 	known, err := e.opts.Shim.List(ctx)
 	if err != nil {
@@ -37,7 +40,7 @@ func (e *Engine) recover(ctx context.Context) error {
 	for _, c := range known {
 		e.supervised[c.ID] = c
 	}
-	ids, err := e.store.sandboxIDs()
+	ids, err := e.store.SandboxIDs()
 	if err != nil {
 		return fmt.Errorf("list the records of sandboxes: %w", err)
 	}
@@ -47,11 +50,11 @@ func (e *Engine) recover(ctx context.Context) error {
 	var intact []*object
 	for _, id := range ids {
 		group.Go(func() error {
-			objects := e.recoverSandbox(id)
+			objects, err := e.recoverSandbox(id)
 			mu.Lock()
 			defer mu.Unlock()
 			intact = append(intact, objects...)
-			return nil
+			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
@@ -76,16 +79,19 @@ func (e *Engine) recover(ctx context.Context) error {
 }
 
 // recoverSandbox lists a sandbox and its containers again and returns those
-// whose records are intact.
-func (e *Engine) recoverSandbox(id string) []*object {
+// whose records are intact. An error wraps [store.ErrNewer].
+func (e *Engine) recoverSandbox(id string) ([]*object, error) {
 	var rec sandboxRecord
 	var state machine.State
-	err := e.store.read(e.store.sandboxFile(id), &rec)
+	err := e.store.Read(e.store.SandboxFile(id), &rec)
 	if err == nil {
 		state, err = sandboxKind.Load(rec.Machine)
 	}
 	if err == nil && rec.ID != id {
-		err = fmt.Errorf("%w: it is of sandbox %q", errDamaged, rec.ID)
+		err = fmt.Errorf("%w: it is of sandbox %q", store.ErrDamaged, rec.ID)
+	}
+	if errors.Is(err, store.ErrNewer) {
+		return nil, newerRecord(e.store.SandboxFile(id), err)
 	}
 	var intact []*object
 	if err != nil {
@@ -107,28 +113,36 @@ func (e *Engine) recoverSandbox(id string) []*object {
 	if err == nil {
 		intact = append(intact, &s.object)
 	}
-	ids, listErr := e.store.containerIDs(id)
+	ids, listErr := e.store.ContainerIDs(id)
 	if listErr != nil {
 		s.log.Error("list the records of the sandbox's containers", "error", listErr)
 	}
 	for _, cid := range ids {
-		if c, ok := e.recoverContainer(s, cid); ok {
+		c, ok, err := e.recoverContainer(s, cid)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
 			intact = append(intact, &c.object)
 		}
 	}
 	s.mu.Lock()
 	s.changed()
 	s.mu.Unlock()
-	return intact
+	return intact, nil
+}
+
+func newerRecord(file string, err error) error {
+	return fmt.Errorf("read record %s: %w; install the version that was here before: %w", file, err, errdefs.ErrFailedPrecondition)
 }
 
 // damagedSandbox sets a record aside and makes up one by which everything that
 // may be there of the sandbox can be found and removed.
 func (e *Engine) damagedSandbox(id string, why error) (sandboxRecord, machine.State) {
-	file := e.store.sandboxFile(id)
+	file := e.store.SandboxFile(id)
 	e.opts.Log.Error("record of a sandbox is unreadable; it is shown as not ready until it is removed",
 		"sandbox", id, "file", file, "error", why)
-	if err := e.store.quarantine(file); err != nil {
+	if err := e.store.Quarantine(file); err != nil {
 		e.opts.Log.Error("set unreadable record aside", "file", file, "error", err)
 	}
 	rec := sandboxRecord{ID: id, Listed: true, Problem: fmt.Sprintf("its record cannot be read: %v", why)}
@@ -138,7 +152,7 @@ func (e *Engine) damagedSandbox(id string, why error) (sandboxRecord, machine.St
 		e.opts.Log.Error("place the cgroup of an unreadable sandbox", "sandbox", id, "error", err)
 	}
 	rec.CgroupParent, rec.OwnsParent = parent, err == nil
-	if info, err := os.Stat(e.store.sandboxDir(id)); err == nil {
+	if info, err := os.Stat(e.store.SandboxDir(id)); err == nil {
 		rec.CreatedAt = info.ModTime()
 	}
 	if paths, ok := namespace.Probe(e.namespaceDir(id)); ok {
@@ -149,16 +163,20 @@ func (e *Engine) damagedSandbox(id string, why error) (sandboxRecord, machine.St
 	return rec, sandboxKind.Whole(uses)
 }
 
-func (e *Engine) recoverContainer(s *sandbox, id string) (*container, bool) {
+// recoverContainer lists a container again; intact tells whether its record is. An error wraps [store.ErrNewer].
+func (e *Engine) recoverContainer(s *sandbox, id string) (_ *container, intact bool, _ error) {
 	var rec containerRecord
 	var state machine.State
-	file := e.store.containerFile(s.rec.ID, id)
-	err := e.store.read(file, &rec)
+	file := e.store.ContainerFile(s.rec.ID, id)
+	err := e.store.Read(file, &rec)
 	if err == nil {
 		state, err = containerKind.Load(rec.Machine)
 	}
 	if err == nil && (rec.ID != id || rec.SandboxID != s.rec.ID) {
-		err = fmt.Errorf("%w: it is of container %q in sandbox %q", errDamaged, rec.ID, rec.SandboxID)
+		err = fmt.Errorf("%w: it is of container %q in sandbox %q", store.ErrDamaged, rec.ID, rec.SandboxID)
+	}
+	if errors.Is(err, store.ErrNewer) {
+		return nil, false, newerRecord(file, err)
 	}
 	if err != nil {
 		rec, state = e.damagedContainer(s, id, err)
@@ -181,16 +199,16 @@ func (e *Engine) recoverContainer(s *sandbox, id string) (*container, bool) {
 	c.mu.Lock()
 	c.changed()
 	c.mu.Unlock()
-	return c, err == nil
+	return c, err == nil, nil
 }
 
 // damagedContainer is for containers what damagedSandbox is for sandboxes. Its
 // process, if there is one, runs on until somebody stops or removes it.
 func (e *Engine) damagedContainer(s *sandbox, id string, why error) (containerRecord, machine.State) {
-	file := e.store.containerFile(s.rec.ID, id)
+	file := e.store.ContainerFile(s.rec.ID, id)
 	s.log.Error("record of a container is unreadable; its state is shown as unknown until it is removed",
 		"container_id", id, "file", file, "error", why)
-	if err := e.store.quarantine(file); err != nil {
+	if err := e.store.Quarantine(file); err != nil {
 		s.log.Error("set unreadable record aside", "file", file, "error", err)
 	}
 	rec := containerRecord{ID: id, SandboxID: s.rec.ID, Listed: true, Problem: fmt.Sprintf("its record cannot be read: %v", why)}
@@ -252,7 +270,7 @@ func (e *Engine) unknown(ids []string) []string {
 		if _, ok := e.sandboxes.byID[id]; ok {
 			continue
 		}
-		if _, ok := e.containers.byID[id]; !ok && validID(id) {
+		if _, ok := e.containers.byID[id]; !ok && store.ValidID(id) {
 			unknown = append(unknown, id)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/checkpoint"
+	"github.com/berth-runtime/berth/internal/pod/store"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/internal/spec"
 )
@@ -120,8 +121,8 @@ func (e *Engine) restoreContainers(ctx context.Context, id string, r Restore, ar
 	if err != nil {
 		return nil, err
 	}
-	note := string(e.checkpointDir(newID())) + noteExt
-	if err := e.store.write(note, intent{Sandbox: id}); err != nil {
+	note := string(e.checkpointDir(store.NewID())) + noteExt
+	if err := e.store.Write(note, intent{Sandbox: id}); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, removeFile(note)) }()

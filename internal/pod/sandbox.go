@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/pod/machine"
+	"github.com/berth-runtime/berth/internal/pod/store"
 	"github.com/berth-runtime/berth/internal/spec"
 	"github.com/berth-runtime/berth/internal/text"
 	"github.com/berth-runtime/berth/internal/warning"
@@ -177,7 +178,7 @@ func (e *Engine) reserveSandbox(cfg *runtimeapi.PodSandboxConfig, handler string
 
 // newSandbox decides everything that must be written down before it is done.
 func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string, container bool) (*sandbox, error) {
-	rec := sandboxRecord{ID: newID(), Handler: handler, CreatedAt: time.Now()}
+	rec := sandboxRecord{ID: store.NewID(), Handler: handler, CreatedAt: time.Now()}
 	rec.Config.M = proto.CloneOf(cfg)
 	rec.Overhead.M, rec.Resources.M = rec.Config.M.GetLinux().GetOverhead(), rec.Config.M.GetLinux().GetResources()
 	uses := sandboxUses(cfg, container)

@@ -37,7 +37,7 @@ func (s *sandbox) startContainer(ctx context.Context) error {
 	}
 	oci, err := spec.BuildSandbox(spec.Input{
 		Pod: s.rec.Config.M, SandboxID: id, Rootfs: e.rootfsDir(id), Namespaces: s.paths(h.Handler), Shm: e.shmDir(id),
-		ResolvConf: filepath.Join(e.store.filesDir(id), "resolv.conf"), CgroupsPath: cgroups,
+		ResolvConf: filepath.Join(e.store.FilesDir(id), "resolv.conf"), CgroupsPath: cgroups,
 		ProcessLabel: s.rec.Labels.Process, MountLabel: s.rec.Labels.Mount,
 		Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion, AllowedAnnotations: h.Annotations,
 	}, "/"+waitProgram, s.limits())

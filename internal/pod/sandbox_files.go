@@ -26,7 +26,7 @@ const (
 // writeFiles writes the files which the containers of a pod share: resolv.conf,
 // hostname and hosts. Kubelet mounts its own hosts file over ours.
 func (e *Engine) writeFiles(rec *sandboxRecord) error {
-	dir := e.store.filesDir(rec.ID)
+	dir := e.store.FilesDir(rec.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (s *sandbox) save() error {
 	rec.Listed = rec.Listed || s.state.Goal == sandboxReady && sandboxKind.Complete(s.state)
 	rec.Machine = sandboxKind.Save(s.state)
 	s.mu.Unlock()
-	if err := s.engine.store.write(s.engine.store.sandboxFile(rec.ID), rec); err != nil {
+	if err := s.engine.store.Write(s.engine.store.SandboxFile(rec.ID), rec); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -124,7 +124,7 @@ func (s *sandbox) forget() error {
 	s.tellRemoved(e.drivers.ctx)
 	s.saving.Lock()
 	s.forgotten = true
-	err := e.store.removeSandbox(s.rec.ID)
+	err := e.store.RemoveSandbox(s.rec.ID)
 	s.saving.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()

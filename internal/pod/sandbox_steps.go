@@ -93,7 +93,7 @@ func (s *sandbox) do(ctx context.Context, step int) error {
 		if err := s.engine.writeFiles(&s.rec); err != nil {
 			return err
 		}
-		return labelFiles(s.engine.store.filesDir(s.rec.ID), s.rec.Labels.Mount)
+		return labelFiles(s.engine.store.FilesDir(s.rec.ID), s.rec.Labels.Mount)
 	case stepCgroup:
 		return s.makeCgroup(ctx)
 	case stepNamespaces:
@@ -116,7 +116,7 @@ func (s *sandbox) undo(ctx context.Context, step int) error {
 	e := s.engine
 	switch step {
 	case stepFiles:
-		return os.RemoveAll(e.store.filesDir(s.rec.ID))
+		return os.RemoveAll(e.store.FilesDir(s.rec.ID))
 	case stepCgroup:
 		return s.removeCgroup(ctx)
 	case stepNamespaces:
@@ -145,7 +145,7 @@ func (s *sandbox) probe(ctx context.Context, step int) error {
 	e := s.engine
 	switch step {
 	case stepFiles:
-		_, err := os.Stat(e.store.filesDir(s.rec.ID))
+		_, err := os.Stat(e.store.FilesDir(s.rec.ID))
 		return err
 	case stepCgroup:
 		return s.makeCgroup(ctx)

@@ -1,4 +1,4 @@
-package pod
+package store
 
 import (
 	"errors"
@@ -12,20 +12,20 @@ import (
 
 // TestRecordIsReadBackOrRefused writes records up to and beyond the limit.
 func TestRecordIsReadBackOrRefused(t *testing.T) {
-	s := store{root: t.TempDir()}
+	s := New(t.TempDir())
 	file := filepath.Join(s.root, "record.json")
 	const frame = 100 // more than the envelope
 	var got string
-	if err := errors.Join(s.write(file, strings.Repeat("x", maxRecord-frame)), s.read(file, &got)); err != nil {
+	if err := errors.Join(s.Write(file, strings.Repeat("x", maxRecord-frame)), s.Read(file, &got)); err != nil {
 		t.Fatal(err)
 	}
 	if len(got) != maxRecord-frame {
 		t.Errorf("%d bytes are read back", len(got))
 	}
-	if err := s.write(file, strings.Repeat("x", maxRecord)); !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "8388608") {
+	if err := s.Write(file, strings.Repeat("x", maxRecord)); !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "8388608") {
 		t.Errorf("a record beyond the limit: %v", err)
 	}
-	if err := s.read(file, &got); err != nil || len(got) != maxRecord-frame {
+	if err := s.Read(file, &got); err != nil || len(got) != maxRecord-frame {
 		t.Errorf("the record before it: %d bytes, %v", len(got), err)
 	}
 	if entries, err := os.ReadDir(s.root); err != nil || len(entries) != 1 {

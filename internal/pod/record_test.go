@@ -6,6 +6,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/internal/pod/store"
 )
 
 // FuzzRecord reads damaged and foreign records: nothing panics, an error is one of damage, and what is read without an
@@ -14,7 +16,7 @@ func FuzzRecord(f *testing.F) {
 	var seed sandboxRecord
 	seed.ID = "0123"
 	seed.Config.M = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "a", Namespace: "b", Uid: "c"}}
-	whole, err := encodeRecord(&seed)
+	whole, err := store.Encode(&seed)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -25,14 +27,14 @@ func FuzzRecord(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var first, second sandboxRecord
-		if err := decodeRecord(data, &first); err != nil {
+		if err := store.Decode(data, &first); err != nil {
 			return
 		}
-		again, err := encodeRecord(&first)
+		again, err := store.Encode(&first)
 		if err != nil {
 			t.Fatalf("write what was read: %v", err)
 		}
-		if err := decodeRecord(again, &second); err != nil {
+		if err := store.Decode(again, &second); err != nil {
 			t.Fatalf("read what was written: %v", err)
 		}
 		if first.ID != second.ID || !proto.Equal(first.Config.M, second.Config.M) {
@@ -45,17 +47,17 @@ func FuzzRecord(f *testing.F) {
 func TestDamagedRecords(t *testing.T) {
 	record := sandboxRecord{ID: "0123"}
 	record.Config.M = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "name"}}
-	whole, err := encodeRecord(&record)
+	whole, err := store.Encode(&record)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for n := range len(bytes.TrimSpace(whole)) {
-		if decodeRecord(whole[:n], &sandboxRecord{}) == nil {
+		if store.Decode(whole[:n], &sandboxRecord{}) == nil {
 			t.Errorf("the first %d of %d bytes are taken for a record", n, len(whole))
 		}
 	}
 	changed := bytes.Replace(whole, []byte("name"), []byte("game"), 2)
-	if !bytes.Equal(changed, whole) && bytes.Contains(changed, []byte(`"game"`)) && decodeRecord(changed, &sandboxRecord{}) == nil {
+	if !bytes.Equal(changed, whole) && bytes.Contains(changed, []byte(`"game"`)) && store.Decode(changed, &sandboxRecord{}) == nil {
 		t.Error("a changed record is taken for the one that was written")
 	}
 }
