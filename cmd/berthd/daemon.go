@@ -227,12 +227,13 @@ func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup
 		Root: d.cfg.Root, State: d.cfg.State, Instance: d.instance, NetNSDir: d.cfg.Network.NetNSDir,
 		Images: d.images, Network: d.network, Shim: d.shim, Plugins: d.plugins,
 		Cgroups: cgroups, CgroupDriver: d.cgroupDriver(), Host: host,
-		InjectCDI: injectCDI,
-		Handlers:  d.handlers,
-		Warned:    d.metrics.Unsupported,
-		LogLimit:  int64(d.cfg.Log.ContainerBytesPerSecond),
-		HostPaths: pod.HostPaths{Create: d.cfg.Pod.CreateHostPaths, Except: d.cfg.Pod.CreateHostPathsExcept},
-		Log:       d.log.With("part", "pod"),
+		InjectCDI:    injectCDI,
+		Handlers:     d.handlers,
+		Warned:       d.metrics.Unsupported,
+		LogLimit:     int64(d.cfg.Log.ContainerBytesPerSecond),
+		ImageVolumes: d.cfg.Image.Volumes,
+		HostPaths:    pod.HostPaths{Create: d.cfg.Pod.CreateHostPaths, Except: d.cfg.Pod.CreateHostPathsExcept},
+		Log:          d.log.With("part", "pod"),
 	})
 	if err != nil {
 		return err

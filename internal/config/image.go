@@ -23,6 +23,7 @@ type Image struct {
 	StallTimeout           string   `json:"stall_timeout"            toml:"stall_timeout"`
 	MinBytesPerSecond      int      `json:"min_bytes_per_second"     toml:"min_bytes_per_second"`
 	MaxUnpackedSize        int      `json:"max_unpacked_size"        toml:"max_unpacked_size"`
+	Volumes                string   `json:"volumes"                  toml:"volumes"`
 	Pinned                 []string `json:"pinned"                   toml:"pinned"`
 	VerifierDir            string   `json:"verifier_dir"             toml:"verifier_dir"`
 }
@@ -35,6 +36,7 @@ func defaultImage() Image {
 		StallTimeout:           "30s",
 		MinBytesPerSecond:      256,
 		MaxUnpackedSize:        100 << 30,
+		Volumes:                "bind",
 		Pinned:                 []string{},
 	}
 }
@@ -73,8 +75,14 @@ func imageSection(i *Image) section {
 				"is read from it does not count.",
 			check: func() string { return checkRange(i.MinBytesPerSecond, 0, mostBytesPerSecond) }},
 		{key: "max_unpacked_size", value: &i.MaxUnpackedSize, example: "21474836480",
-			doc:   "How many bytes the layers of one image may unpack to; a larger image is refused. 0 is no limit.",
+			doc: "How many bytes the layers of one image, the files of one artifact or the content that the volumes of an image copy\n" +
+				"may take once unpacked; larger ones are refused. 0 is no limit.",
 			check: func() string { return checkRange(i.MaxUnpackedSize, 0, math.MaxInt) }},
+		{key: "volumes", value: &i.Volumes, example: `"bind"`,
+			doc: "The volumes that images declare: bind gives a container a directory for each, with what the image has there,\n" +
+				"writable and removed with the container; mkdir makes only the missing directories, which belong to the user of\n" +
+				"the container, in its root file system; ignore does nothing.",
+			check: func() string { return checkOneOf(i.Volumes, "bind", "mkdir", "ignore") }},
 		{key: "pinned", value: &i.Pinned, example: `["registry.example/tools:1"]`,
 			doc: "Images that kubelet's garbage collection must leave alone, by reference or by a pattern of the full name in\n" +
 				"which * stands for any characters.",

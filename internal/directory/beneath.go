@@ -137,6 +137,21 @@ func OpenDirBeneath(dir, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
+// OpenDirInRoot opens a directory below a directory to read what is in it, as a process opens it that has the other one as
+// its root directory.
+func OpenDirInRoot(dir, name string) (*os.File, error) {
+	root, err := openPath(dir, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(root) //nolint:errcheck // an O_PATH descriptor holds no data
+	fd, err := openat2(root, name, unix.O_RDONLY|unix.O_DIRECTORY, 0, inRoot)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
 // MakeBeneath makes a directory below a directory, with its parents. Symbolic links are not followed.
 func MakeBeneath(dir, name string, mode uint32) error {
 	at, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)

@@ -139,8 +139,9 @@ func (s *Store) plant(ctx context.Context, dir string, manifest ocispec.Manifest
 	for _, layer := range manifest.Layers {
 		link = link && !isArchive(layer)
 	}
+	limits := &unpackLimits{max: s.opts.MaxUnpackedSize}
 	for _, layer := range manifest.Layers {
-		if err := s.plantLayer(ctx, tree, layer, link); err != nil {
+		if err := s.plantLayer(ctx, tree, layer, link, limits); err != nil {
 			return fmt.Errorf("layer %s: %w", layer.Digest, err)
 		}
 	}
@@ -174,14 +175,17 @@ func isArchive(layer ocispec.Descriptor) bool {
 	return images.IsLayerType(layer.MediaType) && (!titled || layer.Annotations[unpackAnnotation] == "true")
 }
 
-func (s *Store) plantLayer(ctx context.Context, tree string, layer ocispec.Descriptor, link bool) error {
+func (s *Store) plantLayer(ctx context.Context, tree string, layer ocispec.Descriptor, link bool, limits *unpackLimits) error {
 	if isArchive(layer) {
 		blob, err := s.gen.content.ReaderAt(ctx, layer)
 		if err != nil {
 			return err
 		}
-		_, err = unpackLayer(ctx, content.NewReader(blob), unpackTarget{dir: tree}, &unpackLimits{max: s.opts.MaxUnpackedSize})
+		_, err = unpackLayer(ctx, content.NewReader(blob), unpackTarget{dir: tree}, limits)
 		return errors.Join(err, blob.Close())
+	}
+	if err := limits.add(&limits.files, layer.Size); err != nil {
+		return err
 	}
 	at, err := placeOf(tree, layer)
 	if err != nil {

@@ -7,16 +7,19 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/directory"
 )
 
 const (
@@ -32,8 +35,10 @@ const (
 
 // ExportRootfs writes what a container changed in its root file system to w, as
 // a tar archive of what is new or different, and returns the paths of what it
-// removed. It is exact only if the container does not write meanwhile.
-func (s *Store) ExportRootfs(ctx context.Context, key string, w io.Writer) (removed []string, err error) {
+// removed. Of the volumes that its image declares, by number with their paths in
+// the root file system, all is in the archive, so that they begin with it when
+// they are made again. It is exact only if the container does not write meanwhile.
+func (s *Store) ExportRootfs(ctx context.Context, key string, volumes map[int]string, w io.Writer) (removed []string, err error) {
 	if err := checkKey(key); err != nil {
 		return nil, err
 	}
@@ -41,30 +46,49 @@ func (s *Store) ExportRootfs(ctx context.Context, key string, w io.Writer) (remo
 	if err != nil {
 		return nil, fmt.Errorf("export root filesystem %s: %w", key, err)
 	}
-	// Whatever the container put there, no link leads out.
-	root, err := os.OpenRoot(s.rootfsPath(key, upperDir))
-	if err != nil {
-		return nil, fmt.Errorf("export root filesystem %s: %w", key, err)
+	out := tar.NewWriter(w)
+	e := &exporter{ctx: ctx, layers: record.Layers, out: out}
+	err = e.tree(s.rootfsPath(key, upperDir), "", false)
+	for _, number := range slices.Sorted(maps.Keys(volumes)) {
+		if err == nil {
+			err = e.tree(s.rootfsPath(key, volumesDir, strconv.Itoa(number)), volumes[number], true)
+		}
 	}
-	defer func() { err = errors.Join(err, root.Close()) }()
-	e := &exporter{ctx: ctx, root: root, layers: record.Layers, out: tar.NewWriter(w), links: map[uint64]string{}}
-	if err := e.directory(".", false); err != nil {
-		return nil, fmt.Errorf("export root filesystem %s: %w", key, err)
-	}
-	if err := e.out.Close(); err != nil {
+	if err = errors.Join(err, out.Close()); err != nil {
 		return nil, fmt.Errorf("export root filesystem %s: %w", key, err)
 	}
 	return e.removed, nil
 }
 
-// exporter walks the upper directory of an overlay.
+// exporter walks the upper directory of an overlay, or a directory with a place in it.
 type exporter struct {
 	ctx     context.Context
 	root    *os.Root
+	at      string   // the place of root in the archive
 	layers  []string // topmost first
 	out     *tar.Writer
 	links   map[uint64]string // first name of each inode with several
 	removed []string
+}
+
+// tree exports a directory that has a place in the archive; one that hides what the layers have there is exported
+// itself too. Whatever the container put there, no link leads out.
+func (e *exporter) tree(dir, at string, hides bool) (err error) {
+	if e.root, err = os.OpenRoot(dir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.root.Close()) }()
+	e.at, e.links = strings.TrimPrefix(path.Clean("/"+at), "/"), map[uint64]string{}
+	if hides {
+		info, err := e.root.Lstat(".")
+		if err != nil {
+			return err
+		}
+		if _, err := e.entry(".", info); err != nil {
+			return err
+		}
+	}
+	return e.directory(".", hides)
 }
 
 // directory exports what is in a directory. Hidden tells that nothing of it
@@ -85,7 +109,7 @@ func (e *exporter) directory(dir string, hidden bool) error {
 			return err
 		}
 		if isWhiteout(info) {
-			e.removed = append(e.removed, "/"+name)
+			e.removed = append(e.removed, path.Join("/", e.at, name))
 			continue
 		}
 		names[entry.Name()] = true
@@ -115,14 +139,18 @@ func isWhiteout(info fs.FileInfo) bool {
 func (e *exporter) hides(dir string, names map[string]bool) []string {
 	var hidden []string
 	for _, layer := range e.layers {
-		entries, err := os.ReadDir(filepath.Join(layer, dir))
+		found, err := directory.OpenDirBeneath(layer, path.Join(e.at, dir))
 		if err != nil {
 			continue // this layer has no such directory
+		}
+		entries, err := found.ReadDir(-1)
+		if err = errors.Join(err, found.Close()); err != nil {
+			continue // as above
 		}
 		for _, entry := range entries {
 			if !names[entry.Name()] {
 				names[entry.Name()] = true
-				hidden = append(hidden, "/"+path.Join(dir, entry.Name()))
+				hidden = append(hidden, path.Join("/", e.at, dir, entry.Name()))
 			}
 		}
 	}
@@ -144,7 +172,8 @@ func (e *exporter) entry(name string, info fs.FileInfo) (opaque bool, err error)
 	if err != nil {
 		return false, err
 	}
-	header.Name, header.Uname, header.Gname, header.Format = name, "", "", tar.FormatPAX
+	place := path.Join(e.at, name)
+	header.Name, header.Uname, header.Gname, header.Format = place, "", "", tar.FormatPAX
 	if info.IsDir() {
 		header.Name += "/"
 	}
@@ -154,7 +183,7 @@ func (e *exporter) entry(name string, info fs.FileInfo) (opaque bool, err error)
 			header.Typeflag, header.Linkname, header.Size = tar.TypeLink, first, 0
 			return false, e.out.WriteHeader(header)
 		}
-		e.links[stat.Ino] = name
+		e.links[stat.Ino] = place
 	}
 	if !info.Mode().IsRegular() && !info.IsDir() {
 		return false, e.out.WriteHeader(header)

@@ -71,7 +71,7 @@ func TestChanges(t *testing.T) {
 		}
 	}
 	var changes bytes.Buffer
-	removed, err := f.ExportRootfs(t.Context(), "c1", &changes)
+	removed, err := f.ExportRootfs(t.Context(), "c1", nil, &changes)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,10 +158,10 @@ func TestImportStaysInside(t *testing.T) {
 	if err := f.ImportRootfs(t.Context(), to, strings.NewReader("no archive at all, but long enough for one"), nil); err == nil {
 		t.Error("what is no archive was imported")
 	}
-	if _, err := f.ExportRootfs(t.Context(), "nobody", &bytes.Buffer{}); !errdefs.IsNotFound(err) {
+	if _, err := f.ExportRootfs(t.Context(), "nobody", nil, &bytes.Buffer{}); !errdefs.IsNotFound(err) {
 		t.Errorf("export of what is not there: got %v, want not found", err)
 	}
-	if _, err := f.ExportRootfs(t.Context(), "c1", brokenWriter{}); !errors.Is(err, errBroken) {
+	if _, err := f.ExportRootfs(t.Context(), "c1", nil, brokenWriter{}); !errors.Is(err, errBroken) {
 		t.Errorf("export to where nothing can be written: got %v", err)
 	}
 }

@@ -126,13 +126,15 @@ type layer struct {
 	entries  int
 }
 
+func newLayer() *layer { return &layer{explicit: map[string]bool{}, parents: map[string]bool{}} }
+
 // unpackLayer unpacks a layer, compressed or not, to its end, as far as the limits of its image allow.
 func unpackLayer(ctx context.Context, from io.Reader, into unpackTarget, limits *unpackLimits) (*layer, error) {
 	archived, err := decompress(from)
 	if err != nil {
 		return nil, err
 	}
-	l := &layer{explicit: map[string]bool{}, parents: map[string]bool{}}
+	l := newLayer()
 	hash := digest.Canonical.Digester()
 	counted := io.TeeReader(limits.reader(archived), hash.Hash())
 	options := []archive.ApplyOpt{archive.WithFilter(func(entry *tar.Header) (bool, error) { return l.accept(entry, limits) })}

@@ -241,7 +241,7 @@ func (s *Store) RootfsKeys(context.Context) ([]string, error) {
 	return keys, nil
 }
 
-// RootfsUsage returns what a container wrote. It walks the layer: do not call
+// RootfsUsage returns what a container wrote, and what is in the volumes that its image declares. It walks the layer: do not call
 // it where somebody waits.
 func (s *Store) RootfsUsage(ctx context.Context, key string) (bytes, inodes uint64, err error) {
 	if err := checkKey(key); err != nil {
@@ -250,7 +250,11 @@ func (s *Store) RootfsUsage(ctx context.Context, key string) (bytes, inodes uint
 	if _, err := s.uses.find(key); err != nil {
 		return 0, 0, fmt.Errorf("measure root filesystem %s: %w", key, err)
 	}
-	used, err := continuity.DiskUsage(ctx, s.rootfsPath(key, upperDir))
+	roots := []string{s.rootfsPath(key, upperDir)}
+	if _, err := os.Stat(s.rootfsPath(key, volumesDir)); err == nil {
+		roots = append(roots, s.rootfsPath(key, volumesDir))
+	}
+	used, err := continuity.DiskUsage(ctx, roots...)
 	if err != nil {
 		return 0, 0, fmt.Errorf("measure root filesystem %s: %w", key, err)
 	}

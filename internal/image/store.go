@@ -9,7 +9,7 @@
 //	<root>/store-<n>/metadata.db   the layers (containerd's overlay snapshotter)
 //	<root>/store-<n>/snapshots/    the unpacked layers
 //	<root>/store-<n>/artifacts/    the files of artifacts, see artifact.go
-//	<root>/rootfs/<key>/           writable layers of containers
+//	<root>/rootfs/<key>/           writable layers of containers, with the volumes of their images, see volumedir.go
 //	<root>/volumes/<key>           which image a volume is, see volume.go
 //	<root>/session                 there while the store is open, see session.go
 //	<root>/reserve                 blocks to give back when the disk is full

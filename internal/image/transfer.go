@@ -231,6 +231,9 @@ func (t *transfer) children(ctx context.Context, desc ocispec.Descriptor) ([]oci
 		if len(layers) > maxLayers {
 			return nil, fmt.Errorf("image has %d layers, more than %d: %w", len(layers), maxLayers, errdefs.ErrInvalidArgument)
 		}
+		if err := t.limits.admitBlobs(layers); err != nil {
+			return nil, err
+		}
 		t.mu.Lock()
 		t.layers = layers
 		if isArtifact(found[0]) {

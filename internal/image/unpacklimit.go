@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
@@ -26,8 +27,8 @@ const (
 // errUnpackLimit is the kind of an image that is larger than allowed once it is unpacked.
 var errUnpackLimit = fmt.Errorf("the image is refused: %w", errdefs.ErrFailedPrecondition)
 
-// unpackLimits bound what the layers of one image unpack to, however small they are in the registry. Its
-// methods may be called from several goroutines.
+// unpackLimits bound what the layers of one image or artifact unpack to, however small they are in the registry, and
+// what the volumes of an image copy. Its methods may be called from several goroutines.
 type unpackLimits struct {
 	// max is in bytes; 0 is no limit.
 	max int64
@@ -39,7 +40,18 @@ type unpackLimits struct {
 func (u *unpackLimits) add(total *atomic.Int64, n int64) error {
 	sum := total.Add(n)
 	if u.max > 0 && (n < 0 || n > u.max || sum > u.max) {
-		return fmt.Errorf("unpacked size above image.max_unpacked_size, %d bytes: %w", u.max, errUnpackLimit)
+		return fmt.Errorf("unpacked size reached %d bytes, above image.max_unpacked_size of %d bytes: %w", sum, u.max, errUnpackLimit)
+	}
+	return nil
+}
+
+// admitBlobs refuses layers that are larger in the registry than all of them may be once they are unpacked.
+func (u *unpackLimits) admitBlobs(layers []ocispec.Descriptor) error {
+	var total atomic.Int64
+	for _, layer := range layers {
+		if err := u.add(&total, layer.Size); err != nil {
+			return fmt.Errorf("layer %s of %d bytes: %w", layer.Digest, layer.Size, err)
+		}
 	}
 	return nil
 }

@@ -2,6 +2,8 @@ package image_test
 
 import (
 	"bytes"
+	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -12,8 +14,12 @@ import (
 	"github.com/berth-runtime/berth/test/registry"
 )
 
+// reached is in the refusal of what is larger than allowed.
+var reached = regexp.MustCompile(`layer sha256:[0-9a-f]{64}.*: unpacked size reached \d+ bytes, above image\.max_unpacked_size of 4194304 bytes`)
+
 // TestUnpackLimits pulls images that are small in the registry and large, deep or odd once they are unpacked.
-// Each is refused by the name of the limit and leaves nothing; an image at the limit is pulled.
+// Each is refused by the name of the limit and leaves nothing; an image at the limit is pulled. The files and archives
+// of an artifact count together.
 func TestUnpackLimits(t *testing.T) {
 	const limit = 4 << 20
 	f := newFixtureWith(t, image.Options{MaxUnpackedSize: limit}, registry.Options{})
@@ -49,6 +55,30 @@ func TestUnpackLimits(t *testing.T) {
 		}
 		f.nothingLeft()
 	}
+	archive := func(size int) imagefactory.Blob {
+		return imagefactory.Blob{Archive: &imagefactory.Layer{Files: []imagefactory.File{zeros(fmt.Sprint("f", size), size)}}}
+	}
+	file := func(title string, size int) imagefactory.Blob {
+		return imagefactory.Blob{MediaType: "text/plain", Title: title, Content: bytes.Repeat([]byte(title), size)}
+	}
+	for name, blobs := range map[string][]imagefactory.Blob{
+		"archives":         {archive(limit / 2), archive(limit/2 + 1)},
+		"file":             {file("a", limit+1)},
+		"files":            {file("a", limit/2), file("b", limit/2+1)},
+		"file and archive": {file("a", limit/2), archive(limit/2 + 1)},
+	} {
+		a := files(t, blobs...)
+		ref := f.put(strings.ReplaceAll(name, " ", "-")+":1", a)
+		_, err := f.Pull(t.Context(), ref, image.Auth{})
+		if !errdefs.IsFailedPrecondition(err) || !reached.MatchString(fmt.Sprint(err)) {
+			t.Errorf("artifact with %s: got %v, want a refusal with layer, size, key and limit", name, err)
+		}
+		if total := len(blobs[0].Content) + len(blobs[len(blobs)-1].Content); total > limit && f.proxy.Count("GET", a.Layers[0].Digest.String()) > 0 {
+			t.Errorf("artifact with %s: it was fetched although its manifest says how large it is", name)
+		}
+		f.nothingLeft()
+	}
+	f.pull(f.put("artifact-fits:1", files(t, file("a", limit/4), archive(limit/4))))
 	ref, _ := f.push("fits:1", imagefactory.Spec{Layers: []imagefactory.Layer{{Files: []imagefactory.File{zeros("a", limit/2)}}}})
 	f.pull(ref)
 }

@@ -187,7 +187,11 @@ func (p part) capture(ctx context.Context) error {
 	if err := p.dir.WriteContainer(c.written(), config); err != nil {
 		return err
 	}
-	err = p.dir.WriteChanges(func(w io.Writer) ([]string, error) { return e.opts.Images.ExportRootfs(ctx, c.rec.ID, w) })
+	volumes, err := c.declaredPlaces()
+	if err != nil {
+		return err
+	}
+	err = p.dir.WriteChanges(func(w io.Writer) ([]string, error) { return e.opts.Images.ExportRootfs(ctx, c.rec.ID, volumes, w) })
 	if err != nil {
 		return err
 	}

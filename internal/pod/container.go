@@ -188,6 +188,9 @@ func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, from 
 	if rec.Volumes, err = e.resolveVolumes(cfg); err != nil {
 		return nil, err
 	}
+	if rec.Declared, err = e.declaredOf(img.Config, cfg); err != nil {
+		return nil, err
+	}
 	rec.Resources.M = proto.CloneOf(cfg.GetLinux().GetResources())
 	if dir := s.rec.Config.M.GetLogDirectory(); dir != "" && cfg.GetLogPath() != "" {
 		rec.LogPath = filepath.Join(dir, cfg.GetLogPath())

@@ -88,7 +88,7 @@ func (c *container) do(ctx context.Context, step int) error {
 		if err := c.createHostPaths(c.rec.Config.M.GetMounts()); err != nil {
 			return err
 		}
-		return c.mapMounts()
+		return errors.Join(c.mapMounts(), c.bindDeclared(ctx))
 	case stepBundle:
 		if err := c.createHostPaths(c.rec.Config.M.GetMounts()); err != nil {
 			return err
@@ -178,6 +178,9 @@ func (c *container) writeBundle(ctx context.Context, cfg *runtimeapi.ContainerCo
 	if err := errors.Join(c.matches(out.Spec), c.relabelMounts(cfg)); err != nil {
 		return err
 	}
+	if err := c.makeDeclared(out.Spec.Process.User); err != nil {
+		return err
+	}
 	if err := makeWorkingDir(e.rootfsDir(c.rec.ID), out.Spec.Process.Cwd, rootOf(c.sandbox.rec.Config.M)); err != nil {
 		return err
 	}
@@ -225,7 +228,7 @@ func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConf
 		ResolvConf: filepath.Join(files, "resolv.conf"), Hostname: filepath.Join(files, "hostname"), Hosts: filepath.Join(files, "hosts"),
 		ProcessLabel: c.rec.Labels.Process, MountLabel: c.rec.Labels.Mount,
 		CgroupsPath: cgroups, Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion, AllowedAnnotations: h.Annotations,
-		InjectCDI: e.opts.InjectCDI, Mapped: c.mappedPaths(),
+		InjectCDI: e.opts.InjectCDI, Mapped: c.mappedPaths(), Volumes: c.declaredMounts(),
 	})
 	if err != nil {
 		return nil, err

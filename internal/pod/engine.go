@@ -41,11 +41,13 @@ type Images interface {
 	UnmountRootfs(ctx context.Context, target string) error
 	RemoveRootfs(ctx context.Context, key string) error
 	RootfsKeys(ctx context.Context) ([]string, error)
-	// ExportRootfs writes what a container changed as an archive, and returns
+	// ExportRootfs writes what a container changed, and what is in the volumes of its image, as an archive, and returns
 	// what it removed; ImportRootfs makes the same changes in what is mounted at target.
-	ExportRootfs(ctx context.Context, key string, w io.Writer) (removed []string, err error)
+	ExportRootfs(ctx context.Context, key string, volumes map[int]string, w io.Writer) (removed []string, err error)
 	ImportRootfs(ctx context.Context, target string, changes io.Reader, removed []string) error
 	RootfsUsage(ctx context.Context, key string) (bytes, inodes uint64, err error)
+	// PrepareVolumeDirs makes the directories of volumes that the image declares; again for the same key is no error.
+	PrepareVolumeDirs(ctx context.Context, key, root string, volumes []string, m *image.Mapping) (dirs []string, err error)
 	// PrepareVolume keeps an image for mounting; again for the same key is no
 	// error. UnmountRootfs undoes MountVolume.
 	PrepareVolume(ctx context.Context, key, imageID string) error
@@ -146,6 +148,8 @@ type Options struct {
 
 	// LogLimit is how many bytes of log a container may write per second; 0 is no limit.
 	LogLimit int64
+	// ImageVolumes says what becomes of the volumes that images declare: "bind", "mkdir", or ignored.
+	ImageVolumes string
 	// HostPaths says which missing sources of mounts are created.
 	HostPaths HostPaths
 

@@ -126,6 +126,10 @@ func (f fakeImages) UnmountRootfs(_ context.Context, target string) error {
 	return nil
 }
 
+func (f fakeImages) PrepareVolumeDirs(context.Context, string, string, []string, *image.Mapping) ([]string, error) {
+	return nil, nil
+}
+
 func (f fakeImages) PrepareVolume(_ context.Context, key, _ string) error {
 	f.volumes.set(key, true)
 	return nil
@@ -153,7 +157,7 @@ func (f fakeImages) RemoveRootfs(_ context.Context, key string) error {
 	return nil
 }
 
-func (f fakeImages) ExportRootfs(_ context.Context, _ string, w io.Writer) ([]string, error) {
+func (f fakeImages) ExportRootfs(_ context.Context, _ string, _ map[int]string, w io.Writer) ([]string, error) {
 	_, err := w.Write(changesArchive)
 	return []string{"/removed"}, err
 }

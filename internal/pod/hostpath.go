@@ -75,6 +75,15 @@ func makeWorkingDir(rootfs, cwd string, as owner) error {
 	if err != nil || target == filepath.Join(rootfs, cwd) {
 		return err
 	}
+	if err := makeIn(rootfs, target, as); err != nil {
+		return fmt.Errorf("create the working directory %s: %w", cwd, err)
+	}
+	return nil
+}
+
+// makeIn creates a directory below a root file system, by its path on the host in which all links are followed, unless
+// something is there already.
+func makeIn(rootfs, target string, as owner) error {
 	root, err := os.OpenRoot(rootfs)
 	if err != nil {
 		return err
@@ -88,7 +97,7 @@ func makeWorkingDir(rootfs, cwd string, as owner) error {
 		return nil // if it is no directory the OCI runtime says so
 	}
 	if err := root.MkdirAll(name, 0o755); err != nil {
-		return fmt.Errorf("create the working directory %s: %w", cwd, err)
+		return err
 	}
 	return root.Lchown(name, int(as.uid), int(as.gid))
 }

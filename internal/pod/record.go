@@ -83,6 +83,7 @@ type containerRecord struct {
 	ImageID    string                                       `json:"imageID"`
 	ImageRef   string                                       `json:"imageRef"`
 	Volumes    []volumeRecord                               `json:"volumes,omitempty"`
+	Declared   declaredVolumes                              `json:"declaredVolumes,omitzero"`
 	LogPath    string                                       `json:"logPath,omitempty"`
 	User       message[*runtimeapi.ContainerUser]           `json:"user,omitzero"`
 	StopSignal string                                       `json:"stopSignal,omitempty"`

@@ -137,7 +137,7 @@ func makeMountPoint(source, target string) error {
 	return f.Close()
 }
 
-// unmapMounts removes what mapMounts has made. It looks for what is there, not
+// unmapMounts removes what mapMounts and bindDeclared have made. It looks for what is there, not
 // into the record, which may be lost.
 func (e *Engine) unmapMounts(ctx context.Context, id string) error {
 	dir := e.mappedDir(id)
@@ -162,6 +162,11 @@ func (c *container) probeMapped() error {
 	for index, path := range c.mappedPaths() {
 		if mounted, err := mountinfo.Mounted(path); err != nil || !mounted {
 			return errors.Join(err, fmt.Errorf("its idmapped mount %d is gone, as after a reboot of the node", index))
+		}
+	}
+	for _, v := range c.declaredMounts() {
+		if mounted, err := mountinfo.Mounted(v.Source); err != nil || !mounted {
+			return errors.Join(err, fmt.Errorf("its volume %q is gone, as after a reboot of the node", v.Path))
 		}
 	}
 	return nil

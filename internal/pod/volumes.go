@@ -99,7 +99,7 @@ func containerUses(rec *containerRecord) machine.Set {
 	if len(rec.Volumes) == 0 {
 		uses &^= machine.Steps(stepVolumes)
 	}
-	if !usesIDMap(rec.Config.M) {
+	if !usesIDMap(rec.Config.M) && len(rec.Declared.bound()) == 0 {
 		uses &^= machine.Steps(stepIDMap)
 	}
 	if rec.From == "" {

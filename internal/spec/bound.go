@@ -18,6 +18,8 @@ const (
 	maxMounts = 10_000
 	// maxItems bounds lists of devices, ports, sysctls and the like.
 	maxItems = 10_000
+	// maxVolumes bounds the volumes of an image, each of which is a mount.
+	maxVolumes = 256
 	// maxMappings is how many ID mappings a user namespace takes.
 	maxMappings = 340
 	// maxTags bounds the number of labels or annotations of an object, maxTagBytes their size. Kubernetes
@@ -161,7 +163,7 @@ func checkSandboxBounds(pod *runtimeapi.PodSandboxConfig) error {
 func CheckImage(config ocispec.ImageConfig) error {
 	err := checkBounds(
 		bound{"Env of the image", len(config.Env), maxWords}, bound{"Entrypoint of the image", len(config.Entrypoint), maxWords},
-		bound{"Cmd of the image", len(config.Cmd), maxWords}, bound{"Volumes of the image", len(config.Volumes), maxItems},
+		bound{"Cmd of the image", len(config.Cmd), maxWords}, bound{"Volumes of the image", len(config.Volumes), maxVolumes},
 		bound{"ExposedPorts of the image", len(config.ExposedPorts), maxItems},
 	)
 	for _, check := range []error{

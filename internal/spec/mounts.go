@@ -70,6 +70,9 @@ func mounts(ctx context.Context, in Input) (*mountSet, error) {
 			set.mounts = append(set.mounts, mount)
 		}
 	}
+	if err := set.addVolumes(in); err != nil {
+		return nil, err
+	}
 	slices.SortStableFunc(set.mounts, func(a, b specs.Mount) int {
 		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
 	})

@@ -31,6 +31,12 @@ type Paths struct {
 	User string
 }
 
+// Volume is a directory for a volume that an image declares.
+type Volume struct {
+	// Path is where the image wants it; Source is the directory on the host.
+	Path, Source string
+}
+
 // Input is everything that decides about a spec.
 type Input struct {
 	Config *runtimeapi.ContainerConfig
@@ -51,6 +57,9 @@ type Input struct {
 	// Mapped maps the index of each mount that has mappings to the path on the
 	// host where its source is mounted with them. Images are in ImageVolumes.
 	Mapped map[int]string
+
+	// Volumes are those that the image declares.
+	Volumes []Volume
 
 	Namespaces Paths
 	// Shm is the tmpfs of the pod for /dev/shm; unused with the IPC namespace
