@@ -64,12 +64,12 @@ func (f *facts) security() {
 	if err == nil && strings.TrimSpace(string(text)) == "Y" {
 		f.ok(areaSecurity, "AppArmor", "enabled")
 	} else {
-		f.info(areaSecurity, "AppArmor", "absent; a pod that asks for a profile is refused")
+		f.info(areaSecurity, "AppArmor", "absent; the default profile is ignored with a warning, other profiles are refused")
 	}
 	text, err = os.ReadFile("/sys/fs/selinux/enforce")
 	switch {
 	case err != nil:
-		f.info(areaSecurity, "SELinux", "absent; a pod that asks for a label is refused")
+		f.info(areaSecurity, "SELinux", "absent; labels are ignored with a warning")
 	case strings.TrimSpace(string(text)) == "1":
 		f.ok(areaSecurity, "SELinux", "enforcing")
 	default:
