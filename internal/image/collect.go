@@ -6,13 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata/boltutil"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
@@ -21,26 +17,6 @@ import (
 // useLeasePrefix begins the ID of a lease that keeps the layers of a removed
 // image for the containers that still run from them.
 const useLeasePrefix = "use-"
-
-// usage is what the store, or a part of it, takes.
-type usage struct {
-	Bytes  uint64 `json:"bytes"`
-	Inodes uint64 `json:"inodes"`
-}
-
-// FsInfo is what images take of their file system, and where that is.
-type FsInfo struct {
-	Mountpoint        string
-	UsedBytes, Inodes uint64 // of blobs and unpacked layers
-	At                time.Time
-}
-
-// FsInfo answers from memory. Writable layers of containers are not counted,
-// see RootfsUsage.
-func (s *Store) FsInfo(context.Context) (FsInfo, error) {
-	used := s.usage.Load()
-	return FsInfo{Mountpoint: s.opts.Root, UsedBytes: used.Bytes, Inodes: used.Inodes, At: time.Now()}, nil
-}
 
 // adopt gives an image its names and shows it, if it is usable. The caller's
 // lease holds what belongs to it.
@@ -99,77 +75,6 @@ func (s *Store) rename(ctx context.Context, changed names) error {
 	})
 }
 
-// Remove removes the image that ref resolves to, with all its names. When it
-// returns nil nobody finds the image any more; its bytes are freed soon after,
-// except those which containers still run from. If there is no such image the
-// error is ErrNotFound.
-func (s *Store) Remove(ctx context.Context, ref string) error {
-	ctx = withLog(inNamespace(ctx), s.log)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	image, err := s.Resolve(ref)
-	if err != nil {
-		return err
-	}
-	before, changed := s.names, s.names.clone()
-	for _, name := range image.names {
-		delete(changed, name)
-	}
-	// From here on no container can begin to use it, so the uses seen below are
-	// all that there will be.
-	s.names = changed
-	s.publish()
-	s.names = before
-	err = s.reserve.room(func() error {
-		if err := s.keepUsed(ctx, image.chain); err != nil {
-			return err
-		}
-		return s.rename(ctx, changed)
-	})
-	if err != nil {
-		s.publish()
-		return fmt.Errorf("remove image %s: %w", ref, err)
-	}
-	s.names = changed
-	s.forgetUnnamed()
-	s.kickCollector()
-	s.log.Info("image removed", "image", ref, "id", image.ID)
-	return nil
-}
-
-// forgetUnnamed drops what was loaded for names that are gone. The caller
-// holds s.mu.
-func (s *Store) forgetUnnamed() {
-	named := map[string]bool{}
-	for _, target := range s.names {
-		named[target.Digest.String()] = true
-	}
-	for digest := range s.loaded {
-		if !named[digest] {
-			delete(s.loaded, digest)
-		}
-	}
-}
-
-// keepUsed keeps the layers of a chain if containers use them.
-func (s *Store) keepUsed(ctx context.Context, chain string) error {
-	if chain == "" || strings.HasPrefix(chain, artifactChain) || !s.uses.held(chain) {
-		return nil // an artifact's tree needs no lease, see sweepArtifacts
-	}
-	lease, err := s.gen.leases.Create(ctx, leases.WithID(useLeasePrefix+chain))
-	if errdefs.IsAlreadyExists(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("keep layers in use: %w", err)
-	}
-	resource := leases.Resource{ID: chain, Type: "snapshots/" + snapshotterName}
-	if err := s.gen.leases.AddResource(ctx, lease, resource); err != nil {
-		return fmt.Errorf("keep layers in use: %w", err)
-	}
-	return nil
-}
-
 // GC removes every blob and layer that no image, no container and no pull
 // under way refers to.
 func (s *Store) GC(ctx context.Context) error {
@@ -206,39 +111,6 @@ func (s *Store) sweep(ctx context.Context) error {
 		return err
 	}
 	return s.dropOldGenerations()
-}
-
-// measure sums up what is there. All figures are in the databases.
-func (s *Store) measure(ctx context.Context) error {
-	var sum usage
-	err := s.gen.content.Walk(ctx, func(info content.Info) error {
-		sum.Bytes += uint64(info.Size)
-		sum.Inodes++
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("measure blobs: %w", err)
-	}
-	err = s.gen.layers.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
-		if info.Kind != snapshots.KindCommitted {
-			return nil
-		}
-		used, err := s.gen.layers.Usage(ctx, info.Name)
-		if errdefs.IsNotFound(err) {
-			return nil
-		}
-		sum.Bytes += uint64(used.Size)
-		sum.Inodes += uint64(used.Inodes)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("measure layers: %w", err)
-	}
-	if err := s.gen.measureArtifacts(&sum); err != nil {
-		return fmt.Errorf("measure artifacts: %w", err)
-	}
-	s.usage.Store(&sum)
-	return nil
 }
 
 // kickCollector has garbage collected soon.

@@ -97,3 +97,17 @@ func matchLabels(have, want map[string]string) bool {
 	}
 	return true
 }
+
+// findContainer resolves an ID or an unambiguous prefix.
+func (e *Engine) findContainer(id string) (*container, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.containers.find("container", id)
+}
+
+// findSandbox resolves an ID or an unambiguous prefix.
+func (e *Engine) findSandbox(id string) (*sandbox, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.sandboxes.find("sandbox", id)
+}

@@ -127,3 +127,91 @@ const (
 	codeStartError = 128
 	codeUnknown    = 255
 )
+
+// save writes the record down. The first save with every step done is what
+// makes the sandbox one that is listed.
+func (s *sandbox) save() error {
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	if s.forgotten {
+		return nil
+	}
+	s.mu.Lock()
+	rec := s.rec
+	rec.Listed = rec.Listed || s.state.Goal == sandboxReady && sandboxKind.Complete(s.state)
+	rec.Machine = sandboxKind.Save(s.state)
+	s.mu.Unlock()
+	if err := s.engine.store.Write(s.engine.store.SandboxFile(rec.ID), rec); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rec.Listed = rec.Listed
+	return nil
+}
+
+// forget removes what is written down; nothing of the sandbox is left.
+func (s *sandbox) forget() error {
+	e := s.engine
+	s.tellRemoved(e.drivers.ctx)
+	s.saving.Lock()
+	s.forgotten = true
+	err := e.store.RemoveSandbox(s.rec.ID)
+	s.saving.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.sandboxes.remove(s)
+	e.releaseLabels(s.rec.Labels)
+	delete(e.names, sandboxName(s.rec.Config.M.GetMetadata()))
+	return err
+}
+
+// save writes the record down. The first save with every step done is what
+// makes the container one that is listed.
+func (c *container) save() error {
+	c.saving.Lock()
+	defer c.saving.Unlock()
+	if c.forgotten {
+		return nil
+	}
+	c.mu.Lock()
+	rec := c.rec
+	rec.Listed = rec.Listed || c.state.Goal == containerCreated && containerKind.Complete(c.state)
+	rec.Machine = containerKind.Save(c.state)
+	c.mu.Unlock()
+	if err := c.engine.store.Write(c.engine.store.ContainerFile(rec.SandboxID, rec.ID), rec); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rec.Listed, c.exitKept = rec.Listed, rec.Exit != nil
+	return nil
+}
+
+// keepExit has the exit in the record on disk: the supervisor is about to
+// forget it, and then a successor could learn it from nobody.
+func (c *container) keepExit() error {
+	c.mu.Lock()
+	kept := c.exitKept || c.rec.Exit == nil
+	c.mu.Unlock()
+	if kept {
+		return nil
+	}
+	return c.save()
+}
+
+// forget removes what is written down; nothing of the container is left.
+func (c *container) forget() error {
+	e := c.engine
+	c.saving.Lock()
+	c.forgotten = true
+	err := e.store.RemoveContainer(c.rec.SandboxID, c.rec.ID)
+	c.saving.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.containers.remove(c)
+	e.releaseLabels(c.rec.Labels)
+	delete(c.sandbox.containers, c.rec.ID)
+	delete(e.names, containerName(c.rec.SandboxID, c.rec.Config.M.GetMetadata()))
+	return err
+}
