@@ -73,7 +73,7 @@ func (k *kept) reconcile(fds *wire.FDConn, hello *wire.HelloResponse) error {
 	}
 	for _, held := range hello.Containers {
 		name := containerName(held.Id)
-		if _, have := k.files[name]; have && !k.unsure[name] {
+		if files, have := k.files[name]; have && !k.unsure[name] && !lacksFIFO(files) {
 			continue
 		}
 		if err := k.fetchLocked(fds, name); err != nil {
@@ -81,6 +81,12 @@ func (k *kept) reconcile(fds *wire.FDConn, hello *wire.HelloResponse) error {
 		}
 	}
 	return nil
+}
+
+// lacksFIFO reports whether files are of a terminal that an earlier version of the supervisor read
+// from without a FIFO.
+func lacksFIFO(files wire.Files) bool {
+	return files[wire.Console] != nil && files[wire.Stdout] == nil
 }
 
 // fetch keeps what the supervisor has under name.

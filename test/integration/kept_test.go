@@ -25,8 +25,9 @@ func TestKillBothManaged(t *testing.T) {
 			shell := p.Start([]string{"sh", "-c", "trap 'echo hung up' HUP; trap 'exit 9' TERM; while true; do read word && echo got $word; done"},
 				func(c *runtimeapi.ContainerConfig) { c.Tty, c.Stdin = true, true })
 			reader := p.Start([]string{"sh", "-c", "cat; exit 6"}, func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
-			// Of the shell its pidfd and terminal, of the reader its pidfd, its stdin and both ends of its output.
-			n.Eventually("everything is in the store", func() error { return keeps(n, 6) })
+			// Of the shell its pidfd, its terminal and the FIFO behind that, of the reader its pidfd, its stdin and both
+			// streams of its output.
+			n.Eventually("everything is in the store", func() error { return keeps(n, 7) })
 			for range 3 {
 				ending := p.Start([]string{"sh", "-c", "while ! test -e /tmp/end; do sleep 0.02; done; echo bye; exit 7"})
 				killBoth(t, n, ending)

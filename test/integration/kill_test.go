@@ -123,6 +123,7 @@ func TestKillShim(t *testing.T) {
 		p := n.RunPod()
 		c := p.Start(counter)
 		quiet := p.Start([]string{"sh", "-c", "trap 'exit 5' TERM; while true; do sleep 0.05; done"})
+		shown := p.Start(apart, func(c *runtimeapi.ContainerConfig) { c.Tty = true })
 		started := c.Status().GetStartedAt()
 		for range 5 {
 			lines := len(c.LogLines())
@@ -144,7 +145,38 @@ func TestKillShim(t *testing.T) {
 		wantOrphansExit(t, c, 9)
 		wantOrphansExit(t, quiet, 5)
 		wantWholeLog(t, c)
+		shown.Stop(10)
+		wantOrphansExit(t, shown, 9)
+		wantWholeLines(t, shown)
 	})
+}
+
+// apart writes numbered lines, each in two pieces, until it is terminated, and then ends with 9.
+var apart = []string{
+	"sh", "-c",
+	"trap 'exit 9' TERM; i=0; while true; do printf 'line %d' $i; sleep 0.002; printf '\\n'; i=$((i+1)); sleep 0.005; done",
+}
+
+// wantWholeLines is wantWholeLog for lines that are logged in pieces where their writer pauses. The last one may be unfinished.
+func wantWholeLines(t *testing.T, c *harness.Container) {
+	t.Helper()
+	var text strings.Builder
+	for _, record := range c.LogLines() {
+		piece, isPiece := strings.CutPrefix(record, "stdout P ")
+		if !isPiece {
+			piece = strings.TrimPrefix(record, "stdout F ") + "\n"
+		}
+		text.WriteString(piece)
+	}
+	lines := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
+	for i, line := range lines {
+		if want := fmt.Sprintf("line %d", i); line != want && i < len(lines)-1 {
+			t.Fatalf("line %d of the log is %q, want %q; %d lines in all", i, line, want, len(lines))
+		}
+	}
+	if len(lines) < 10 {
+		t.Errorf("the log has %d lines, want ten at least", len(lines))
+	}
 }
 
 // wantOrphansExit compares the exit code of a container whose supervisor was killed. Before Linux 6.15 it is known only if

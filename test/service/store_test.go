@@ -24,7 +24,7 @@ func TestStore(t *testing.T) {
 		"trap 'echo hung up' HUP; i=0; while true; do echo line $i; i=$((i+1)); sleep 0.05; done")
 	pid := h.process(id)
 	for range 2 {
-		h.keeps("2") // the container's pidfd and its terminal
+		h.keeps("3") // the container's pidfd, its terminal and the FIFO behind that
 		h.killBoth()
 		h.eventually("the log goes on", h.logGoesOn("shell"))
 		if got := h.process(id); got != pid {
@@ -35,7 +35,7 @@ func TestStore(t *testing.T) {
 		}
 	}
 	h.systemctl("restart", "berthd")
-	h.keeps("2")
+	h.keeps("3")
 	for i, line := range strings.Split(h.berth("logs", "shell"), "\n") {
 		if want := fmt.Sprintf("line %d", i); strings.TrimSpace(line) != want {
 			t.Fatalf("line %d of the log is %q, want %q", i, line, want)

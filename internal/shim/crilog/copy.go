@@ -34,14 +34,12 @@ var ErrUnfinished = errors.New("the line is not finished")
 // there is nothing at all, io.EOF when no writer is left either. A log that cannot
 // be written to is no error: its output is dropped.
 func (w *Writer) Copy(stream Stream, fd int) (int, error) {
-	return w.limited(func() (int, error) { return w.copy(stream, fd, finished) })
+	return w.limited(func() (int, error) { return w.copy(stream, fd, stream.finished) })
 }
 
 // CopyAll is Copy for a line whose end will not come, or not soon. It ignores the limit.
 func (w *Writer) CopyAll(stream Stream, fd int) (int, error) {
-	return w.turn(func() (int, error) {
-		return w.copy(stream, fd, func(data []byte) int { return len(data) })
-	})
+	return w.turn(func() (int, error) { return w.copy(stream, fd, stream.all) })
 }
 
 // limited is turn for a container that may write no more than Limit bytes per second:
@@ -84,10 +82,10 @@ func (w *Writer) copy(stream Stream, fd int, amount func(data []byte) int) (int,
 		return 0, err
 	}
 	data := (*in)[:n]
-	if w.Tap != nil {
+	if w.Tap != nil && stream != Terminal {
 		w.Tap(stream, data)
 	}
-	w.emit(stream, data)
+	w.emit(stream, stream.content(data))
 	return n, w.emptySpool()
 }
 
@@ -122,15 +120,18 @@ func splice(from, to, length int) (int, error) {
 func read(fd int, buf []byte) (int, error) {
 	for {
 		n, err := unix.Read(fd, buf)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err == nil && n == 0, errors.Is(err, unix.EIO): // EIO: every far end of a terminal is closed
-			return 0, io.EOF
-		default:
-			return max(n, 0), err
+		if !errors.Is(err, unix.EINTR) {
+			return ended(n, err)
 		}
 	}
+}
+
+// ended makes io.EOF of the outcomes of a read that say it. EIO says it of a terminal.
+func ended(n int, err error) (int, error) {
+	if err == nil && n == 0 || errors.Is(err, unix.EIO) {
+		return 0, io.EOF
+	}
+	return max(n, 0), err
 }
 
 func readFull(spool *os.File, buf []byte) error {
@@ -140,98 +141,10 @@ func readFull(spool *os.File, buf []byte) error {
 	return nil
 }
 
-// CopyTerminal is Copy for the near side of a terminal, whose carriage return at the end of
-// each line is not logged. The beginning of a line stays in the spool: FlushTerminal logs it.
-func (w *Writer) CopyTerminal(fd int) (int, error) {
-	return w.limited(func() (int, error) { return w.copyTerminal(fd) })
-}
-
-// DrainTerminal is CopyTerminal without the limit.
-func (w *Writer) DrainTerminal(fd int) (int, error) {
-	return w.turn(func() (int, error) { return w.copyTerminal(fd) })
-}
-
-func (w *Writer) copyTerminal(fd int) (int, error) {
-	in := inPool.Get().(*[]byte)
-	defer inPool.Put(in)
-	n, err := read(fd, (*in)[:batch/2]) // the spool has room for a batch, and for it the tail counts
-	if err != nil {
-		if errors.Is(err, unix.EAGAIN) && len(w.tail) > 0 {
-			err = ErrUnfinished
-		}
-		return 0, err
-	}
-	if w.Tap != nil {
-		w.Tap(Stdout, (*in)[:n])
-	}
-	data := withoutReturns(append(w.tail, (*in)[:n]...))
-	if err := w.keep(data); err != nil {
-		return n, err
-	}
-	whole := finished(bytes.TrimSuffix(data, []byte{'\r'}))
-	for rest := data[:whole]; len(rest) > 0; {
-		part := affordable(rest, w.budget())
-		w.emit(Stdout, rest[:part])
-		rest = rest[part:]
-	}
-	if w.tail = append(data[:0], data[whole:]...); len(w.tail) == 0 {
-		w.tail = nil
-	}
-	return n, errors.Join(w.emptySpool(), w.keep(w.tail))
-}
-
-// FlushTerminal logs the beginning of a line as a piece.
-func (w *Writer) FlushTerminal() error {
-	_, err := w.turn(func() (int, error) {
-		if len(w.tail) > 0 {
-			w.emit(Stdout, w.tail)
-			w.tail = nil
-		}
-		return 0, w.emptySpool()
-	})
-	return err
-}
-
-// keep writes what was read from a terminal to the spool. Without room there, a SIGKILL
-// loses it.
-func (w *Writer) keep(data []byte) error {
-	if len(data) == 0 {
-		return nil
-	}
-	if err := w.writeHeader(Stdout); err != nil {
-		return nil //nolint:nilerr // the data stays in memory
-	}
-	if _, err := w.spool.WriteAt(data, spoolHeader); err != nil {
-		return w.emptySpool()
-	}
-	return nil
-}
-
-// withoutReturns removes, in place, the carriage return in front of each line feed.
-func withoutReturns(data []byte) []byte {
-	at := bytes.Index(data, []byte("\r\n"))
-	if at < 0 {
-		return data
-	}
-	kept := data[:at]
-	for rest := data[at+1:]; ; {
-		next := bytes.Index(rest, []byte("\r\n"))
-		if next < 0 {
-			return append(kept, rest...)
-		}
-		kept = append(kept, rest[:next]...)
-		rest = rest[next+1:]
-	}
-}
-
-// EndStreams logs what is left of a terminal, and completes the last record of each
-// stream when that is a piece of a line. It is called when the container has ended.
+// EndStreams completes the last record of each stream when that is a piece of a line. It is
+// called when the container has ended.
 func (w *Writer) EndStreams() error {
 	_, err := w.turn(func() (int, error) {
-		if len(w.tail) > 0 {
-			w.emit(Stdout, w.tail)
-			w.tail = nil
-		}
 		for _, stream := range []Stream{Stdout, Stderr} {
 			if w.partial.has(stream) && w.log != nil {
 				w.emit(stream, nil)

@@ -1,7 +1,6 @@
 package crilog
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +27,7 @@ func getPeeker() (*peeker, error) {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("make scratch pipe: %w", err)
 	}
+	SizeFIFO(fds[1])
 	return &peeker{r: fds[0], w: fds[1]}, nil
 }
 
@@ -81,14 +81,4 @@ func tee(from, to, length int) (int, error) {
 		}
 		return int(max(n, 0)), err
 	}
-}
-
-// finished is how much of data can be logged so that no line is torn: all whole
-// lines, and of an unfinished one what is over the longest record.
-func finished(data []byte) int {
-	lines := bytes.LastIndexByte(data, '\n') + 1
-	if tail := len(data) - lines; tail > MaxLine {
-		lines += (tail - 1) / MaxLine * MaxLine
-	}
-	return lines
 }

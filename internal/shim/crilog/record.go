@@ -24,13 +24,15 @@ const recordHead = len(stampLayout) + len(" stdout F ") + len("\n")
 // content alone; recovery depends on that.
 const stampLayout = "2006-01-02T15:04:05.000000000Z"
 
-// Stream is one of a container's two output streams.
+// Stream is one of a container's two output streams, or its terminal.
 type Stream byte
 
-// The streams.
+// The streams. A terminal is logged as stdout, without the carriage return that it puts in front
+// of each line feed.
 const (
-	Stdout Stream = 'o'
-	Stderr Stream = 'e'
+	Stdout   Stream = 'o'
+	Stderr   Stream = 'e'
+	Terminal Stream = 't'
 )
 
 // String returns the name of the stream in the log.

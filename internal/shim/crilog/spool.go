@@ -107,6 +107,6 @@ func parseSpool(text []byte) spooled {
 	return spooled{
 		stream: Stream(text[streamAt]), base: max(0, int64(binary.LittleEndian.Uint64(text[8:]))),
 		inode: binary.LittleEndian.Uint64(text[16:]), partial: streams(text[partialAt]), broken: streams(text[brokenAt]),
-		data: text[spoolHeader:],
+		data: Stream(text[streamAt]).content(text[spoolHeader:]),
 	}
 }

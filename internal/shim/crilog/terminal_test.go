@@ -2,9 +2,9 @@ package crilog
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,14 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminal gives the fixture the near side of a terminal in place of a FIFO.
-func terminal(t *testing.T) (f *fixture, far *os.File) {
+// terminalFixture has a writer, the near and far side of a terminal, and the FIFO between them and the log.
+type terminalFixture struct {
+	*fixture
+	near, far, fifo *os.File
+}
+
+func setUpTerminal(t testing.TB) *terminalFixture {
 	t.Helper()
-	f = setUp(t)
+	f := &terminalFixture{fixture: setUp(t)}
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.near = os.NewFile(uintptr(fd), "near")
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -27,25 +33,49 @@ func terminal(t *testing.T) (f *fixture, far *os.File) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if far, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+	if f.far, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(unix.Close(f.r), unix.Dup3(fd, f.r, unix.O_CLOEXEC), unix.Close(fd)); err != nil {
+	path := filepath.Join(filepath.Dir(f.log), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = far.Close() })
-	return f, far
+	if fd, err = unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
+		t.Fatal(err)
+	}
+	f.fifo = os.NewFile(uintptr(fd), path)
+	SizeFIFO(fd)
+	t.Cleanup(func() {
+		for _, file := range []*os.File{f.near, f.far, f.fifo} {
+			_ = file.Close()
+		}
+	})
+	return f
 }
 
-func (f *fixture) show(t *testing.T, far *os.File, text string) {
+func (f *terminalFixture) copyTerminal() (int, error) {
+	return f.CopyTerminal(int(f.near.Fd()), int(f.fifo.Fd()))
+}
+
+// show writes to the terminal and copies what it shows.
+func (f *terminalFixture) show(t testing.TB, text string) {
 	t.Helper()
 	for text != "" {
 		n := min(len(text), 1000)
-		if _, err := far.WriteString(text[:n]); err != nil {
+		if _, err := f.far.WriteString(text[:n]); err != nil {
 			t.Fatal(err)
 		}
 		text = text[n:]
-		f.copyAll(t, func() (int, error) { return f.CopyTerminal(f.r) })
+		f.copyAll(t, f.copyTerminal)
+	}
+}
+
+// end logs what is left, as of a container that has ended.
+func (f *terminalFixture) end(t testing.TB) {
+	t.Helper()
+	f.copyAll(t, func() (int, error) { return f.CopyAll(Terminal, int(f.fifo.Fd())) })
+	if err := f.EndStreams(); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -53,6 +83,7 @@ func (f *fixture) show(t *testing.T, far *os.File, text string) {
 // are whole whatever the reads were.
 func TestTerminalRecords(t *testing.T) {
 	long := strings.Repeat("x", MaxLine)
+	single := strings.Split("printed one by one\n", "")
 	for _, tc := range []struct {
 		name string
 		show []string
@@ -66,16 +97,15 @@ func TestTerminalRecords(t *testing.T) {
 		{"longest", []string{long + "\n"}, []string{"stdout F " + long}},
 		{"longer", []string{long + "y\n"}, []string{"stdout P " + long, "stdout F y"}},
 		{"twice", []string{long + long + "\n"}, []string{"stdout P " + long, "stdout F " + long}},
+		{"characters", single, []string{"stdout F printed one by one"}},
 		{"no_end", []string{"a\nb"}, []string{"stdout F a", "stdout P b", "stdout F "}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			f, far := terminal(t)
+			f := setUpTerminal(t)
 			for _, text := range tc.show {
-				f.show(t, far, text)
+				f.show(t, text)
 			}
-			if err := f.EndStreams(); err != nil {
-				t.Fatal(err)
-			}
+			f.end(t)
 			if got := f.records(t); !slices.Equal(got, tc.want) {
 				t.Errorf("got %.200q, want %.200q", got, tc.want)
 			}
@@ -83,35 +113,36 @@ func TestTerminalRecords(t *testing.T) {
 	}
 }
 
-// TestTerminalTap: an attached client gets what the terminal shows, with its carriage returns.
-func TestTerminalTap(t *testing.T) {
-	f, far := terminal(t)
-	var got strings.Builder
-	f.Tap = func(_ Stream, data []byte) { got.Write(data) }
-	f.show(t, far, "hi\nthere")
-	if got.String() != "hi\r\nthere" {
-		t.Errorf("got %q", got.String())
+// TestTerminalPieces: the FIFO of a terminal takes a number of pieces; when a line has more, they are logged as pieces.
+func TestTerminalPieces(t *testing.T) {
+	f := setUpTerminal(t)
+	var text strings.Builder
+	for i := range 600 {
+		f.show(t, string(rune('a'+i%26)))
+		text.WriteByte(byte('a' + i%26))
+	}
+	f.show(t, "\n")
+	if got := f.content(t)["stdout"]; got != text.String()+"\n" {
+		t.Errorf("got %q, want %q", got, text.String())
 	}
 }
 
-// TestTerminalSuccessor: the beginning of a line that was read from a terminal survives its reader.
-func TestTerminalSuccessor(t *testing.T) {
-	f, far := terminal(t)
-	f.show(t, far, "one\ntw")
-	if got := f.records(t); !slices.Equal(got, []string{"stdout F one"}) {
-		t.Errorf("got %q", got)
+// TestTerminalTap: an attached client gets what the terminal shows at once, with its carriage returns, and once.
+func TestTerminalTap(t *testing.T) {
+	f := setUpTerminal(t)
+	var got strings.Builder
+	f.Tap = func(_ Stream, data []byte) { got.Write(data) }
+	want := ""
+	for _, text := range []string{"hi\nthere", ", ", "you", strings.Repeat("x", 3*MaxLine), "\n\n", "a\r"} {
+		f.show(t, text)
+		want += strings.ReplaceAll(text, "\n", "\r\n")
+		if got.String() != want {
+			t.Errorf("got %.200q after %.20q, want %.200q", got.String(), text, want)
+		}
 	}
-	inode := f.Inode()
-	if err := f.Close(context.Background()); err != nil { // like a SIGKILL: nothing is flushed
-		t.Fatal(err)
-	}
-	var err error
-	if f.Writer, err = openWriter(f.log, f.spool, inode); err != nil {
-		t.Fatal(err)
-	}
-	f.show(t, far, "o\n")
-	if got := f.records(t); !slices.Equal(got, []string{"stdout F one", "stdout P tw", "stdout F o"}) {
-		t.Errorf("got %q", got)
+	f.end(t)
+	if got.String() != want {
+		t.Errorf("got %.200q in the end, want %.200q", got.String(), want)
 	}
 }
 

@@ -28,8 +28,8 @@ const (
 //  4. the spool is emptied.
 //
 // A successor finds in the spool what left the FIFO, and sees from the length of
-// the log how much of it has arrived. Only reads from a terminal, which cannot be
-// spliced to a file, have a gap between the read and the write to the spool.
+// the log how much of it has arrived. The output of a terminal is spliced to a FIFO first:
+// see CopyTerminal.
 //
 // The disk of a log may hang. Whoever holds the token may wait for it for ever, so
 // all others take the token with a deadline, and the mutex is never held across I/O.
@@ -59,8 +59,6 @@ type Writer struct {
 	// them whose output was dropped since; noted is what the spool's header says.
 	partial, broken streams
 	noted           [2]streams
-	// tail is what was read from a terminal and is not logged yet: the beginning of a line.
-	tail []byte
 
 	mu      sync.Mutex // guards what follows; never held across I/O
 	inode   uint64

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/internal/shim/crilog"
 )
 
 const (
@@ -29,6 +31,29 @@ func makeFIFO(path, label string) error {
 		return fmt.Errorf("label FIFO %s: %w", filepath.Base(path), err)
 	}
 	return nil
+}
+
+// openTerminalFIFO opens both ends of the FIFO that a terminal's output passes through, and makes it
+// if it is missing: earlier versions had none.
+func openTerminalFIFO(dir string) (*os.File, error) {
+	fifo, err := openFIFO(dir, stdoutFIFO, unix.O_RDWR|unix.O_NONBLOCK)
+	if errors.Is(err, unix.ENOENT) {
+		if err := unix.Mkfifo(filepath.Join(dir, stdoutFIFO), 0o600); err != nil {
+			return nil, fmt.Errorf("make FIFO %s: %w", stdoutFIFO, err)
+		}
+		fifo, err = openFIFO(dir, stdoutFIFO, unix.O_RDWR|unix.O_NONBLOCK)
+	}
+	if err != nil {
+		return nil, err
+	}
+	raw, err := fifo.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { crilog.SizeFIFO(int(fd)) })
+	}
+	if err != nil {
+		return nil, errors.Join(err, fifo.Close())
+	}
+	return fifo, nil
 }
 
 func openFIFO(dir, name string, mode int) (*os.File, error) {

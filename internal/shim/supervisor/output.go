@@ -33,12 +33,13 @@ const (
 // stdio is everything that connects a container with the supervisor: its FIFOs or
 // its terminal, the log, and whoever is attached.
 type stdio struct {
-	log    *slog.Logger
-	writer *crilog.Writer
-	wg     *sync.WaitGroup
+	log      *slog.Logger
+	writer   *crilog.Writer
+	wg       *sync.WaitGroup
+	terminal bool
 
 	mu      sync.Mutex // guards what follows
-	stdout  *os.File   // read end, non-blocking
+	stdout  *os.File   // read end, non-blocking; with a terminal both ends of the FIFO behind it
 	stderr  *os.File
 	stdin   *os.File // write end, non-blocking
 	console *os.File // master, non-blocking
@@ -65,7 +66,7 @@ func (t theirs) close() {
 // newStdio makes the stdio of c without its log, which openLog opens.
 func newStdio(c *container, rec *record) *stdio {
 	log, id := c.s.log, rec.ID
-	o := &stdio{log: log, wg: &c.s.wg, taps: map[string]*tap{}, dropped: &c.s.dropped}
+	o := &stdio{log: log, wg: &c.s.wg, terminal: rec.Terminal, taps: map[string]*tap{}, dropped: &c.s.dropped}
 	o.writer = crilog.New(rec.logAt(), filepath.Join(c.dir, spoolFile))
 	o.writer.Turns, o.writer.Limit = c.s.turns, rec.LogLimit
 	o.writer.Tap, o.writer.Opened = o.copyToTaps, c.logOpened
@@ -89,7 +90,7 @@ func (o *stdio) openLog(ctx context.Context, id string, inode uint64) error {
 func (o *stdio) makeFIFOs(dir string, rec *record) (theirs, error) {
 	var t theirs
 	if rec.Terminal {
-		return t, nil
+		return t, o.openFIFOs(dir, rec)
 	}
 	names := []string{stdoutFIFO, stderrFIFO}
 	if rec.Stdin {
@@ -136,10 +137,13 @@ func (o *stdio) makeFIFOs(dir string, rec *record) (theirs, error) {
 func (o *stdio) openFIFOs(dir string, rec *record) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if rec.Terminal {
-		return nil
-	}
 	var err error
+	if rec.Terminal {
+		if o.stdout == nil {
+			o.stdout, err = openTerminalFIFO(dir)
+		}
+		return err
+	}
 	if o.stdout == nil {
 		if o.stdout, err = openFIFO(dir, stdoutFIFO, unix.O_RDONLY|unix.O_NONBLOCK); err != nil {
 			return err
@@ -185,12 +189,13 @@ func (o *stdio) openFar() bool {
 	return true
 }
 
-// pumpConsole is pumpFIFO for a terminal. What is read from it cannot wait in there.
-func (o *stdio) pumpConsole(console *os.File) {
-	pause := time.AfterFunc(linePatience, func() { _ = o.writer.FlushTerminal() }) // fails when it is closed
+// pumpConsole is pumpFIFO for a terminal, whose output passes through fifo.
+func (o *stdio) pumpConsole(console, fifo *os.File) {
+	once := func(int) int { return 1 } // a carriage return at the end waits for its line feed
+	pause := time.AfterFunc(linePatience, func() { drain(fifo, once, o.all(crilog.Terminal)) })
 	pause.Stop()
 	o.pump(console, func(fd int) (int, error) {
-		n, err := o.writer.CopyTerminal(fd)
+		n, err := o.copyTerminal(fd, fifo, o.writer.CopyTerminal)
 		switch {
 		case errors.Is(err, crilog.ErrUnfinished):
 			pause.Reset(linePatience)
@@ -208,18 +213,40 @@ func (o *stdio) pumpConsole(console *os.File) {
 	})
 }
 
+// copyTerminal calls move with both descriptors.
+func (o *stdio) copyTerminal(console int, fifo *os.File, move func(fd, fifo int) (int, error)) (int, error) {
+	raw, err := fifo.SyscallConn()
+	if err != nil {
+		return 0, os.ErrClosed
+	}
+	var n int
+	var failed error
+	if err := raw.Control(func(fd uintptr) { n, failed = move(console, int(fd)) }); err != nil {
+		return 0, os.ErrClosed
+	}
+	return n, failed
+}
+
+// all returns CopyAll of a stream.
+func (o *stdio) all(stream crilog.Stream) func(fd int) (int, error) {
+	return func(fd int) (int, error) { return o.writer.CopyAll(stream, fd) }
+}
+
 // run starts to log.
 func (o *stdio) run() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.terminal {
+		if o.console != nil {
+			o.pumpConsole(o.console, o.stdout)
+		}
+		return
+	}
 	if o.stdout != nil {
 		o.pumpFIFO(o.stdout, crilog.Stdout)
 	}
 	if o.stderr != nil {
 		o.pumpFIFO(o.stderr, crilog.Stderr)
-	}
-	if o.console != nil {
-		o.pumpConsole(o.console)
 	}
 }
 
@@ -227,8 +254,7 @@ func (o *stdio) run() {
 // finished, or until its writer has paused for so long that a reader shall see
 // what there is: a prompt, or a full FIFO of a writer that waits for us.
 func (o *stdio) pumpFIFO(file *os.File, stream crilog.Stream) {
-	all := func(fd int) (int, error) { return o.writer.CopyAll(stream, fd) }
-	pause := time.AfterFunc(linePatience, func() { drain(file, buffered, all) })
+	pause := time.AfterFunc(linePatience, func() { drain(file, buffered, o.all(stream)) })
 	pause.Stop()
 	o.pump(file, func(fd int) (int, error) {
 		n, err := o.writer.Copy(stream, fd)
@@ -283,9 +309,15 @@ func (o *stdio) drain() error {
 	}
 	done := make(chan error, 1)
 	o.wg.Go(func() {
-		drain(stdout, buffered, func(fd int) (int, error) { return o.writer.CopyAll(crilog.Stdout, fd) })
-		drain(stderr, buffered, func(fd int) (int, error) { return o.writer.CopyAll(crilog.Stderr, fd) })
-		drain(console, func(int) int { return maxTerminalDrain }, o.writer.DrainTerminal)
+		if o.terminal {
+			drain(console, func(int) int { return maxTerminalDrain }, func(fd int) (int, error) {
+				return o.copyTerminal(fd, stdout, o.writer.DrainTerminal)
+			})
+			drain(stdout, buffered, o.all(crilog.Terminal))
+		} else {
+			drain(stdout, buffered, o.all(crilog.Stdout))
+			drain(stderr, buffered, o.all(crilog.Stderr))
+		}
 		done <- o.writer.EndStreams()
 	})
 	select {

@@ -307,11 +307,11 @@ func (c *container) takeStdio(files wire.Files) {
 		io.stdin = files[wire.Stdin]
 		delete(files, wire.Stdin)
 	}
-	if io.console == nil && files[wire.Console] != nil {
+	if io.console == nil && io.stdout != nil && files[wire.Console] != nil {
 		io.console = files[wire.Console]
 		delete(files, wire.Console)
 		io.openFar()
-		io.pumpConsole(io.console)
+		io.pumpConsole(io.console, io.stdout)
 	}
 }
 
