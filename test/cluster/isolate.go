@@ -29,11 +29,17 @@ func isolate(ctx context.Context, o options) error {
 		// A signal of the terminal reaches the cluster once, through this process.
 		Setpgid: true,
 	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start in namespaces of its own: %w", err)
+	}
+	if o.hold {
+		fmt.Printf("To enter the namespaces of the cluster: nsenter -t %d -m -n -p\n", cmd.Process.Pid)
+	}
 	var exit *exec.ExitError
-	if err := cmd.Run(); errors.As(err, &exit) {
+	if err := cmd.Wait(); errors.As(err, &exit) {
 		return errReported
 	} else if err != nil {
-		return fmt.Errorf("start in namespaces of its own: %w", err)
+		return fmt.Errorf("wait for the cluster: %w", err)
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deadline bounds the whole run, the build of Kubernetes excepted.
+// deadline bounds the start and the checks, the build of Kubernetes excepted.
 const deadline = 30 * time.Minute
 
 func main() {
@@ -69,8 +69,6 @@ func run(ctx context.Context, o options, isolated bool) (err error) {
 	if os.Getpid() == 1 {
 		return reap(ctx)
 	}
-	ctx, cancel := context.WithTimeout(ctx, deadline)
-	defer cancel()
 	return runCluster(ctx, o)
 }
 
@@ -91,13 +89,15 @@ func runCluster(ctx context.Context, o options) (err error) {
 		}
 		err = errors.Join(err, c.end(context.WithoutCancel(ctx)))
 	}()
-	if err := c.start(ctx); err != nil {
+	limited, cancel := context.WithTimeout(ctx, deadline)
+	defer cancel()
+	if err := c.start(limited); err != nil {
 		return err
 	}
-	failed := c.runChecks(ctx, os.Stdout)
+	failed := c.runChecks(limited, os.Stdout)
 	if o.hold {
-		fmt.Printf("\nThe cluster stays until you interrupt this. To use it:\n  nsenter -t %d -m -n -p KUBECONFIG=%s %s get pods -A\n",
-			os.Getpid(), c.adminConfig(), filepath.Join(o.programs, "kubectl"))
+		fmt.Printf("\nThe cluster stays until you interrupt this. To use it in its namespaces:\n  KUBECONFIG=%s %s get pods -A\n",
+			c.adminConfig(), filepath.Join(o.programs, "kubectl"))
 		<-ctx.Done()
 	}
 	if failed > 0 {
