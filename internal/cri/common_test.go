@@ -157,9 +157,6 @@ func TestRequestsWithoutTheirSubjectAreRefused(t *testing.T) {
 		}, "config"},
 		"start": {func() error { return second(e.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{})) }, "container_id"},
 		"stop":  {func() error { return second(e.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{})) }, "container_id"},
-		"stop_timeout": {func() error {
-			return second(e.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: "c", Timeout: -1}))
-		}, "timeout"},
 		"remove": {func() error { return second(e.runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{})) }, "container_id"},
 		"status": {func() error { return second(e.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{})) }, "container_id"},
 		"stats":  {func() error { return second(e.runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{})) }, "container_id"},

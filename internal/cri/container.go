@@ -61,7 +61,7 @@ func (s *runtimeService) StopContainer(ctx context.Context, req *runtimeapi.Stop
 	if req.GetContainerId() == "" {
 		return nil, invalid("container_id", "missing")
 	}
-	grace, err := seconds("timeout", req.GetTimeout())
+	grace, err := seconds("timeout", max(req.GetTimeout(), 0)) // without time to end by itself, as for other runtimes
 	if err != nil {
 		return nil, err
 	}

@@ -165,13 +165,12 @@ func TestStreamingSessionsAreGrantedForWhatRuns(t *testing.T) {
 	if !slices.Equal(e.sessions.granted, want) {
 		t.Errorf("granted\n%q, want\n%q", e.sessions.granted, want)
 	}
-	for field, req := range map[string]*runtimeapi.AttachRequest{
-		"tty":   {ContainerId: "container1", Stdout: true, Tty: true},
-		"stdin": {ContainerId: "container1", Stdout: true, Stdin: true},
+	// What the container does not have is no reason to refuse.
+	for _, req := range []*runtimeapi.AttachRequest{
+		{ContainerId: "container1", Stdout: true, Tty: true}, {ContainerId: "container1", Stdout: true, Stdin: true},
 	} {
-		_, err = e.runtime.Attach(ctx, req)
-		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field+": ") {
-			t.Errorf("attach with what the container does not have: %v, want InvalidArgument about %s", err, field)
+		if _, err = e.runtime.Attach(ctx, req); err != nil {
+			t.Errorf("attach with %v: %v", req, err)
 		}
 	}
 	view.State, sandbox.State = runtimeapi.ContainerState_CONTAINER_EXITED, runtimeapi.PodSandboxState_SANDBOX_NOTREADY

@@ -53,17 +53,12 @@ func (s *runtimeService) Exec(_ context.Context, req *runtimeapi.ExecRequest) (*
 	return &runtimeapi.ExecResponse{Url: url}, nil
 }
 
-// Attach answers the URL at which a running container's own streams are.
+// Attach answers the URL at which a running container's own streams are. A terminal or an input that the container
+// was created without is not refused: the session has none.
 func (s *runtimeService) Attach(_ context.Context, req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
 	view, err := s.running(req.GetContainerId())
 	if err != nil {
 		return nil, err
-	}
-	if terminal := view.Config.GetTty(); req.GetTty() != terminal {
-		return nil, invalid("tty", fmt.Sprintf("%t, but the container was made with tty %t", req.GetTty(), terminal))
-	}
-	if req.GetStdin() && !view.Config.GetStdin() {
-		return nil, invalid("stdin", "true, but the container was made without")
 	}
 	url, err := s.Sessions.Attach(view.ID, stream.Pipes{
 		Stdin: req.GetStdin(), Stdout: req.GetStdout(), Stderr: req.GetStderr(), Terminal: req.GetTty(),
@@ -91,6 +86,9 @@ func (s *runtimeService) PortForward(_ context.Context, req *runtimeapi.PortForw
 func checkCommand(cmd []string) error {
 	if len(cmd) == 0 {
 		return invalid("cmd", "missing, want at least the program to run")
+	}
+	if cmd[0] == "" {
+		return invalid("cmd[0]", "empty, want the program to run")
 	}
 	if err := spec.CheckCommand("cmd", cmd); err != nil {
 		return err

@@ -306,7 +306,10 @@ func (e *CommandError) Unwrap() error {
 	if e.Op != "run" && (strings.Contains(e.Message, "does not exist") || strings.Contains(e.Message, "error opening file `") && strings.Contains(e.Message, "status")) {
 		return errdefs.ErrNotFound
 	}
-	for _, text := range []string{"executable file", "no such file or directory", "permission denied", "not a directory", "is not running", "stopped container"} {
+	if e.Op == "update" && (strings.Contains(e.Message, "unable to set memory limit") || strings.Contains(strings.ToLower(e.Message), "device or resource busy")) {
+		return errdefs.ErrFailedPrecondition // the container uses more than the new limit
+	}
+	for _, text := range []string{"executable file", "open executable", "file name too long", "is a directory", "no such file or directory", "permission denied", "not a directory", "is not running", "stopped container"} {
 		if strings.Contains(strings.ToLower(e.Message), text) && (e.Op == "run" || e.Op == "exec") {
 			return errdefs.ErrFailedPrecondition
 		}

@@ -20,17 +20,16 @@ const exitWait = 10 * time.Second
 // Attach connects the streams to a container's own process until the process
 // ends, the client leaves or ctx ends. With stdin_once the end of the client's
 // input is the end of the container's. Without it, and without a terminal, it is
-// the end of the session.
+// the end of the session. Whether there is a terminal and an input is what the container was created with, whatever
+// the client asks for.
 func (e *Engine) Attach(ctx context.Context, id string, s Streams) error {
 	c, err := e.running(id)
 	if err != nil {
 		return fmt.Errorf("attach: %w", err)
 	}
-	if s.Terminal != c.rec.Config.M.GetTty() {
-		return fmt.Errorf("attach to %s: tty is %t, the container's is %t: %w", c, s.Terminal, c.rec.Config.M.GetTty(), errdefs.ErrInvalidArgument)
-	}
-	if s.Stdin != nil && !c.rec.Config.M.GetStdin() {
-		return fmt.Errorf("attach to %s: stdin is asked for, but the container was created without: %w", c, errdefs.ErrInvalidArgument)
+	s.Terminal = c.rec.Config.M.GetTty()
+	if !c.rec.Config.M.GetStdin() {
+		s.Stdin = nil
 	}
 	a, err := e.opts.Shim.Attach(ctx, c.rec.ID, s.Stdin != nil)
 	if err != nil {

@@ -93,6 +93,8 @@ func (e *Engine) createContainer(ctx context.Context, sandboxID string, cfg *run
 	if pod == nil {
 		pod = s.rec.Config.M
 	}
+	pod, _ = spec.CanonicalSandbox(pod)
+	cfg, ignored := spec.Canonical(cfg, pod)
 	if err := spec.Validate(cfg, pod); err != nil {
 		return "", fmt.Errorf("create container in %s: %w", s, err)
 	}
@@ -101,7 +103,9 @@ func (e *Engine) createContainer(ctx context.Context, sandboxID string, cfg *run
 		if err != nil {
 			return "", fmt.Errorf("create container %s in %s: %w", cfg.Metadata.Name, s, err)
 		}
-		if !created {
+		if created {
+			c.warn(ignored)
+		} else {
 			again, err := c.mayJoin(ctx, cfg)
 			if err != nil {
 				return "", fmt.Errorf("create container in %s: %w", s, err)

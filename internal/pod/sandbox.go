@@ -79,6 +79,7 @@ func sandboxName(m *runtimeapi.PodSandboxMetadata) string {
 // nothing of it is listed, and the same request may be made again. While a
 // request is in flight, the same request joins it.
 func (e *Engine) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	cfg, ignored := spec.CanonicalSandbox(cfg)
 	if err := spec.ValidateSandbox(cfg); err != nil {
 		return "", fmt.Errorf("run sandbox: %w", err)
 	}
@@ -95,6 +96,9 @@ func (e *Engine) RunSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfi
 			return "", fmt.Errorf("run sandbox: %w", err)
 		}
 		if created {
+			s.mu.Lock()
+			s.rec.Warnings.Append(ignored...)
+			s.mu.Unlock()
 			s.noteWarnings(s.rec.Warnings)
 		} else {
 			again, err := s.mayJoin(ctx, cfg, handler)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
@@ -159,7 +160,7 @@ func (c *container) enforce(ctx context.Context, r limits) error {
 		oci.CPU.Period = nil
 	}
 	if err := c.engine.opts.Shim.Update(ctx, c.rec.ID, oci); err != nil {
-		return err
+		return tooLittleMemory(err, r.cri.GetMemoryLimitInBytes())
 	}
 	for _, l := range oci.HugepageLimits { // which runc leaves out of an update
 		if err := cgroups.LimitHugepages(path, l.Pagesize, l.Limit); err != nil {
@@ -175,6 +176,15 @@ func (c *container) enforce(ctx context.Context, r limits) error {
 		return cgroups.LiftCPUQuota(path, r.cri.GetCpuPeriod())
 	}
 	return nil
+}
+
+// tooLittleMemory names the field if an OCI runtime could not set a memory limit, for the kernel sets none that is
+// below what the container uses and keeps.
+func tooLittleMemory(err error, limit int64) error {
+	if limit > 0 && errdefs.IsFailedPrecondition(err) && strings.Contains(err.Error(), "memory") {
+		return fmt.Errorf("linux.resources.memory_limit_in_bytes %d: the container uses more and cannot give it back: %w", limit, err)
+	}
+	return err
 }
 
 // rewriteResources changes the limits in the bundle of a created container; all

@@ -67,6 +67,9 @@ func devices(ctx context.Context, in Input) (*deviceSet, error) {
 		if err != nil {
 			return nil, err
 		}
+		if len(found) == 0 {
+			in.warnings.Add(fmt.Sprintf("devices[%d].host_path", i), device.GetHostPath(), "is a directory without device nodes")
+		}
 		for _, node := range found {
 			set.put(node)
 			if !privileged {
@@ -143,11 +146,7 @@ func findDevices(ctx context.Context, field, hostPath, containerPath string) ([]
 		node.Path = containerPath
 		return []hostNode{{*node, target}}, nil
 	}
-	nodes, err := walkDevices(ctx, field, target, containerPath, nil)
-	if err == nil && len(nodes) == 0 {
-		err = invalid(field, target, "is a directory without device nodes")
-	}
-	return nodes, err
+	return walkDevices(ctx, field, target, containerPath, nil)
 }
 
 // walkDevices returns the devices below a directory but for those with the names to leave out.

@@ -322,7 +322,7 @@ func TestProfileConditions(t *testing.T) {
 	equal(t, "rules", names, []string{"always", "cap", "not-excluded", "arch", "old-kernel"})
 	for _, bad := range []string{
 		`{}`, `{"defaultAction":"ALLOW"}`, `{"defaultAction":"SCMP_ACT_ALLOW","architectures":["VAX"]}`,
-		`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"action":"SCMP_ACT_ALLOW"}]}`,
+		`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":[""],"action":"SCMP_ACT_ALLOW"}]}`,
 		`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["x"],"action":"SCMP_ACT_ALLOW","args":[{"index":6,"op":"SCMP_CMP_EQ"}]}]}`,
 		`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["x"],"action":"SCMP_ACT_ALLOW","includes":{"minKernel":"new"}}]}`,
 	} {

@@ -64,7 +64,7 @@ func FuzzAccounts(f *testing.F) {
 		if err != nil {
 			return
 		}
-		who, err := accounts.imageUser(name)
+		who, err := accounts.find("user of the image", name)
 		if err == nil && (who.uid > maxID || who.gid > maxID) {
 			t.Errorf("got %+v, want IDs up to %d", who, uint32(maxID))
 		}

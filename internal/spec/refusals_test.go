@@ -42,16 +42,13 @@ var invalidContainers = map[string]change{
 	"command[1]":                func(in *Input) { in.Config.Command = []string{"a", "\x00"} },
 	"args[0]":                   func(in *Input) { in.Config.Args = []string{"\x00"} },
 	"working_dir":               func(in *Input) { in.Config.WorkingDir = "a/b" },
-	"envs[0].key":               func(in *Input) { in.Config.Envs = []*runtimeapi.KeyValue{{Key: "A=B"}} },
-	"envs[0].value":             func(in *Input) { in.Config.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte{0xff}}} },
-	"log_path \"/abs\"":         func(in *Input) { in.Config.LogPath = "/abs" },
+	"envs[0].key":               func(in *Input) { in.Config.Envs = []*runtimeapi.KeyValue{{Key: "=B"}} },
+	"envs[0].value":             func(in *Input) { in.Config.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte{0}}} },
 	"log_path \"../x\"":         func(in *Input) { in.Config.LogPath = "../x" },
 	"metadata.name \"a\\n\"":    func(in *Input) { in.Config.Metadata.Name = "a\n" },
 	"log_path \"a/..":           func(in *Input) { in.Config.LogPath = "a/.." },
 	"log_path \".\"":            func(in *Input) { in.Config.LogPath = "." },
 	"log_path \"aaaa":           func(in *Input) { in.Config.LogPath = strings.Repeat("a", 256) },
-	"log_directory":             func(in *Input) { in.Config.LogPath, in.Pod.LogDirectory = "x", "" },
-	"mounts[0].container_path":  withMount(&runtimeapi.Mount{ContainerPath: "rel", HostPath: "/"}),
 	"below /":                   withMount(&runtimeapi.Mount{ContainerPath: "//", HostPath: "/"}),
 	"mounts[0].host_path \"\"":  withMount(&runtimeapi.Mount{}),
 	"mounts[0].host_path \"r\"": withMount(&runtimeapi.Mount{HostPath: "r"}),
@@ -68,36 +65,26 @@ var invalidContainers = map[string]change{
 	"annotations[\"cdi.k8s.io/x\"] \"\"": func(in *Input) {
 		in.Config.Annotations = map[string]string{"cdi.k8s.io/x": "example.com/gpu=0,"}
 	},
-	"beside image": withMount(&runtimeapi.Mount{HostPath: "/", Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}),
-	"mounts[0].propagation \"PROPAGATION_BIDIRECTIONAL\": mounts cannot": withMount(&runtimeapi.Mount{
-		Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL,
-	}),
+	"beside image":       withMount(&runtimeapi.Mount{HostPath: "/", Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true}),
 	"mounts[0].readonly": withMount(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "x"}}),
 	"image_sub_path \"../x\"": withMount(&runtimeapi.Mount{
 		Image: &runtimeapi.ImageSpec{Image: "x"}, Readonly: true, ImageSubPath: "../x",
 	}),
-	"needs image": withMount(&runtimeapi.Mount{HostPath: "/", ImageSubPath: "x"}),
 	"devices[0].permissions": func(in *Input) {
 		in.Config.Devices = []*runtimeapi.Device{{ContainerPath: "/dev/x", HostPath: "/dev/null", Permissions: "rx"}}
 	},
 	"devices[0].host_path": func(in *Input) {
 		in.Config.Devices = []*runtimeapi.Device{{ContainerPath: "/dev/x", HostPath: "/etc/passwd"}}
 	},
-	"devices[0].container_path": func(in *Input) {
-		in.Config.Devices = []*runtimeapi.Device{{ContainerPath: "x", HostPath: "/dev/null"}}
-	},
-	"run_as_group":    func(in *Input) { sc(in).RunAsGroup = &runtimeapi.Int64Value{Value: 1} },
-	"run_as_user":     func(in *Input) { sc(in).RunAsUser = &runtimeapi.Int64Value{Value: -1} },
-	"run_as_username": func(in *Input) { sc(in).RunAsUsername = "nobody-here" },
-	"excludes run_as_user": func(in *Input) {
-		sc(in).RunAsUsername, sc(in).RunAsUser = "app", &runtimeapi.Int64Value{Value: 1}
-	},
+	"devices[0].host_path \"\"":      func(in *Input) { in.Config.Devices = []*runtimeapi.Device{{ContainerPath: "/x"}} },
+	"run_as_group":                   func(in *Input) { sc(in).RunAsGroup = &runtimeapi.Int64Value{Value: 1} },
+	"run_as_user":                    func(in *Input) { sc(in).RunAsUser = &runtimeapi.Int64Value{Value: -1} },
+	"run_as_username":                func(in *Input) { sc(in).RunAsUsername = "nobody-here" },
 	"supplemental_groups[0]":         func(in *Input) { sc(in).SupplementalGroups = []int64{1 << 40} },
 	"supplemental_groups_policy":     func(in *Input) { sc(in).SupplementalGroupsPolicy = 9 },
 	"user of the image":              func(in *Input) { in.Image.User = "ghost" },
 	"/etc/group":                     func(in *Input) { in.Image.User = "app:ghost" },
 	"privileged":                     func(in *Input) { sc(in).Privileged = true },
-	"masked_paths[0]":                func(in *Input) { sc(in).MaskedPaths = []string{"proc"} },
 	"add_capabilities \"MAGIC\"":     func(in *Input) { sc(in).Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"MAGIC"}} },
 	"drop_capabilities":              func(in *Input) { sc(in).Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"MAGIC"}} },
 	"seccomp.profile_type":           func(in *Input) { sc(in).Seccomp = &runtimeapi.SecurityProfile{ProfileType: 9} },
@@ -108,8 +95,8 @@ var invalidContainers = map[string]change{
 	"apparmor_profile": func(in *Input) {
 		sc(in).ApparmorProfile = "nonsense" //nolint:staticcheck // the deprecated field still counts
 	},
-	"namespace_options.network":   func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Network: modeNode} },
-	"namespace_options.ipc":       func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Ipc: modeNode} },
+	"namespace_options.network":   func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Network: modeContainer} },
+	"namespace_options.ipc":       func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Ipc: modeTarget} },
 	"namespace_options.target_id": func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modeTarget} },
 	"namespace_options.pid":       func(in *Input) { sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: 17} },
 	"differs from that of the sandbox, NODE": func(in *Input) {
@@ -178,6 +165,19 @@ var ungrantable = map[string]change{
 	},
 }
 
+// canonicalBuild is Build for a request as it comes, with all warnings.
+func canonicalBuild(t *testing.T, in Input) (*Output, error) {
+	t.Helper()
+	config, warnings := Canonical(in.Config, in.Pod)
+	in.Config = config
+	out, err := Build(t.Context(), in)
+	if err == nil {
+		warnings.Append(out.Warnings...)
+		out.Warnings = warnings
+	}
+	return out, err
+}
+
 // TestRefusals: each wrong request gets an error of the right kind that names
 // the field.
 func TestRefusals(t *testing.T) {
@@ -192,7 +192,7 @@ func TestRefusals(t *testing.T) {
 		for _, text := range slices.Sorted(maps.Keys(list.changes)) {
 			in := testInput(t)
 			list.changes[text](&in)
-			out, err := Build(t.Context(), in)
+			out, err := canonicalBuild(t, in)
 			if !list.kind(err) || out != nil || !strings.Contains(err.Error(), text) {
 				t.Errorf("%s: got %v, %v, want an error that contains %q", list.name, out, err, text)
 			}
@@ -230,16 +230,20 @@ func TestSandboxRefusals(t *testing.T) {
 			pod.PortMappings = []*runtimeapi.PortMapping{{HostPort: 70000}}
 		},
 		"port_mappings[0].container": func(pod *runtimeapi.PodSandboxConfig) { pod.PortMappings = []*runtimeapi.PortMapping{{HostPort: 7}} },
-		"port_mappings[0].host_ip":   func(pod *runtimeapi.PodSandboxConfig) { pod.PortMappings = []*runtimeapi.PortMapping{{HostIp: "x"}} },
-		"port_mappings[0].protocol":  func(pod *runtimeapi.PodSandboxConfig) { pod.PortMappings = []*runtimeapi.PortMapping{{Protocol: 7}} },
+		"port_mappings[0].host_ip": func(pod *runtimeapi.PodSandboxConfig) {
+			pod.PortMappings = []*runtimeapi.PortMapping{{HostPort: 7, ContainerPort: 7, HostIp: "x"}}
+		},
+		"port_mappings[0].protocol": func(pod *runtimeapi.PodSandboxConfig) {
+			pod.PortMappings = []*runtimeapi.PortMapping{{HostPort: 7, ContainerPort: 7, Protocol: 7}}
+		},
 		"run_as_user -1": func(pod *runtimeapi.PodSandboxConfig) {
 			pod.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: -1}
 		},
 		"run_as_group": func(pod *runtimeapi.PodSandboxConfig) {
 			pod.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1}
 		},
-		"namespace_options.network": func(pod *runtimeapi.PodSandboxConfig) { options(pod).Network = modeContainer },
-		"namespace_options.pid":     func(pod *runtimeapi.PodSandboxConfig) { options(pod).Pid = modeTarget },
+		"namespace_options.network": func(pod *runtimeapi.PodSandboxConfig) { options(pod).Network = 17 },
+		"namespace_options.pid":     func(pod *runtimeapi.PodSandboxConfig) { options(pod).Pid = 17 },
 		"userns_options.uids":       userns(&runtimeapi.IDMapping{Length: 1}, &runtimeapi.IDMapping{Length: 1}),
 		"begins with ID 0":          userns(&runtimeapi.IDMapping{ContainerId: 1, Length: 1}),
 		"userns_options.mode": func(pod *runtimeapi.PodSandboxConfig) {
@@ -260,6 +264,7 @@ func TestSandboxRefusals(t *testing.T) {
 	} {
 		pod := testInput(t).Pod
 		change(pod)
+		pod, _ = CanonicalSandbox(pod)
 		if err := ValidateSandbox(pod); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), text) {
 			t.Errorf("got %v, want an invalid argument that contains %q", err, text)
 		}
@@ -296,6 +301,7 @@ var unsupported = map[string]change{
 		sc(in).RunAsUser, sc(in).RunAsGroup, sc(in).SupplementalGroups = nil, nil, nil
 		in.Config.Mounts = []*runtimeapi.Mount{{HostPath: "/", ContainerPath: "/host", MountOptions: []string{"noexec", "noatime"}}}
 	},
+	"devices[0].host_path":    func(in *Input) { in.Config.Devices = []*runtimeapi.Device{{HostPath: filepath.Join(in.Rootfs, "etc")}} },
 	"stop_signal":             func(in *Input) { in.Config.StopSignal = 999 },
 	"StopSignal of the image": func(in *Input) { in.Image.StopSignal = "SIGNONSENSE" },
 	"mounts[0].propagation":   withMount(&runtimeapi.Mount{HostPath: "/", Propagation: 9}),
@@ -305,11 +311,11 @@ var unsupported = map[string]change{
 func TestUnsupportedRequestsAreAccepted(t *testing.T) {
 	for field, change := range unsupported {
 		in := testInput(t)
-		if out, err := Build(t.Context(), in); err != nil || len(out.Warnings) > 0 {
+		if out, err := canonicalBuild(t, in); err != nil || len(out.Warnings) > 0 {
 			t.Fatalf("a plain request: got %v and %+v", err, out)
 		}
 		change(&in)
-		out, err := Build(t.Context(), in)
+		out, err := canonicalBuild(t, in)
 		if err != nil || len(out.Warnings) != 1 || out.Warnings[0].Field != field {
 			t.Errorf("%s: got %v and %+v, want one warning about it", field, err, out)
 		}
@@ -340,11 +346,14 @@ func TestAccepted(t *testing.T) {
 		"device directory": func(in *Input) {
 			in.Config.Devices = []*runtimeapi.Device{{ContainerPath: "/dev/n", HostPath: "/dev/net"}}
 		},
-		"image without any accounts": func(in *Input) { in.Rootfs = filepath.Dir(in.Rootfs) },
+		"name of a user that is a number": func(in *Input) { sc(in).RunAsUser, sc(in).RunAsUsername = nil, "1234:44" },
+		"negative quota":                  withResources(&runtimeapi.LinuxContainerResources{CpuQuota: -7}),
+		"limit on cgroups below":          withResources(&runtimeapi.LinuxContainerResources{Unified: map[string]string{"cgroup.max.depth": "1"}}),
+		"image without any accounts":      func(in *Input) { in.Rootfs = filepath.Dir(in.Rootfs) },
 	} {
 		in := testInput(t)
 		change(&in)
-		if _, err := Build(t.Context(), in); err != nil {
+		if _, err := canonicalBuild(t, in); err != nil {
 			t.Errorf("%s: got %v, want nil", name, err)
 		}
 	}

@@ -171,8 +171,8 @@ func validateResources(field string, r *runtimeapi.LinuxContainerResources) erro
 			return err
 		}
 	}
-	if quota := r.GetCpuQuota(); quota != 0 && quota != unlimited && (quota < minCPUQuota || quota > maxCPUQuota) {
-		return invalid(field+".cpu_quota", quota, fmt.Sprintf("must be -1 or between %d and %d", minCPUQuota, int64(maxCPUQuota)))
+	if quota := r.GetCpuQuota(); quota > 0 && (quota < minCPUQuota || quota > maxCPUQuota) {
+		return invalid(field+".cpu_quota", quota, fmt.Sprintf("must be negative, which lifts it, or between %d and %d", minCPUQuota, int64(maxCPUQuota)))
 	}
 	if r.GetCpuShares() < 0 {
 		return invalid(field+".cpu_shares", r.GetCpuShares(), "must not be negative")
@@ -208,7 +208,7 @@ func validateResources(field string, r *runtimeapi.LinuxContainerResources) erro
 // that to the caller: crun 1.8 writes -1 to a cgroup v1 as an unsigned number,
 // which the kernel refuses. A new cgroup has no quota to lift.
 func Unthrottled(r *runtimeapi.LinuxContainerResources, host Host) bool {
-	return r.GetCpuQuota() == unlimited && !host.onUnified() && host.hasController("cpu")
+	return r.GetCpuQuota() < 0 && !host.onUnified() && host.hasController("cpu")
 }
 
 func cpuLimits(r *runtimeapi.LinuxContainerResources, host Host) *specs.LinuxCPU {
@@ -217,7 +217,7 @@ func cpuLimits(r *runtimeapi.LinuxContainerResources, host Host) *specs.LinuxCPU
 		value := uint64(min(max(shares, minCPUShares), maxCPUShares))
 		cpu.Shares = &value
 	}
-	if quota := r.GetCpuQuota(); quota != 0 && !Unthrottled(r, host) {
+	if quota := max(r.GetCpuQuota(), unlimited); quota != 0 && !Unthrottled(r, host) {
 		cpu.Quota = &quota
 	}
 	if r.GetCpuPeriod() != 0 {

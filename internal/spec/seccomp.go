@@ -143,7 +143,7 @@ func (p *profileFile) resolve(caps []string) (*specs.LinuxSeccomp, error) {
 		if err != nil {
 			return nil, fmt.Errorf("syscalls[%d]: %w", i, err)
 		}
-		if holds {
+		if holds && len(rule.Names) > 0 {
 			profile.Syscalls = append(profile.Syscalls, rule.LinuxSyscall)
 		}
 	}
@@ -151,7 +151,7 @@ func (p *profileFile) resolve(caps []string) (*specs.LinuxSeccomp, error) {
 }
 
 func checkRule(field string, rule specs.LinuxSyscall) error {
-	if len(rule.Names) == 0 || slices.Contains(rule.Names, "") {
+	if slices.Contains(rule.Names, "") {
 		return fmt.Errorf("%s.names: must name system calls", field)
 	}
 	if err := checkAction(field+".action", rule.Action); err != nil {

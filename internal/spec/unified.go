@@ -32,7 +32,7 @@ func validateUnified(field string, values map[string]string) error {
 		if !unifiedKey.MatchString(key) {
 			return invalid(field, key, "is not the name of a cgroup v2 control file")
 		}
-		if strings.HasPrefix(key, "cgroup.") {
+		if strings.HasPrefix(key, "cgroup.") && !strings.HasPrefix(key, "cgroup.max.") {
 			return invalid(field, key, "controls the cgroup itself, which belongs to Berth")
 		}
 		if err := checkText(field+"."+key, values[key]); err != nil {
@@ -71,7 +71,7 @@ func applyUnified(field string, result *specs.LinuxResources, values map[string]
 			if value != "0" && value != noLimit {
 				warnings.Add(field+"."+key, value, "is ignored: this host does not account swap")
 			}
-		case host.onUnified() && host.hasController(controller):
+		case host.onUnified() && (controller == "cgroup" || host.hasController(controller)):
 			result.Unified = withValue(result.Unified, key, value)
 			dropTyped(result, key)
 		case meansNothing(key, value):

@@ -45,16 +45,12 @@ func resolveUser(in Input) (specs.User, error) {
 	case sc.GetRunAsUser() != nil:
 		who = accounts.byID(uint32(sc.GetRunAsUser().GetValue()))
 	case sc.GetRunAsUsername() != "":
-		entry, ok := accounts.byName(sc.GetRunAsUsername())
-		if !ok {
-			return specs.User{}, invalid("linux.security_context.run_as_username", sc.GetRunAsUsername(),
-				"is not in /etc/passwd of the image")
-		}
-		who = entry
+		who, err = accounts.find("linux.security_context.run_as_username", sc.GetRunAsUsername())
 	default:
-		if who, err = accounts.imageUser(in.Image.User); err != nil {
-			return specs.User{}, err
-		}
+		who, err = accounts.find("user of the image", in.Image.User)
+	}
+	if err != nil {
+		return specs.User{}, err
 	}
 	if group := sc.GetRunAsGroup(); group != nil {
 		who.gid = uint32(group.GetValue())
@@ -171,10 +167,8 @@ func (a *accounts) byName(name string) (identity, bool) {
 	return identity{}, false
 }
 
-// imageUser resolves the user of an image's configuration: "", "user" or
-// "user:group", each a name or a number.
-func (a *accounts) imageUser(text string) (identity, error) {
-	const field = "user of the image"
+// find resolves the user of a field: "", "user" or "user:group", each a name or a number.
+func (a *accounts) find(field, text string) (identity, error) {
 	name, group, hasGroup := strings.Cut(text, ":")
 	who := a.byID(0)
 	if name != "" {

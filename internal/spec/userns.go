@@ -107,10 +107,6 @@ func validateMapping(field string, mount *runtimeapi.Mount, pod *runtimeapi.PodS
 			return invalid(field+".uidMappings", fmt.Sprint(mount.GetUidMappings(), mount.GetGidMappings()), "is empty or goes beyond the largest ID")
 		}
 	}
-	if mount.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL {
-		return invalid(field+".uidMappings", fmt.Sprint(mount.GetUidMappings()),
-			"excludes propagation PROPAGATION_BIDIRECTIONAL: an idmapped copy of a mount tells the original of nothing")
-	}
 	if mount.GetImage() == nil {
 		return nil
 	}

@@ -62,10 +62,6 @@ func TestUserNamespaceRefusals(t *testing.T) {
 		"mount with an empty mapping": {mount(&runtimeapi.Mount{
 			HostPath: "/", UidMappings: []*runtimeapi.IDMapping{{}}, GidMappings: []*runtimeapi.IDMapping{{}},
 		}, nil), "mounts[0].uidMappings"},
-		"mount that tells the host": {mount(&runtimeapi.Mount{
-			HostPath: "/", UidMappings: []*runtimeapi.IDMapping{good}, GidMappings: []*runtimeapi.IDMapping{good},
-			Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL,
-		}, usernsOf(modePod, good, good)), "mounts[0].uidMappings"},
 		"image with another mapping": {mount(&runtimeapi.Mount{
 			Image: &runtimeapi.ImageSpec{Image: "i"}, Readonly: true,
 			UidMappings: []*runtimeapi.IDMapping{other}, GidMappings: []*runtimeapi.IDMapping{other},

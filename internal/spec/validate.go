@@ -14,7 +14,7 @@ import (
 const maxID = math.MaxUint32 - 1
 
 // Validate checks everything about a container that can be refused from the
-// request alone. The error is of kind errdefs.ErrInvalidArgument and names
+// request alone, which is in canonical form. The error is of kind errdefs.ErrInvalidArgument and names
 // field, value and reason.
 func Validate(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
 	if config == nil {
@@ -80,7 +80,7 @@ func validateProcess(config *runtimeapi.ContainerConfig, _ *runtimeapi.PodSandbo
 	return nil
 }
 
-func validateLog(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
+func validateLog(config *runtimeapi.ContainerConfig, _ *runtimeapi.PodSandboxConfig) error {
 	file := config.GetLogPath()
 	if file == "" {
 		return nil
@@ -91,13 +91,7 @@ func validateLog(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxC
 	if path.IsAbs(file) || hasDotDot(file) || path.Clean(file) == "." {
 		return invalid("log_path", file, "must be relative to log_directory and stay below it")
 	}
-	if err := checkElements("log_path", file); err != nil {
-		return err
-	}
-	if pod.GetLogDirectory() == "" {
-		return invalid("log_path", file, "needs log_directory in the config of the sandbox")
-	}
-	return nil
+	return checkElements("log_path", file)
 }
 
 func validateMounts(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
@@ -118,8 +112,8 @@ func validateMount(field string, mount *runtimeapi.Mount) error {
 	if err := checkAbsolute(field+".container_path", target); err != nil {
 		return err
 	}
-	if path.Clean(target) == "/" || hasDotDot(target) {
-		return invalid(field+".container_path", target, "must be below / and must not contain \"..\"")
+	if path.Clean(target) == "/" {
+		return invalid(field+".container_path", target, "must be below /")
 	}
 	if err := validateMountSource(field, mount); err != nil {
 		return err
@@ -145,9 +139,6 @@ func validateMount(field string, mount *runtimeapi.Mount) error {
 
 func validateMountSource(field string, mount *runtimeapi.Mount) error {
 	if mount.GetImage() == nil {
-		if mount.GetImageSubPath() != "" {
-			return invalid(field+".image_sub_path", mount.GetImageSubPath(), "needs image")
-		}
 		return checkAbsolute(field+".host_path", mount.GetHostPath())
 	}
 	if mount.GetHostPath() != "" {
@@ -158,9 +149,6 @@ func validateMountSource(field string, mount *runtimeapi.Mount) error {
 	}
 	if !mount.GetReadonly() {
 		return invalid(field+".readonly", false, "must be true for an image")
-	}
-	if mount.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL {
-		return invalid(field+".propagation", mount.GetPropagation().String(), "mounts cannot come out of an image")
 	}
 	sub := mount.GetImageSubPath()
 	if path.IsAbs(sub) || hasDotDot(sub) {
@@ -212,9 +200,6 @@ func validateSecurity(config *runtimeapi.ContainerConfig, pod *runtimeapi.PodSan
 
 func validateUser(field string, sc *runtimeapi.LinuxContainerSecurityContext) error {
 	hasUser := sc.GetRunAsUser() != nil
-	if hasUser && sc.GetRunAsUsername() != "" {
-		return invalid(field+".run_as_username", sc.GetRunAsUsername(), "excludes run_as_user")
-	}
 	if sc.GetRunAsGroup() != nil && !hasUser && sc.GetRunAsUsername() == "" {
 		return invalid(field+".run_as_group", sc.GetRunAsGroup().GetValue(), "needs run_as_user or run_as_username")
 	}

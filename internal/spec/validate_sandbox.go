@@ -19,7 +19,7 @@ const (
 )
 
 // ValidateSandbox checks everything about a pod that can be refused from the
-// request alone. The error is of kind errdefs.ErrInvalidArgument and names
+// request alone, which is in canonical form. The error is of kind errdefs.ErrInvalidArgument and names
 // field, value and reason.
 func ValidateSandbox(pod *runtimeapi.PodSandboxConfig) error {
 	if pod == nil {
@@ -86,12 +86,12 @@ func SandboxWarnings(pod *runtimeapi.PodSandboxConfig, host Host) (warning.List,
 	return list, err
 }
 
-// checkLine refuses white space and control characters, which could smuggle
-// lines into the files that a value is written to.
+// checkLine refuses control characters, which could add lines to the files that
+// a value is written to.
 func checkLine(field, value string) error {
 	for _, r := range value {
-		if r <= ' ' || r == 0x7f {
-			return invalid(field, value, "contains white space or a control character")
+		if r < ' ' && r != '\t' || r == 0x7f {
+			return invalid(field, value, "contains a control character")
 		}
 	}
 	return nil
@@ -106,9 +106,6 @@ func validateDNS(dns *runtimeapi.DNSConfig) error {
 	} {
 		for i, value := range list.values {
 			field := fmt.Sprintf("dns_config.%s[%d]", list.name, i)
-			if value == "" {
-				return invalid(field, value, "must not be empty")
-			}
 			if err := checkLine(field, value); err != nil {
 				return err
 			}
@@ -187,6 +184,8 @@ func validateSysctls(pod *runtimeapi.PodSandboxConfig) error {
 		switch kind := sysctlNamespace(name); {
 		case kind == "":
 			reason = "does not belong to a namespace, setting it would change the node"
+		case kind == "uts" && options.GetNetwork() == modeNode:
+			reason = "cannot be set in the UTS namespace of the node"
 		case kind == "net" && options.GetNetwork() == modeNode:
 			reason = "cannot be set in the network namespace of the node"
 		case kind == "ipc" && options.GetIpc() == modeNode:
@@ -206,6 +205,8 @@ func sysctlNamespace(name string) string {
 	switch {
 	case strings.HasPrefix(name, "net."):
 		return "net"
+	case name == "kernel.domainname":
+		return "uts"
 	case strings.HasPrefix(name, "fs.mqueue."), name == "kernel.sem",
 		strings.HasPrefix(name, "kernel.shm"), strings.HasPrefix(name, "kernel.msg"):
 		return "ipc"

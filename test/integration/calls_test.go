@@ -169,8 +169,8 @@ func stopAtOnce(t *testing.T, n *harness.Node, id string) {
 }
 
 // TestEnvironmentAndDirectory: variables come byte by byte, those of the request win over the image's, and commands run later
-// have them too, as they have the working directory, which is made where the image lacks it. What no OCI runtime could be
-// given, for it reads JSON, is refused.
+// have them too, as they have the working directory, which is made where the image lacks it. A value
+// that no process can have is refused.
 func TestEnvironmentAndDirectory(t *testing.T) {
 	eachHandler(t, func(t *testing.T, n *harness.Node) {
 		c := n.RunPod().Start([]string{"sh", "-c", "sleep 1000"}, func(c *runtimeapi.ContainerConfig) {
@@ -187,7 +187,7 @@ func TestEnvironmentAndDirectory(t *testing.T) {
 		equal(t, "working directory of a command", c.Output("pwd"), "/not/there/before")
 		equal(t, "working directory of the container", c.Output("readlink", "/proc/1/cwd"), "/not/there/before")
 		_, err := n.RunPod().Create(n.ContainerConfig([]string{"true"}, func(c *runtimeapi.ContainerConfig) {
-			c.Envs = []*runtimeapi.KeyValue{{Key: "BYTES", Value: []byte{0xff}}}
+			c.Envs = []*runtimeapi.KeyValue{{Key: "BYTES", Value: []byte{'a', 0}}}
 		}))
 		wantError(t, err, codes.InvalidArgument, "envs[0].value", "BYTES")
 	})

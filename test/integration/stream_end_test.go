@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -186,4 +187,41 @@ func TestPortForwardRefused(t *testing.T) {
 	p.Start([]string{"sh", "-c", "mkdir /tmp/w && echo page >/tmp/w/index.html && exec httpd -f -p 8080 -h /tmp/w"})
 	equal(t, "the page", fetch(n, t, address), "page")
 	stop()
+}
+
+// TestAttachToWhatTheContainerHas: a session that asks for a terminal or an input which the container was created without, or for
+// none where it has one, gets the container's output.
+func TestAttachToWhatTheContainerHas(t *testing.T) {
+	eachHandler(t, func(t *testing.T, n *harness.Node) {
+		p := n.RunPod()
+		for _, terminal := range []bool{false, true} {
+			for _, protocol := range protocols {
+				c := p.Start([]string{"sh", "-c", "while [ ! -e /go ]; do sleep 0.05; done; echo out; exec sleep 1000"}, func(c *runtimeapi.ContainerConfig) { c.Tty = terminal })
+				request := &runtimeapi.AttachRequest{ContainerId: c.ID, Stdin: true, Stdout: true, Tty: !terminal}
+				input, closeInput := io.Pipe()
+				var stdout buffer
+				done := make(chan error, 1)
+				address := attachURL(t, n, request)
+				go func() {
+					done <- sessionOver(t, protocol, address, remotecommand.StreamOptions{Stdin: input, Stdout: &stdout, Tty: !terminal})
+				}()
+				n.Eventually("the session has the output", func() error {
+					if answer := c.Exec("touch", "/go"); answer.GetExitCode() != 0 {
+						return fmt.Errorf("touch ended with %d", answer.GetExitCode())
+					}
+					if got := strings.TrimSpace(stdout.String()); got != "out" {
+						return fmt.Errorf("over %s with terminal %t stdout is %q", protocol, terminal, got)
+					}
+					return nil
+				})
+				c.Remove()
+				if err := <-done; err != nil {
+					t.Errorf("over %s with terminal %t the session ends with %v", protocol, terminal, err)
+				}
+				if err := closeInput.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
 }

@@ -295,7 +295,7 @@ func TestBadStreams(t *testing.T) {
 			wantError(t, err, call.code)
 		})
 	}
-	_, err := n.Runtime.Attach(n.Context(), &runtimeapi.AttachRequest{ContainerId: c.ID, Tty: true, Stdout: true})
+	_, err := n.Runtime.Attach(n.Context(), &runtimeapi.AttachRequest{ContainerId: c.ID, Tty: true, Stdout: true, Stderr: true})
 	wantError(t, err, codes.InvalidArgument)
 	p.Stop()
 	_, err = n.Runtime.Exec(n.Context(), &runtimeapi.ExecRequest{ContainerId: c.ID, Cmd: []string{"true"}, Stdout: true})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -264,4 +265,26 @@ func TestUpdatePod(t *testing.T) {
 	equal(t, "resources of a pod that was stopped", resources, 1024)
 	_, err := n.Runtime.UpdatePodSandboxResources(n.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: "nope"})
 	wantError(t, err, codes.NotFound)
+}
+
+// TestUpdateBelowUse: a memory limit below what a container uses and cannot give back is refused with the field, and what was
+// stays. In cgroup v2 the kernel takes the limit and kills.
+func TestUpdateBelowUse(t *testing.T) {
+	host, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eachHandler(t, func(t *testing.T, n *harness.Node) {
+		const limit = 200 << 20
+		c := n.RunPod().Start([]string{"sh", "-c", "x=$(head -c 40000000 /dev/zero | tr '\\0' x); echo filled; while :; do sleep 1000; done"},
+			func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = limit })
+		n.Eventually("the container uses its memory", func() error { return logHas(c, "stdout F filled") })
+		err := update(n, c, &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 8 << 20})
+		if host.Mode == cgroup.V2 {
+			return
+		}
+		wantError(t, err, codes.FailedPrecondition, "linux.resources.memory_limit_in_bytes 8388608")
+		equal(t, "limit in the status", c.Status().GetResources().GetLinux().GetMemoryLimitInBytes(), limit)
+		equal(t, "limit of the cgroup", cgroupFile(t, c, "memory.limit_in_bytes", "memory.max"), strconv.Itoa(limit))
+	})
 }

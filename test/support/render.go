@@ -47,8 +47,8 @@ const (
 <!-- made from test/support/support.txt by ` + "`make generate`" + ` -->
 
 Every call and every field of the Container Runtime Interface v1 (cri-api v0.37, Kubernetes 1.37): whether Berth supports it,
-since which version, and which test shows it. TestCritest is the conformance suite. What a host cannot give is refused with
-the field, the value and the reason. A test fails when a call or a field has no line here, or a line names no test.
+since which version, and which test shows it. TestCritest is the conformance suite. What a host cannot give is a
+warning in the verbose status, or refused with the field, the value and the reason: see [below](#what-is-refused). A test fails when a call or a field has no line here, or a line names no test.
 
 `
 	tableHead = "| %s | supported | since | shown by | remark |\n|---|---|---|---|---|\n"

@@ -13,6 +13,8 @@ import (
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/test/refusals"
 )
 
 //go:generate go test -run ^TestPage$ -update .
@@ -45,7 +47,11 @@ func page(t *testing.T) (*list, string) {
 	for _, p := range problems {
 		t.Error(p)
 	}
-	return l, made
+	list, others, err := refusals.All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, made + refusals.Render(list, others)
 }
 
 // TestPage: the page is what the list and the CRI make of it. A call or a field without a line fails, and so does a line
