@@ -155,8 +155,8 @@ func TestRequestsWithoutTheirSubjectAreRefused(t *testing.T) {
 		"create_config": {func() error {
 			return second(e.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: "s"}))
 		}, "config"},
-		"start": {func() error { return second(e.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{})) }, "container_id"},
-		"stop":  {func() error { return second(e.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{})) }, "container_id"},
+		"start":  {func() error { return second(e.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{})) }, "container_id"},
+		"stop":   {func() error { return second(e.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{})) }, "container_id"},
 		"remove": {func() error { return second(e.runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{})) }, "container_id"},
 		"status": {func() error { return second(e.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{})) }, "container_id"},
 		"stats":  {func() error { return second(e.runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{})) }, "container_id"},

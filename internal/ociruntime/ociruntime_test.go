@@ -133,3 +133,23 @@ func FuzzParseLog(f *testing.F) {
 		}
 	})
 }
+
+// TestKindOfCommandErrors: what an OCI runtime says about a program or a limit that cannot be is no error without a kind.
+func TestKindOfCommandErrors(t *testing.T) {
+	for _, c := range []struct{ handler, op, message string }{
+		{"crun", "exec", "open executable: Operation not permitted"},
+		{"crun", "exec", "open executable: File name too long"},
+		{"crun", "run", "executable file `/nope` not found: No such file or directory"},
+		{"runc", "exec", `exec failed: unable to start container process: exec: "/": is a directory: unknown`},
+		{"crun", "update", "writing file `memory.limit_in_bytes`: Device or resource busy"},
+		{"runc", "update", "unable to set memory limit to 4096 (current usage: 9, peak usage: 9)"},
+	} {
+		err := error(&CommandError{Handler: c.handler, Op: c.op, Code: 1, Message: c.message})
+		if !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%v: no failed precondition", err)
+		}
+	}
+	if err := error(&CommandError{Handler: "runc", Op: "update", Message: "no space left on device"}); errdefs.IsFailedPrecondition(err) {
+		t.Errorf("%v: a failed precondition", err)
+	}
+}
