@@ -168,10 +168,14 @@ func (e *layerError) Unwrap() error { return e.err }
 const xattrRecord = "SCHILY.xattr."
 
 // accept sees each entry before it is unpacked. The overlay file system's own
-// attributes are taken out: with them an image could direct it elsewhere.
+// attributes are taken out: with them an image could direct it elsewhere. What
+// is a regular file to a reader of sparse and contiguous ones is unpacked as one.
 func (l *layer) accept(entry *tar.Header, limits *unpackLimits) (bool, error) {
 	if err := l.admit(entry, limits); err != nil {
 		return false, err
+	}
+	if entry.Typeflag == tar.TypeGNUSparse || entry.Typeflag == tar.TypeCont {
+		entry.Typeflag = tar.TypeReg
 	}
 	for record := range entry.PAXRecords {
 		name := strings.TrimPrefix(record, xattrRecord)

@@ -253,3 +253,14 @@ func TestManyLayers(t *testing.T) {
 		t.Errorf("got %d files and %v, want 200", len(entries), err)
 	}
 }
+
+// A layer whose blob has no bytes at all changes nothing.
+func TestEmptyBlob(t *testing.T) {
+	f := newFixture(t)
+	spec := hello()
+	spec.Layers = append(spec.Layers, imagefactory.Layer{Tar: []byte{}, Compression: imagefactory.Uncompressed})
+	ref, _ := f.push("empty-blob:1", spec)
+	if got := tree(t, f.mounted(f.pull(ref))); got != "/hello -rw-r--r-- world" {
+		t.Errorf("got %s", got)
+	}
+}
