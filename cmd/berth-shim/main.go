@@ -17,6 +17,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -57,6 +58,7 @@ func run(args []string) error {
 	instance := flags.String("instance", "", "`name` that tells this daemon's supervisor from others on the host")
 	reportFD := flags.Int("report-fd", -1, "`descriptor` to report on whether it serves")
 	handoverFD := flags.Int("handover-fd", -1, "`descriptor` with what a predecessor handed over")
+	collect := flags.Duration("collect-timeout", supervisor.DefaultCollectTimeout, "`time` after which an exec is ended that no caller has collected")
 	flags.String("address", "", "`address` that a shim-v2 was given; of no use")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -74,7 +76,7 @@ func run(args []string) error {
 		return err
 	}
 	report := fileOf(*reportFD, "report")
-	err := serve(*state, *instance, fileOf(*handoverFD, "handover"), report)
+	err := serve(*state, *instance, *collect, fileOf(*handoverFD, "handover"), report)
 	if errors.Is(err, supervisor.ErrServed) && report != nil {
 		_, err = io.WriteString(report, "ok")
 		return err
@@ -95,7 +97,7 @@ func fileOf(fd int, name string) *os.File {
 	return os.NewFile(uintptr(fd), name)
 }
 
-func serve(state, instance string, handover, report *os.File) error {
+func serve(state, instance string, collect time.Duration, handover, report *os.File) error {
 	// Whatever was inherited must not get into containers.
 	if err := unix.CloseRange(firstFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
 		return fmt.Errorf("mark inherited descriptors close-on-exec: %w", err)
@@ -120,9 +122,12 @@ func serve(state, instance string, handover, report *os.File) error {
 	if instance != "" {
 		own, args = own+"-"+instance, append(args, "--instance", instance)
 	}
+	if collect != supervisor.DefaultCollectTimeout { // earlier versions do not have the flag
+		args = append(args, "--collect-timeout", collect.String())
+	}
 	return supervisor.Run(ctx, supervisor.Config{
 		Dir: filepath.Join(state, "shim"), Cgroup: own, Version: version.Version, Cgroups: host, Log: log,
-		Handover: handover, Args: args,
+		CollectTimeout: collect, Handover: handover, Args: args,
 		Ready: func() {
 			log.Info("serving", "pid", strconv.Itoa(os.Getpid()), "version", version.Version, "state", state)
 			if report != nil {

@@ -2,8 +2,10 @@ package shim_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +17,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
@@ -163,6 +166,38 @@ func TestAbandonedExecIsEnded(t *testing.T) {
 				return len(records) == 0 && len(procs) == 1
 			})
 		})
+	}
+}
+
+// TestUncollectedExecIsEnded: a process whose caller never asks for its result is ended, and one whose caller waits is not.
+func TestUncollectedExecIsEnded(t *testing.T) {
+	h := newHost(t)
+	wrapper := filepath.Join(h.state, "berth-shim")
+	h.must(os.WriteFile(wrapper, []byte("#!/bin/sh\nexec "+binary+" --collect-timeout 300ms \"$@\"\n"), 0o700))
+	h.binary = wrapper
+	h.must(h.client.Shutdown(h.ctx())) // the next one has the wrapper's timeout
+	h.wg.Wait()
+	h.connect()
+	h.start(h.bundle(h.handler("runc"), "c", "sleep 1000"))
+	waited, err := h.exec("c", "waited", shell("cat; exit 9"))
+	h.must(err)
+	conn, err := net.Dial("unix", filepath.Join(h.state, "shim", wire.Socket))
+	h.must(err)
+	link := ttrpc.NewClient(conn)
+	defer link.Close()
+	process, err := json.Marshal(shell("sleep 777"))
+	h.must(err)
+	resp, err := wire.NewShimClient(link).Exec(h.ctx(), &wire.ExecRequest{
+		ContainerId: "c", Id: "left", Process: process, DeadlineNano: int64(patience), Session: "left",
+	})
+	h.must(err)
+	h.eventually("the process is ended and its record removed", func() bool {
+		_, err := os.Stat(filepath.Join(h.state, "shim/c/c/exec-left"))
+		return errors.Is(err, os.ErrNotExist) && !alive(int(resp.GetPid()))
+	})
+	h.must(waited.stdin.Close())
+	if code, err := waited.Wait(h.ctx()); code != 9 || err != nil {
+		t.Errorf("the process whose caller waits: got %d %v, want 9", code, err)
 	}
 }
 

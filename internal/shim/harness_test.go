@@ -63,6 +63,7 @@ type host struct {
 	t      testing.TB
 	state  string
 	name   string
+	binary string // berth-shim
 	client *shim.Client
 	cgroup *cgroup.Host
 
@@ -97,7 +98,7 @@ func newHost(t testing.TB) *host {
 			t.Error(err)
 		}
 	})
-	h := &host{t: t, state: state, name: name, exits: map[string]shim.Exit{}, news: make(chan struct{})}
+	h := &host{t: t, state: state, name: name, binary: binary, exits: map[string]shim.Exit{}, news: make(chan struct{})}
 	if h.cgroup, err = cgroup.Detect(); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +109,7 @@ func newHost(t testing.TB) *host {
 }
 
 func (h *host) options() shim.Options {
-	return shim.Options{State: h.state, Binary: binary, Instance: h.name, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, nil))}
+	return shim.Options{State: h.state, Binary: h.binary, Instance: h.name, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, nil))}
 }
 
 type testWriter struct{ t testing.TB }

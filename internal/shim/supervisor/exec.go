@@ -34,8 +34,8 @@ type execution struct {
 	console *os.File // master side, set before ready is closed, or by a client that hands it back; guarded by container.mu
 }
 
-// collectTime is how long a started process waits for the caller that requested it.
-const collectTime = 15 * time.Second
+// DefaultCollectTimeout is how long a started process waits for the caller that requested it.
+const DefaultCollectTimeout = 15 * time.Second
 
 // close releases the descriptors.
 func (e *execution) close() {
@@ -115,7 +115,7 @@ func (c *container) exec(ctx context.Context, req *wire.ExecRequest, stdio wire.
 		e.err = fmt.Errorf("the OCI runtime took longer than the caller waits: %w", ctx.Err())
 	}
 	if e.err == nil {
-		e.uncollected.Reset(collectTime)
+		e.uncollected.Reset(c.s.cfg.CollectTimeout)
 		close(e.ready)
 		return e, nil
 	}

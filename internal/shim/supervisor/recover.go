@@ -63,6 +63,9 @@ func (s *Supervisor) recoverAll(ctx context.Context, handed *handover) error {
 		s.resume(ctx, c, handed)
 	}
 	s.session = handed.session
+	for id, session := range handed.dropped {
+		s.dropped.add(id, session)
+	}
 	for _, t := range handed.taps {
 		if c := s.containers[t.container]; c != nil && c.io != nil {
 			c.io.addTap(t.id, t.tap)

@@ -84,6 +84,8 @@ type Config struct {
 	Log     *slog.Logger
 	// Handover is the memfd of a predecessor that executed this program, or nil.
 	Handover *os.File
+	// CollectTimeout is when the process of an exec is ended that no caller has collected.
+	CollectTimeout time.Duration
 	// Args are the arguments to execute a successor with.
 	Args []string
 	// Ready is called once the supervisor serves.

@@ -170,6 +170,13 @@ func (d *droppedReaders) add(id, session string) {
 	d.sessions[id] = session
 }
 
+// list returns the sessions by the attachments' IDs.
+func (d *droppedReaders) list() map[string]string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return maps.Clone(d.sessions)
+}
+
 // take removes an attachment. The error says that its reader was dropped.
 func (d *droppedReaders) take(id string) error {
 	d.mu.Lock()

@@ -39,6 +39,8 @@ type handoverNote struct {
 	Session string                    `json:"session"`
 	Files   map[string]map[string]int `json:"files"`
 	Taps    []tapNote                 `json:"taps"`
+	// Dropped has the sessions of the attachments whose reader was too slow.
+	Dropped map[string]string `json:"dropped,omitempty"`
 }
 
 type tapNote struct {
@@ -56,6 +58,7 @@ type handover struct {
 	session        string
 	files          map[string]wire.Files
 	taps           []restoredTap
+	dropped        map[string]string
 }
 
 // restoredTap is an attachment that goes on.
@@ -84,7 +87,7 @@ func readHandover(memfd *os.File) (*handover, error) {
 		return os.NewFile(uintptr(fd), name)
 	}
 	h.lock, h.rpc, h.fds = take(note.Lock, "lock"), take(note.RPC, "rpc"), take(note.FDs, "fds")
-	h.session = note.Session
+	h.session, h.dropped = note.Session, note.Dropped
 	for _, t := range note.Taps {
 		restored := restoredTap{t.Container, t.ID, &tap{session: t.Session, stdin: t.Stdin}}
 		restored.tap.stdout = take(t.Stdout, "attach")
@@ -175,7 +178,7 @@ func (s *Supervisor) describe() (*handoverNote, []*os.File, error) {
 	d := &description{note: handoverNote{Version: recordVersion, Files: map[string]map[string]int{}}}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d.note.Session = s.session
+	d.note.Session, d.note.Dropped = s.session, s.dropped.list()
 	d.note.Lock = d.add(s.lock)
 	rpc, err := listenerFile(s.clients.Listener)
 	d.fail(err)
