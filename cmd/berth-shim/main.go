@@ -59,6 +59,7 @@ func run(args []string) error {
 	reportFD := flags.Int("report-fd", -1, "`descriptor` to report on whether it serves")
 	handoverFD := flags.Int("handover-fd", -1, "`descriptor` with what a predecessor handed over")
 	collect := flags.Duration("collect-timeout", supervisor.DefaultCollectTimeout, "`time` after which an exec is ended that no caller has collected")
+	openFiles := flags.Uint64("nofile", 0, "soft `limit` of open files of the programs that it runs; 0 keeps the present one")
 	flags.String("address", "", "`address` that a shim-v2 was given; of no use")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -75,6 +76,9 @@ func run(args []string) error {
 		_, err := io.Copy(io.Discard, io.LimitReader(os.Stdin, maxEvent))
 		return err
 	}
+	if *openFiles > 0 {
+		return execLimited(*openFiles, args)
+	}
 	report := fileOf(*reportFD, "report")
 	err := serve(*state, *instance, *collect, fileOf(*handoverFD, "handover"), report)
 	if errors.Is(err, supervisor.ErrServed) && report != nil {
@@ -86,6 +90,23 @@ func run(args []string) error {
 		_, _ = io.WriteString(report, err.Error())
 	}
 	return err
+}
+
+// execLimited begins anew with a soft limit of open files, which the programs of this process then have too: the Go runtime
+// raises its own limit, and gives the former one to what it executes. Runc before 1.1.14, built with Go 1.19.9 or later, gives
+// containers the limit that it was started with instead of theirs. So that is the one which most containers get.
+func execLimited(soft uint64, args []string) error {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("read own limit of open files: %w", err)
+	}
+	limit.Cur = min(soft, limit.Max)
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("set own limit of open files: %w", err)
+	}
+	argv := append([]string{os.Args[0]}, args...)
+	err := syscall.Exec("/proc/self/exe", append(argv, "--nofile", "0"), os.Environ())
+	return fmt.Errorf("execute itself: %w", err)
 }
 
 // fileOf opens an inherited descriptor.

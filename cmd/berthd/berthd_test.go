@@ -56,7 +56,7 @@ func TestFlagsWinOverTheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	cfg, err := configure([]string{"--config", file, "--state", "/flag/state"}, &out, &out)
+	cfg, _, err := configure([]string{"--config", file, "--state", "/flag/state"}, &out, &out)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,14 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"time"
@@ -53,6 +49,7 @@ const (
 // and closed in the opposite order.
 type daemon struct {
 	cfg      *config.Config
+	file     string // that cfg is from
 	log      *slog.Logger
 	instance string
 	metrics  *telemetry.Metrics
@@ -76,8 +73,8 @@ type closer struct {
 }
 
 // serve runs a daemon until ctx ends.
-func serve(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) {
-	d := &daemon{cfg: cfg, log: log, instance: instanceOf(cfg.Root), metrics: telemetry.NewMetrics(version.Version)}
+func serve(ctx context.Context, cfg *config.Config, file string, log *slog.Logger) (err error) {
+	d := &daemon{cfg: cfg, file: file, log: log, instance: instanceOf(cfg.Root), metrics: telemetry.NewMetrics(version.Version)}
 	defer func() { err = errors.Join(err, d.close(ctx)) }()
 	if d.manager, err = notify.Find(); err != nil {
 		return err
@@ -88,7 +85,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error
 	}
 	// The socket comes before all that takes time: clients then wait for an
 	// answer instead of being refused. Until it is served it belongs to us.
-	calls, err := cri.Listen(ctx, cfg.Listen)
+	calls, err := d.listen(ctx)
 	if err != nil {
 		return err
 	}
@@ -125,7 +122,13 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.openHandlers(ctx, host)
+	defaults, err := d.readDefaults(&host)
+	if err != nil {
+		return err
+	}
+	if err := d.openHandlers(ctx, host); err != nil {
+		return err
+	}
 	opening, openCtx := errgroup.WithContext(ctx)
 	opening.Go(func() (err error) {
 		d.images, err = d.openImages(ctx)
@@ -136,7 +139,7 @@ func (d *daemon) open(ctx context.Context) error {
 		return err
 	})
 	opening.Go(func() (err error) {
-		d.shim, err = d.connectShim(ctx)
+		d.shim, err = d.connectShim(ctx, defaults.OpenFiles())
 		return err
 	})
 	opening.Go(func() error {
@@ -149,7 +152,7 @@ func (d *daemon) open(ctx context.Context) error {
 		return err
 	}
 	d.checkUserNamespaces(&host)
-	if err := d.openEngine(ctx, host, cgroups); err != nil {
+	if err := d.openEngine(ctx, host, cgroups, defaults); err != nil {
 		return err
 	}
 	return d.openEdge(ctx)
@@ -204,17 +207,17 @@ func (d *daemon) openNetwork(ctx context.Context) (*network.Manager, error) {
 	})
 }
 
-func (d *daemon) connectShim(ctx context.Context) (*shim.Client, error) {
+func (d *daemon) connectShim(ctx context.Context, openFiles uint64) (*shim.Client, error) {
 	program, err := shimProgram()
 	if err != nil {
 		return nil, err
 	}
 	return shim.Connect(ctx, shim.Options{
-		State: d.cfg.State, Binary: program, Instance: d.instance, Store: d.manager.Store(), Log: d.log.With("part", "shim"),
+		State: d.cfg.State, Binary: program, Instance: d.instance, OpenFiles: openFiles, Store: d.manager.Store(), Log: d.log.With("part", "shim"),
 	})
 }
 
-func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup.Host) error {
+func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup.Host, defaults *spec.Defaults) error {
 	if err := namespace.PrepareNetDir(d.cfg.Network.NetNSDir); err != nil {
 		return err
 	}
@@ -232,6 +235,7 @@ func (d *daemon) openEngine(ctx context.Context, host spec.Host, cgroups *cgroup
 		Warned:       d.metrics.Unsupported,
 		LogLimit:     int64(d.cfg.Log.ContainerBytesPerSecond),
 		ImageVolumes: d.cfg.Image.Volumes,
+		Defaults:     defaults,
 		HostPaths:    pod.HostPaths{Create: d.cfg.Pod.CreateHostPaths, Except: d.cfg.Pod.CreateHostPathsExcept},
 		Log:          d.log.With("part", "pod"),
 	})
@@ -367,33 +371,4 @@ func (d *daemon) close(ctx context.Context) error {
 		}
 	}
 	return failures
-}
-
-// instanceOf tells daemons on one host apart: nothing for the one with the
-// default root, a short hash of the root for any other.
-func instanceOf(root string) string {
-	root = filepath.Clean(root)
-	if root == config.DefaultRoot {
-		return ""
-	}
-	sum := sha256.Sum256([]byte(root))
-	return hex.EncodeToString(sum[:])[:instanceLength]
-}
-
-// shimProgram finds berth-shim: beside this program, else in PATH.
-func shimProgram() (string, error) {
-	const name = "berth-shim"
-	self, err := os.Executable()
-	if err != nil {
-		return "", fmt.Errorf("find %s: %w", name, err)
-	}
-	beside := filepath.Join(filepath.Dir(self), name)
-	if info, err := os.Stat(beside); err == nil && info.Mode().IsRegular() {
-		return beside, nil
-	}
-	found, err := exec.LookPath(name)
-	if err != nil {
-		return "", fmt.Errorf("find %s beside %s or in PATH: %w", name, self, err)
-	}
-	return filepath.Abs(found)
 }

@@ -38,14 +38,21 @@ func (d *daemon) loadProfile(ctx context.Context) {
 // does not work is kept with its problem: pods that ask for it and people who
 // look at the status get to know it. Trials of a daemon that was killed are undone
 // before.
-func (d *daemon) openHandlers(ctx context.Context, host spec.Host) {
+func (d *daemon) openHandlers(ctx context.Context, host spec.Host) error {
 	trials := filepath.Join(d.cfg.State, "trials")
 	if err := trial.Sweep(ctx, trials); err != nil {
 		d.log.Warn("something is left of a trial of runtime handlers, which the next start tries to remove", "error", err)
 	}
 	var configured []handlers.Info
 	for name, settings := range d.cfg.Runtime.Handlers {
-		info := handlers.Info{Handler: handlerOf(d.cfg, name, settings), Annotations: settings.Annotations}
+		info := handlers.Info{
+			Handler: handlerOf(d.cfg, name, settings), Annotations: settings.Annotations,
+			NoHostDevices: settings.PrivilegedWithoutHostDevices, AllDevices: settings.PrivilegedWithoutHostDevicesAllDevicesAllowed,
+			CgroupWritable: settings.CgroupWritable,
+		}
+		if info.CgroupWritable && host.Cgroup != cgroup.V2 {
+			return config.At(d.file, "is true; it needs cgroup v2, which this host does not have", "runtime", "handlers", name, "cgroup_writable")
+		}
 		if settings.SandboxContainer == config.SandboxContainerAlways || settings.SandboxContainer == config.SandboxContainerNever {
 			always := settings.SandboxContainer == config.SandboxContainerAlways
 			info.Sandbox = &always
@@ -59,6 +66,7 @@ func (d *daemon) openHandlers(ctx context.Context, host spec.Host) {
 	})
 	// What a runtime can do, the kernel has to be able to do as well.
 	d.handlers.Restrict(func(f *ociruntime.Features) { f.RecursiveReadOnly = f.RecursiveReadOnly && host.RecursiveReadOnly })
+	return nil
 }
 
 // checkUserNamespaces finds out whether pods can have user namespaces where the

@@ -43,7 +43,7 @@ func main() {
 
 // run is the program; it answers the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
-	cfg, err := configure(args, stdout, stderr)
+	cfg, file, err := configure(args, stdout, stderr)
 	switch {
 	case errors.Is(err, pflag.ErrHelp):
 		return 0
@@ -61,7 +61,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	takeLibraryLogs(telemetry.ForLibraries(log))
 	ctx, stop := untilSignal(log)
 	defer stop()
-	if err := serve(ctx, cfg, log); err != nil {
+	if err := serve(ctx, cfg, file, log); err != nil {
 		log.Error("berthd ends", "error", err)
 		return exitFailure
 	}
@@ -76,9 +76,9 @@ func takeLibraryLogs(log *slog.Logger) {
 	containerdlog.L.Logger.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
 }
 
-// configure reads flags and configuration. Neither a configuration nor an error
+// configure reads flags and configuration, and returns the name of its file too. Neither a configuration nor an error
 // means that there is nothing to do.
-func configure(args []string, stdout, stderr io.Writer) (*config.Config, error) {
+func configure(args []string, stdout, stderr io.Writer) (cfg *config.Config, source string, err error) {
 	flags := pflag.NewFlagSet("berthd", pflag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() {
@@ -90,18 +90,17 @@ func configure(args []string, stdout, stderr io.Writer) (*config.Config, error) 
 	listen := flags.String("listen", "", "socket to serve on (default "+config.DefaultListen+")")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if flags.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q; all settings are flags, see berthd --help", flags.Arg(0))
+		return nil, "", fmt.Errorf("unexpected argument %q; all settings are flags, see berthd --help", flags.Arg(0))
 	}
 	if *showVersion {
 		_, err := fmt.Fprintln(stdout, "berthd", version.Version)
-		return nil, err
+		return nil, "", err
 	}
-	cfg, err := config.Load(*file, flags.Changed("config"))
-	if err != nil {
-		return nil, err
+	if cfg, err = config.Load(*file, flags.Changed("config")); err != nil {
+		return nil, "", err
 	}
 	for setting, value := range map[*string]string{&cfg.Root: *root, &cfg.State: *state, &cfg.Listen: *listen} {
 		if value != "" {
@@ -109,9 +108,9 @@ func configure(args []string, stdout, stderr io.Writer) (*config.Config, error) 
 		}
 	}
 	if err := cfg.Validate(); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return cfg, nil
+	return cfg, *file, nil
 }
 
 // untilSignal answers a context that ends with the first signal to end. The

@@ -27,18 +27,20 @@ const DefaultListen = "unix:///run/berth/berth.sock"
 // Config is everything that can be configured. The settings table in
 // settings.go says what each key means.
 type Config struct {
-	Root    string  `json:"root"    toml:"root"`
-	State   string  `json:"state"   toml:"state"`
-	Listen  string  `json:"listen"  toml:"listen"`
-	Log     Log     `json:"log"     toml:"log"`
-	Image   Image   `json:"image"   toml:"image"`
-	Network Network `json:"network" toml:"network"`
-	Runtime Runtime `json:"runtime" toml:"runtime"`
-	Pod     Pod     `json:"pod"     toml:"pod"`
-	CDI     CDI     `json:"cdi"     toml:"cdi"`
-	Stream  Stream  `json:"stream"  toml:"stream"`
-	Metrics Metrics `json:"metrics" toml:"metrics"`
-	NRI     NRI     `json:"nri"     toml:"nri"`
+	Root   string `json:"root"    toml:"root"`
+	State  string `json:"state"   toml:"state"`
+	Listen string `json:"listen"  toml:"listen"`
+	// ListenGroup is a name or a number; empty for root alone.
+	ListenGroup string  `json:"listen_group" toml:"listen_group"`
+	Log         Log     `json:"log"     toml:"log"`
+	Image       Image   `json:"image"   toml:"image"`
+	Network     Network `json:"network" toml:"network"`
+	Runtime     Runtime `json:"runtime" toml:"runtime"`
+	Pod         Pod     `json:"pod"     toml:"pod"`
+	CDI         CDI     `json:"cdi"     toml:"cdi"`
+	Stream      Stream  `json:"stream"  toml:"stream"`
+	Metrics     Metrics `json:"metrics" toml:"metrics"`
+	NRI         NRI     `json:"nri"     toml:"nri"`
 }
 
 // Log is what the daemon writes to its standard error.
@@ -110,6 +112,10 @@ type Handler struct {
 	Options map[string]string `json:"options" toml:"options"`
 	// Annotations are patterns of those that pods may pass to the runtime.
 	Annotations []string `json:"annotations" toml:"annotations"`
+	// PrivilegedWithoutHostDevices and the two below are as containerd has them.
+	PrivilegedWithoutHostDevices                  bool `json:"privileged_without_host_devices"                     toml:"privileged_without_host_devices"`
+	PrivilegedWithoutHostDevicesAllDevicesAllowed bool `json:"privileged_without_host_devices_all_devices_allowed" toml:"privileged_without_host_devices_all_devices_allowed"`
+	CgroupWritable                                bool `json:"cgroup_writable"                                     toml:"cgroup_writable"`
 	// SandboxContainer is one of SandboxContainerAuto, …Always, …Never.
 	SandboxContainer string `json:"sandbox_container" toml:"sandbox_container"`
 }
@@ -120,12 +126,6 @@ const (
 	SandboxContainerAlways = "always"
 	SandboxContainerNever  = "never"
 )
-
-// Pod is what the containers of pods get unless their request says otherwise.
-type Pod struct {
-	CreateHostPaths       bool     `json:"create_host_paths"        toml:"create_host_paths"`
-	CreateHostPathsExcept []string `json:"create_host_paths_except" toml:"create_host_paths_except"`
-}
 
 // CDI is where devices of the Container Device Interface are described.
 type CDI struct {
@@ -185,7 +185,7 @@ func Default() *Config {
 			NetNSDir:      "/run/netns",
 		},
 		Runtime: Runtime{CgroupDriver: CgroupDriverAuto, Handlers: builtinHandlers()},
-		Pod:     Pod{CreateHostPaths: true, CreateHostPathsExcept: []string{}},
+		Pod:     defaultPod(),
 		NRI:     defaultNRI(),
 		CDI:     CDI{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		Stream:  Stream{Address: "127.0.0.1", IdleTimeout: "4h"},
@@ -217,7 +217,7 @@ func (c *Config) Clone() *Config {
 	out.Network.BuiltinSubnet = append([]string{}, c.Network.BuiltinSubnet...)
 	out.NRI.Reject = append([]string{}, c.NRI.Reject...)
 	out.NRI.RequiredPlugins = append([]string{}, c.NRI.RequiredPlugins...)
-	out.Pod.CreateHostPathsExcept = append([]string{}, c.Pod.CreateHostPathsExcept...)
+	out.Pod = c.Pod.clone()
 	out.CDI.SpecDirs = append([]string{}, c.CDI.SpecDirs...)
 	out.Runtime.Handlers = make(map[string]Handler, len(c.Runtime.Handlers))
 	for name, h := range c.Runtime.Handlers {

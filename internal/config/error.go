@@ -41,6 +41,15 @@ func (e *Error) Error() string {
 // Unwrap makes the error an errdefs.ErrInvalidArgument.
 func (e *Error) Unwrap() error { return errdefs.ErrInvalidArgument }
 
+// At makes the error for a key of a file, given with its tables, whose value this host cannot give.
+func At(file, problem string, key ...string) error {
+	e := &Error{Key: joinKey("", key...), Problem: problem}
+	if data, err := readFile(file); err == nil {
+		e.File, e.Line = file, keyLines(data).of(e.Key)
+	}
+	return e
+}
+
 // problems collects what is wrong, in any order.
 type problems []*Error
 

@@ -2,6 +2,8 @@ package config
 
 import (
 	"cmp"
+	"fmt"
+	"strings"
 	"time"
 )
 
@@ -33,6 +35,9 @@ type section struct {
 	settings []setting
 }
 
+// maxGroupName is the longest name of a group that Linux tools accept, with room.
+const maxGroupName = 255
+
 const handlersTable = "runtime.handlers"
 
 // sections returns every table of c except those of the handlers.
@@ -55,6 +60,10 @@ func topSection(c *Config) section {
 		{key: "listen", value: &c.Listen, example: `"unix:///run/berth/berth.sock"`,
 			doc:   "Socket that kubelet, crictl and berth connect to.",
 			check: func() string { return checkListen(c.Listen) }},
+		{key: "listen_group", value: &c.ListenGroup, example: `"berth"`,
+			doc: "Group whose members may connect beside root, by name or number; the socket then has mode 0660, else 0600. Whoever\n" +
+				"connects can run privileged containers: the members of the group are root on this node.",
+			check: func() string { return checkGroup(c.ListenGroup) }},
 	}}
 }
 
@@ -139,6 +148,17 @@ func handlerSection(name string, h *Handler) section {
 			doc: "Patterns of the annotations of pods and containers that are passed on to the runtime; * stands for anything\n" +
 				"but a slash. Some runtimes do as annotations say, so none is passed unless it is listed here.",
 			check: func() string { return checkEach(h.Annotations, checkPattern) }},
+		{key: "privileged_without_host_devices", value: &h.PrivilegedWithoutHostDevices, example: "false",
+			doc: "Whether privileged containers get only the devices that their request lists, and may use no others: for sandboxed\n" +
+				"runtimes, such as Kata.",
+			check: fine},
+		{key: "privileged_without_host_devices_all_devices_allowed", value: &h.PrivilegedWithoutHostDevicesAllDevicesAllowed, example: "false",
+			doc:   "Whether they may use all devices nevertheless. It needs privileged_without_host_devices.",
+			check: func() string { return checkAllDevices(h) }},
+		{key: "cgroup_writable", value: &h.CgroupWritable, example: "false",
+			doc: "Whether containers that are not privileged may change their own cgroup and make others below it: /sys/fs/cgroup is\n" +
+				"writable, in a cgroup namespace. It needs cgroup v2.",
+			check: fine},
 		{key: "sandbox_container", value: &h.SandboxContainer, example: `"always"`,
 			doc: "Whether a container stands for each pod, in whose sandbox (virtual machine, gVisor kernel) the others run: auto\n" +
 				"(for runsc, and the shims of gVisor and Kata), always (for another shim that wants it), or never.",
@@ -148,15 +168,20 @@ func handlerSection(name string, h *Handler) section {
 	}}
 }
 
-func podSection(p *Pod) section {
-	return section{name: "pod", doc: "What the containers of pods get unless their request says otherwise.", settings: []setting{
-		{key: "create_host_paths", value: &p.CreateHostPaths, example: "true",
-			doc:   "Whether a directory of the host that a container mounts is created if it is missing, as by containerd and CRI-O.\nIt belongs to root, and the container has a warning. Else the container is refused.",
-			check: func() string { return "" }},
-		{key: "create_host_paths_except", value: &p.CreateHostPathsExcept, example: `["/mnt/data"]`,
-			doc:   "Directories that are never created, nor anything below them: mount points of disks that may be missing.",
-			check: func() string { return checkEach(p.CreateHostPathsExcept, checkDir) }},
-	}}
+// checkGroup refuses what is neither a name nor the number of a group.
+func checkGroup(group string) string {
+	if strings.ContainsAny(group, ":/ \x00\n") || len(group) > maxGroupName {
+		return fmt.Sprintf("%.100q is no group; want a name or a number", group)
+	}
+	return ""
+}
+
+// checkAllDevices returns what is wrong with a handler's rules for devices.
+func checkAllDevices(h *Handler) string {
+	if h.PrivilegedWithoutHostDevicesAllDevicesAllowed && !h.PrivilegedWithoutHostDevices {
+		return "is true, but privileged_without_host_devices is not; want both, or false"
+	}
+	return ""
 }
 
 func cdiSection(d *CDI) section {

@@ -250,8 +250,9 @@ func containerInfo(v *pod.Container) any {
 		SnapshotKey string                      `json:"snapshotKey"`
 		Stage       *stage                      `json:"stage,omitempty"`
 		Warnings    warning.List                `json:"warnings,omitempty"`
+		Defaults    map[string]string           `json:"defaults,omitempty"`
 		Config      *runtimeapi.ContainerConfig `json:"config"`
-	}{v.SandboxID, v.PID, v.Handler, v.CgroupPath, v.SnapshotKey, stageOf(v.Stage, v.StageSince), v.Warnings, v.Config}
+	}{v.SandboxID, v.PID, v.Handler, v.CgroupPath, v.SnapshotKey, stageOf(v.Stage, v.StageSince), v.Warnings, v.Defaults, v.Config}
 }
 
 // unixNano is how the CRI writes a time; what has not happened is 0.

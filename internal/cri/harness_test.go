@@ -280,7 +280,7 @@ func start(t *testing.T) *edge {
 		CheckCRIU:    func(context.Context) error { return errors.New("too old a kernel") },
 	})
 	endpoint := "unix://" + filepath.Join(socketDir(t), "berth.sock")
-	l, err := Listen(t.Context(), endpoint)
+	l, err := Listen(t.Context(), endpoint, -1)
 	if err != nil {
 		t.Fatal(err)
 	}

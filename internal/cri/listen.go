@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// socketMode lets root and the socket's group call the daemon: who may,
-	// owns the node.
-	socketMode = 0o660
+	// socketMode lets root call the daemon, groupMode a group too. Whoever may, owns the node.
+	socketMode = 0o600
+	groupMode  = 0o660
 	// socketDirMode lets others reach the socket and not list what is there.
 	socketDirMode = 0o711
 	// probeTimeout is how long somebody must answer to be there, probeStep how
@@ -29,8 +29,9 @@ const (
 
 // Listen opens the unix socket of a unix:// endpoint. A socket that nobody
 // answers any more is replaced; if somebody does, the error is an
-// [errdefs.ErrAlreadyExists]. The socket appears with its final mode.
-func Listen(ctx context.Context, endpoint string) (net.Listener, error) {
+// [errdefs.ErrAlreadyExists]. The socket appears with its final mode. Members of group may call the daemon; nobody but root
+// if it is negative.
+func Listen(ctx context.Context, endpoint string, group int) (net.Listener, error) {
 	path, err := socketPath(endpoint)
 	if err != nil {
 		return nil, err
@@ -52,7 +53,7 @@ func Listen(ctx context.Context, endpoint string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen on %s: %w", endpoint, err)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	if err := publish(fresh, path); err != nil {
+	if err := publish(fresh, path, group); err != nil {
 		return nil, errors.Join(err, l.Close(), os.Remove(fresh))
 	}
 	made, err := os.Stat(path)
@@ -114,8 +115,16 @@ func timedOut(err error) bool {
 	return errors.As(err, &e) && e.Timeout()
 }
 
-func publish(fresh, path string) error {
-	if err := os.Chmod(fresh, socketMode); err != nil {
+// publish names a socket that has its mode and its group.
+func publish(fresh, path string, group int) error {
+	mode := os.FileMode(socketMode)
+	if group >= 0 {
+		mode = groupMode
+		if err := os.Lchown(fresh, -1, group); err != nil {
+			return fmt.Errorf("give socket %s to group %d: %w", path, group, err)
+		}
+	}
+	if err := os.Chmod(fresh, mode); err != nil {
 		return fmt.Errorf("set the mode of socket %s: %w", path, err)
 	}
 	if err := os.Rename(fresh, path); err != nil {

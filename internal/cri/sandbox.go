@@ -184,6 +184,7 @@ func sandboxInfo(v *pod.Sandbox) any {
 		Problem      string                              `json:"problem,omitempty"`
 		Stage        *stage                              `json:"stage,omitempty"`
 		Warnings     warning.List                        `json:"warnings,omitempty"`
+		Defaults     map[string]string                   `json:"defaults,omitempty"`
 		Config       *runtimeapi.PodSandboxConfig        `json:"config"`
-	}{v.PID, v.NetNS, v.CgroupParent, v.Overhead, v.Resources, v.Problem, stageOf(v.Stage, v.StageSince), v.Warnings, v.Config}
+	}{v.PID, v.NetNS, v.CgroupParent, v.Overhead, v.Resources, v.Problem, stageOf(v.Stage, v.StageSince), v.Warnings, v.Defaults, v.Config}
 }

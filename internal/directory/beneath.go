@@ -55,12 +55,7 @@ func OpenBeneath(dir, name string, flags int, mode uint32) (*os.File, error) {
 // ReadInRoot reads a regular file of at most limit bytes below a directory, as a process reads it that has the directory
 // as its root directory. A larger one is an error that wraps EFBIG.
 func ReadInRoot(dir, name string, limit int64) ([]byte, error) {
-	root, err := openPath(dir, unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
-	}
-	defer unix.Close(root) //nolint:errcheck // an O_PATH descriptor holds no data
-	file, err := openExisting(root, name, "/"+name, unix.O_RDONLY, inRoot)
+	file, err := OpenInRoot(dir, name)
 	if err != nil {
 		return nil, err
 	}
@@ -70,6 +65,17 @@ func ReadInRoot(dir, name string, limit int64) ([]byte, error) {
 		err = &fs.PathError{Op: "read", Path: "/" + name, Err: fmt.Errorf("larger than %d bytes: %w", limit, unix.EFBIG)}
 	}
 	return data, err
+}
+
+// OpenInRoot opens a regular file below a directory for reading, as a process opens it that has the directory as its root
+// directory.
+func OpenInRoot(dir, name string) (*os.File, error) {
+	root, err := openPath(dir, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(root) //nolint:errcheck // an O_PATH descriptor holds no data
+	return openExisting(root, name, "/"+name, unix.O_RDONLY, inRoot)
 }
 
 // OpenRegular opens a regular file for reading. Symbolic links are followed.

@@ -262,7 +262,7 @@ func (req Request) configure() error {
 		}
 	}
 	for name, value := range req.Sysctls {
-		if linkOf(name) != "" && !exists(sysctlPath(name)) {
+		if linkOf(name) != "" && !exists(SysctlPath(name)) {
 			continue
 		}
 		if err := req.setSysctl(name, value); err != nil {

@@ -69,7 +69,7 @@ func TestCreateMakesConfiguredNamespaces(t *testing.T) {
 				if linkOf(name) != "" || inNet != (kind == "net") {
 					continue
 				}
-				raw, err := os.ReadFile(sysctlPath(name))
+				raw, err := os.ReadFile(SysctlPath(name))
 				if got := strings.TrimSpace(string(raw)); err != nil || got != want {
 					t.Errorf("%s is %q (%v), want %q", name, got, err, want)
 				}
@@ -340,7 +340,7 @@ func FuzzSysctlName(f *testing.F) {
 		if req.checkSysctl(name) != nil {
 			return
 		}
-		path := sysctlPath(name)
+		path := SysctlPath(name)
 		if !strings.HasPrefix(path, "/proc/sys/net/") && !strings.HasPrefix(path, "/proc/sys/kernel/") && !strings.HasPrefix(path, "/proc/sys/fs/mqueue/") {
 			t.Errorf("%q leads to %s", name, path)
 		}

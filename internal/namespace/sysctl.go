@@ -44,10 +44,20 @@ func ApplyLinkSysctls(path string, sysctls map[string]string) error {
 	})
 }
 
-// checkSysctl refuses what would change the whole node, or nothing.
-func (req Request) checkSysctl(name string) error {
-	refuse := func(reason string) error {
-		return fmt.Errorf("sysctl %q: %s: %w", name, reason, errdefs.ErrInvalidArgument)
+// Owner is the kind of namespace that a sysctl belongs to.
+type Owner string
+
+// The owners of sysctls.
+const (
+	OwnerNet Owner = "network"
+	OwnerIPC Owner = "IPC"
+	OwnerUTS Owner = "UTS"
+)
+
+// SysctlOwner returns the kind of namespace that a sysctl belongs to. It refuses what would change the whole node, or nothing.
+func SysctlOwner(name string) (Owner, error) {
+	refuse := func(reason string) (Owner, error) {
+		return "", fmt.Errorf("sysctl %q: %s: %w", name, reason, errdefs.ErrInvalidArgument)
 	}
 	parts := sysctlParts(name)
 	for _, part := range parts {
@@ -57,21 +67,33 @@ func (req Request) checkSysctl(name string) error {
 	}
 	switch dotted := strings.Join(parts, "."); {
 	case len(parts) > 1 && parts[0] == "net":
-		if !req.Net {
-			return refuse("the pod uses the network namespace of the host")
-		}
+		return OwnerNet, nil
 	case slices.Contains(ipcSysctls, dotted), len(parts) > 2 && parts[0] == "fs" && parts[1] == "mqueue":
-		if !req.IPC {
-			return refuse("the pod uses the IPC namespace of the host")
-		}
+		return OwnerIPC, nil
 	case dotted == "kernel.domainname":
-		if !req.UTS {
-			return refuse("the pod uses the UTS namespace of the host")
-		}
+		return OwnerUTS, nil
 	case dotted == "kernel.hostname":
 		return refuse("the host name is set by the hostname of the pod")
-	default:
-		return refuse("not separate for each pod; it would change the whole node")
+	}
+	return refuse("not separate for each pod; it would change the whole node")
+}
+
+// SysctlPath returns the file of a sysctl, by which its different spellings are the same.
+func SysctlPath(name string) string {
+	return filepath.Join(append([]string{sysctlRoot}, sysctlParts(name)...)...)
+}
+
+// OfLink tells whether a sysctl belongs to a network device, which a pod has only once it is connected.
+func OfLink(name string) bool { return linkOf(name) != "" }
+
+// checkSysctl refuses what no namespace of the request owns.
+func (req Request) checkSysctl(name string) error {
+	owner, err := SysctlOwner(name)
+	if err != nil {
+		return err
+	}
+	if has := map[Owner]bool{OwnerNet: req.Net, OwnerIPC: req.IPC, OwnerUTS: req.UTS}; !has[owner] {
+		return fmt.Errorf("sysctl %q: the pod uses the %s namespace of the host: %w", name, owner, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -105,13 +127,9 @@ func linkOf(name string) string {
 	return parts[3]
 }
 
-func sysctlPath(name string) string {
-	return filepath.Join(append([]string{sysctlRoot}, sysctlParts(name)...)...)
-}
-
 // writeSysctl sets a value in the namespaces of the calling thread.
 func writeSysctl(name, value string) error {
-	f, err := os.OpenFile(sysctlPath(name), os.O_WRONLY, 0) // not WriteFile: it would try to create an unknown one
+	f, err := os.OpenFile(SysctlPath(name), os.O_WRONLY, 0) // not WriteFile: it would try to create an unknown one
 	if err == nil {
 		_, err = f.WriteString(value)
 		err = errors.Join(err, f.Close())

@@ -55,7 +55,7 @@ func TestUserNamespaceOwnsTheOthers(t *testing.T) {
 	for kind, flag := range map[string]int{"net": unix.CLONE_NEWNET, "ipc": unix.CLONE_NEWIPC} {
 		enter(t, filepath.Join(req.Dir, kind), flag, func() error {
 			for name, want := range req.Sysctls {
-				raw, err := os.ReadFile(sysctlPath(name))
+				raw, err := os.ReadFile(SysctlPath(name))
 				if got := strings.TrimSpace(string(raw)); strings.HasPrefix(name, "net.") == (kind == "net") && (err != nil || got != want) {
 					t.Errorf("%s is %q (%v), want %q", name, got, err, want)
 				}
@@ -176,7 +176,7 @@ func TestUserNamespaceGroupRange(t *testing.T) {
 			paths, err := Create(t.Context(), req)
 			must(t, err)
 			must(t, Do(paths.Net, func() error {
-				raw, err := os.ReadFile(sysctlPath(groupRange))
+				raw, err := os.ReadFile(SysctlPath(groupRange))
 				if got := strings.TrimSpace(string(raw)); got != want {
 					t.Errorf("it is %q for the host, want %q", got, want)
 				}

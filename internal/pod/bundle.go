@@ -126,7 +126,7 @@ func (e *Engine) removeRootfs(ctx context.Context, id string) error {
 // removeSpec removes what writeSpec wrote, and what a part of it left.
 func (e *Engine) removeSpec(id string) error {
 	var files []string
-	for _, name := range []string{"config.json", "config.json.tmp", "process.json", "process.json.tmp"} {
+	for _, name := range []string{"config.json", "config.json.tmp", "process.json", "process.json.tmp", passwdName} {
 		files = append(files, filepath.Join(e.bundleDir(id), name))
 	}
 	return removeEmpty(files...)

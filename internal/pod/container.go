@@ -300,7 +300,7 @@ func (c *container) changed() {
 		State: c.stateLocked(), CreatedAt: c.rec.CreatedAt, StartedAt: c.rec.StartedAt, FinishedAt: c.rec.FinishedAt,
 		LogPath: c.rec.LogPath, User: c.rec.User.M, Resources: c.rec.Resources.M, CgroupPath: c.rec.CgroupPath,
 		VolumeImages: c.volumeImages(), SnapshotKey: c.rec.ID, Handler: c.sandbox.rec.Handler, Stage: c.stage, StageSince: c.since,
-		StopSignal: spec.SignalEnum(c.rec.StopSignal), Message: c.rec.Problem, Warnings: slices.Clone(c.rec.Warnings),
+		StopSignal: spec.SignalEnum(c.rec.StopSignal), Message: c.rec.Problem, Warnings: slices.Clone(c.rec.Warnings), Defaults: c.rec.Defaults,
 	}
 	if exit := c.rec.Exit; exit != nil {
 		v.ExitCode, v.Reason, v.Message = exit.Code, exit.Reason, exit.Message

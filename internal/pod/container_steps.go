@@ -189,12 +189,16 @@ func (c *container) writeBundle(ctx context.Context, cfg *runtimeapi.ContainerCo
 			return fmt.Errorf("make directory for config.log_path: %w: %w", err, errdefs.ErrFailedPrecondition)
 		}
 	}
+	if err := c.writePasswd(out.Passwd); err != nil {
+		return err
+	}
 	if err := e.writeSpec(c.rec.ID, out.Spec); err != nil {
 		return err
 	}
 	c.warn(out.Warnings)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.rec.Defaults = out.Defaults
 	c.rec.User.M, c.rec.StopSignal = out.User, out.StopSignal
 	return nil
 }
@@ -222,6 +226,10 @@ func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConf
 		return nil, err
 	}
 	files := e.store.FilesDir(s.rec.ID)
+	var localtime string
+	if s.rec.Timezone != "" {
+		localtime = filepath.Join(files, localtimeFile)
+	}
 	out, err := spec.Build(ctx, spec.Input{
 		Config: cfg, Pod: s.rec.Config.M, ContainerID: c.rec.ID, SandboxID: s.rec.ID, Sandboxed: s.hasContainer,
 		Image: img.Config, Rootfs: e.rootfsDir(c.rec.ID), ImageVolumes: volumes, Namespaces: paths, Shm: e.shmDir(s.rec.ID),
@@ -229,6 +237,8 @@ func (c *container) buildSpec(ctx context.Context, cfg *runtimeapi.ContainerConf
 		ProcessLabel: c.rec.Labels.Process, MountLabel: c.rec.Labels.Mount,
 		CgroupsPath: cgroups, Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion, AllowedAnnotations: h.Annotations,
 		InjectCDI: e.opts.InjectCDI, Mapped: c.mappedPaths(), Volumes: c.declaredMounts(),
+		Defaults: e.opts.Defaults, Localtime: localtime, Timezone: s.rec.Timezone, Passwd: e.passwdFile(c.rec.ID),
+		NoHostDevices: h.NoHostDevices, AllDevices: h.AllDevices, CgroupWritable: h.CgroupWritable,
 	})
 	if err != nil {
 		return nil, err

@@ -150,6 +150,8 @@ type Options struct {
 	LogLimit int64
 	// ImageVolumes says what becomes of the volumes that images declare: "bind", "mkdir", or ignored.
 	ImageVolumes string
+	// Defaults are what requests leave open; nil means those of the zero value, and 64 MiB of shared memory.
+	Defaults *spec.Defaults
 	// HostPaths says which missing sources of mounts are created.
 	HostPaths HostPaths
 
@@ -199,6 +201,9 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	}
 	if opts.Plugins == nil {
 		opts.Plugins = (*nri.Manager)(nil)
+	}
+	if opts.Defaults == nil {
+		opts.Defaults = &spec.Defaults{ShmBytes: shmBytes}
 	}
 	base, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e := &Engine{

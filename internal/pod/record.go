@@ -68,6 +68,14 @@ type sandboxRecord struct {
 	Problem string `json:"problem,omitempty"`
 	// Warnings are the unsupported parts of the request.
 	Warnings warning.List `json:"warnings,omitempty"`
+	// Sysctls are those of the request with the defaults. Sandboxes of earlier versions have none.
+	Sysctls map[string]string `json:"sysctls,omitempty"`
+	// ShmBytes is the size of /dev/shm, 0 in sandboxes of earlier versions.
+	ShmBytes int64 `json:"shmBytes,omitempty"`
+	// Timezone is that of the file localtime beside resolv.conf; empty without one.
+	Timezone string `json:"timezone,omitempty"`
+	// Defaults are the values that the pod got by default, by the key of the table [pod].
+	Defaults map[string]string `json:"defaults,omitempty"`
 }
 
 // containerRecord is what is written down of a container.
@@ -100,6 +108,8 @@ type containerRecord struct {
 	Problem    string      `json:"problem,omitempty"`
 	// Warnings are the unsupported parts of the request.
 	Warnings warning.List `json:"warnings,omitempty"`
+	// Defaults are the values that the container got by default, by the key of the table [pod].
+	Defaults map[string]string `json:"defaults,omitempty"`
 }
 
 // exitRecord is how a container ended, or why it could not start.

@@ -186,6 +186,7 @@ func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string, co
 	rec.Config.M = proto.CloneOf(cfg)
 	rec.Overhead.M, rec.Resources.M = rec.Config.M.GetLinux().GetOverhead(), rec.Config.M.GetLinux().GetResources()
 	uses := sandboxUses(cfg, container)
+	e.applyDefaults(&rec, uses)
 	if err := e.placeCgroup(&rec); err != nil {
 		return nil, err
 	}
@@ -296,7 +297,7 @@ func (s *sandbox) changed() {
 		ID: s.rec.ID, Config: s.rec.Config.M, Handler: s.rec.Handler, CreatedAt: s.rec.CreatedAt,
 		State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY, IPs: s.rec.IPs, NetNS: s.rec.Namespaces.Net,
 		CgroupParent: s.rec.CgroupParent, PID: s.rec.PID, Problem: s.rec.Problem, Stage: s.stage, StageSince: s.since,
-		Overhead: s.rec.Overhead.M, Resources: s.rec.Resources.M, Warnings: slices.Clone(s.rec.Warnings),
+		Overhead: s.rec.Overhead.M, Resources: s.rec.Resources.M, Warnings: slices.Clone(s.rec.Warnings), Defaults: s.rec.Defaults,
 	}
 	if s.state.Goal == sandboxReady && !s.stopping {
 		v.State = runtimeapi.PodSandboxState_SANDBOX_READY

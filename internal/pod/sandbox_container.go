@@ -36,7 +36,7 @@ func (s *sandbox) startContainer(ctx context.Context) error {
 		return err
 	}
 	oci, err := spec.BuildSandbox(spec.Input{
-		Pod: s.rec.Config.M, SandboxID: id, Rootfs: e.rootfsDir(id), Namespaces: s.paths(h.Handler), Shm: e.shmDir(id),
+		Pod: s.rec.Config.M, Sysctls: s.rec.sysctls(), SandboxID: id, Rootfs: e.rootfsDir(id), Namespaces: s.paths(h.Handler), Shm: e.shmDir(id),
 		ResolvConf: filepath.Join(e.store.FilesDir(id), "resolv.conf"), CgroupsPath: cgroups,
 		ProcessLabel: s.rec.Labels.Process, MountLabel: s.rec.Labels.Mount,
 		Host: e.hostFor(h), OCIVersion: h.Features.OCIVersion, AllowedAnnotations: h.Annotations,

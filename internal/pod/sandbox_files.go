@@ -19,6 +19,8 @@ const (
 	hostResolvConf = "/etc/resolv.conf"
 	// hostHosts is what containers get whose request mounts no /etc/hosts, as with containerd.
 	hostHosts = "/etc/hosts"
+	// localtimeFile holds the time zone of containers, where one is configured.
+	localtimeFile = "localtime"
 	// maxHostFile bounds what is copied of a file of the host.
 	maxHostFile = 1 << 20
 )
@@ -46,6 +48,9 @@ func (e *Engine) writeFiles(rec *sandboxRecord) error {
 		"resolv.conf": resolv,
 		"hostname":    name + "\n",
 		"hosts":       hosts,
+	}
+	if rec.Timezone != "" {
+		files[localtimeFile] = string(e.opts.Defaults.Localtime)
 	}
 	for base, content := range files {
 		path := filepath.Join(dir, base)

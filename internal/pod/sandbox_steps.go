@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +50,7 @@ var sandboxKind = &machine.Kind{
 	},
 }
 
-// shmBytes is the size of a pod's /dev/shm, which other runtimes give too.
+// shmBytes is the size of a pod's /dev/shm unless configured, which other runtimes give too.
 const shmBytes = 64 << 20
 
 // namespaceOptions returns the options of a sandbox; nil means all defaults.
@@ -99,7 +100,7 @@ func (s *sandbox) do(ctx context.Context, step int) error {
 	case stepNamespaces:
 		return s.makeNamespaces(ctx)
 	case stepShm:
-		return mountShm(s.engine.shmDir(s.rec.ID), rootOf(s.rec.Config.M), s.rec.Labels.Mount)
+		return mountShm(s.engine.shmDir(s.rec.ID), cmp.Or(s.rec.ShmBytes, shmBytes), rootOf(s.rec.Config.M), s.rec.Labels.Mount)
 	case stepInfra:
 		return s.startInfra(ctx)
 	case stepNetwork:
@@ -173,7 +174,7 @@ func (s *sandbox) makeNamespaces(ctx context.Context) error {
 	podNet := o.GetNetwork() == runtimeapi.NamespaceMode_POD
 	req := namespace.Request{
 		Dir: s.engine.namespaceDir(s.rec.ID), Net: podNet, UTS: podNet, IPC: o.GetIpc() == runtimeapi.NamespaceMode_POD,
-		Sysctls: cfg.GetLinux().GetSysctls(), Label: s.rec.Labels.Mount,
+		Sysctls: s.rec.sysctls(), Label: s.rec.Labels.Mount,
 	}
 	req.UIDs, req.GIDs, _ = spec.UserNamespace(cfg)
 	if req.UTS {
@@ -277,7 +278,7 @@ func (e *Engine) networkPod(rec *sandboxRecord) network.Pod {
 	pod := network.Pod{
 		ID: rec.ID, Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(),
 		NetNS: e.netns(rec), Annotations: cfg.GetAnnotations(),
-		Sysctls: cfg.GetLinux().GetSysctls(), CgroupParent: cfg.GetLinux().GetCgroupParent(), Kubelet: madeByKubelet(cfg),
+		Sysctls: rec.sysctls(), CgroupParent: cfg.GetLinux().GetCgroupParent(), Kubelet: madeByKubelet(cfg),
 		DNS: network.DNS{
 			Servers: cfg.GetDnsConfig().GetServers(), Searches: cfg.GetDnsConfig().GetSearches(), Options: cfg.GetDnsConfig().GetOptions(),
 		},
@@ -334,14 +335,14 @@ func (e *Engine) removeNamespaces(ctx context.Context, id, pin string) error {
 func (e *Engine) shmDir(id string) string { return filepath.Join(e.opts.State, "pods", id, "shm") }
 
 // mountShm mounts the memory that the containers of a pod share.
-func mountShm(dir string, root owner, label string) error {
+func mountShm(dir string, bytes int64, root owner, label string) error {
 	if isShm(dir) {
 		return nil
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	opts := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmBytes, root.uid, root.gid)
+	opts := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", bytes, root.uid, root.gid)
 	if label != "" {
 		opts += fmt.Sprintf(",context=%q", label) // it contains commas
 	}

@@ -37,6 +37,8 @@ type Sandbox struct {
 	Problem string
 	// Warnings are the unsupported parts of the request.
 	Warnings warning.List
+	// Defaults are the values that were given by default, by the key of the table [pod].
+	Defaults map[string]string
 	// Stage names the operation in flight, "" if there is none.
 	Stage string
 	// StageSince is when Stage began.
@@ -87,6 +89,8 @@ type Container struct {
 	Handler string
 	// Warnings are the unsupported parts of the request.
 	Warnings warning.List
+	// Defaults are the values that were given by default, by the key of the table [pod].
+	Defaults map[string]string
 	// Stage names the operation in flight, "" if there is none.
 	Stage string
 	// StageSince is when Stage began.

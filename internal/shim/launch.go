@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -131,6 +132,9 @@ func spawn(ctx context.Context, opts Options, dir string) error {
 	args := []string{"--state", opts.State, "--report-fd", "3"}
 	if opts.Instance != "" {
 		args = append(args, "--instance", opts.Instance)
+	}
+	if opts.OpenFiles > 0 {
+		args = append(args, "--nofile", strconv.FormatUint(opts.OpenFiles, 10))
 	}
 	// What this process inherited without close-on-exec is not for a supervisor to hold.
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {

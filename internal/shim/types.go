@@ -19,6 +19,8 @@ type Options struct {
 	Binary string
 	// Instance tells several daemons on one host apart: "" or a short hash. It names the supervisor's cgroup.
 	Instance string
+	// OpenFiles is the soft limit of open files of OCI runtimes; 0 is that of this process.
+	OpenFiles uint64
 	// Store keeps descriptors for the next daemon; nil if there is none.
 	Store *notify.Store
 	// Log receives what the client has to say.

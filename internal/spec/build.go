@@ -1,10 +1,12 @@
 package spec
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -38,12 +40,16 @@ func Build(ctx context.Context, in Input) (*Output, error) {
 	if err := CheckImage(in.Image); err != nil {
 		return nil, err
 	}
-	in.warnings = &warning.List{}
+	in.warnings, in.applied, in.Defaults = &warning.List{}, map[string]string{}, cmp.Or(in.Defaults, &Defaults{})
 	process, err := firstProcess(in)
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := mounts(ctx, in)
+	passwd, err := passwdFile(in, process)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := mounts(ctx, in, passwd != nil)
 	if err != nil {
 		return nil, err
 	}
@@ -73,11 +79,14 @@ func Build(ctx context.Context, in Input) (*Output, error) {
 	if err := applySeccomp(in, result); err != nil {
 		return nil, err
 	}
+	injectHooks(in, result)
 	return &Output{
 		Spec:       result,
 		User:       containerUser(process.User),
 		StopSignal: stopSignal(in),
 		Warnings:   *in.warnings,
+		Passwd:     passwd,
+		Defaults:   in.applied,
 	}, nil
 }
 
@@ -100,10 +109,10 @@ func firstProcess(in Input) (process *specs.Process, err error) {
 	if process.Cwd, err = workingDir(in); err != nil {
 		return nil, err
 	}
-	if process.Capabilities, err = capabilities(sc, in.Host); err != nil {
+	if process.Capabilities, err = capabilities(in); err != nil {
 		return nil, err
 	}
-	if process.ApparmorProfile, err = appArmorProfile(sc, in.Host, in.warnings); err != nil {
+	if process.ApparmorProfile, err = appArmorProfile(in); err != nil {
 		return nil, err
 	}
 	if err = checkSELinux(sc, in.Host, in.warnings); err != nil {
@@ -111,6 +120,8 @@ func firstProcess(in Input) (process *specs.Process, err error) {
 	}
 	process.SelinuxLabel = in.ProcessLabel
 	process.OOMScoreAdj = oomScoreAdj(in)
+	process.Rlimits = slices.Clone(in.Defaults.rlimits)
+	in.apply("ulimits", in.Defaults.rlimitsText)
 	return process, nil
 }
 
@@ -138,6 +149,26 @@ func linuxSection(ctx context.Context, in Input) (linux *specs.Linux, binds []sp
 	linux.Resources.Devices = devices.rules
 	applyPaths(in.Config.GetLinux().GetSecurityContext(), linux)
 	return linux, binds, nil
+}
+
+// apply notes a default that the container gets, if it is not empty.
+func (in Input) apply(key, value string) {
+	if value != "" && in.applied != nil {
+		in.applied[key] = value
+	}
+}
+
+// injectHooks adds the hooks that match the container, whose spec is complete but for what plugins change.
+func injectHooks(in Input, result *specs.Spec) {
+	if in.Defaults.Hooks == nil {
+		return
+	}
+	all := maps.Clone(in.Config.GetAnnotations())
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, in.Pod.GetAnnotations())
+	in.apply("hooks_dir", strings.Join(in.Defaults.Hooks.Inject(result, all, len(in.Config.GetMounts()) > 0), " "))
 }
 
 func annotations(in Input) map[string]string {

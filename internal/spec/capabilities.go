@@ -56,7 +56,8 @@ func validateCapabilities(field string, request *runtimeapi.Capability) error {
 //
 // The inheritable set stays empty but for ambient capabilities, so that a
 // program with file capabilities cannot gain by it (CVE-2022-24769).
-func capabilities(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (*specs.LinuxCapabilities, error) {
+func capabilities(in Input) (*specs.LinuxCapabilities, error) {
+	sc, host := in.Config.GetLinux().GetSecurityContext(), in.Host
 	if sc.GetPrivileged() {
 		all := sorted(host.Capabilities)
 		return &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}, nil
@@ -64,10 +65,7 @@ func capabilities(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (*spe
 	request := sc.GetCapabilities()
 	set := map[string]bool{}
 	ambient := map[string]bool{}
-	base := defaultCapabilities
-	if slices.ContainsFunc(request.GetAddCapabilities(), isAll) {
-		base = host.Capabilities
-	}
+	base, asked := baseCapabilities(in)
 	if !slices.ContainsFunc(request.GetDropCapabilities(), isAll) {
 		for _, name := range base {
 			set[name] = slices.Contains(host.Capabilities, name)
@@ -105,11 +103,25 @@ func capabilities(sc *runtimeapi.LinuxContainerSecurityContext, host Host) (*spe
 		delete(set, name)
 		delete(ambient, name)
 	}
+	if !asked {
+		in.apply("capabilities", strings.Join(slices.DeleteFunc(slices.Clone(base), func(name string) bool { return !set[name] }), " "))
+	}
 	all := members(set)
 	return &specs.LinuxCapabilities{
 		Bounding: all, Effective: all, Permitted: all,
 		Inheritable: members(ambient), Ambient: members(ambient),
 	}, nil
+}
+
+// baseCapabilities are those that a request adds to and drops from, and whether it has asked for them.
+func baseCapabilities(in Input) (names []string, asked bool) {
+	if slices.ContainsFunc(in.Config.GetLinux().GetSecurityContext().GetCapabilities().GetAddCapabilities(), isAll) {
+		return in.Host.Capabilities, true
+	}
+	if in.Defaults.capabilities == nil {
+		return defaultCapabilities, false
+	}
+	return in.Defaults.capabilities, false
 }
 
 // members lists the names that are true, in order; nil if there is none.

@@ -43,8 +43,12 @@ type deviceSet struct {
 func devices(ctx context.Context, in Input) (*deviceSet, error) {
 	set := &deviceSet{sources: map[string]string{}, at: map[string]int{}}
 	privileged := in.Config.GetLinux().GetSecurityContext().GetPrivileged()
-	if privileged {
+	everything := privileged && (!in.NoHostDevices || in.AllDevices)
+	set.rules = defaultRules()
+	if everything {
 		set.rules = []specs.LinuxDeviceCgroup{{Allow: true, Access: allAccess}}
+	}
+	if privileged && !in.NoHostDevices {
 		nodes, err := walkDevices(ctx, "linux.security_context.privileged", hostDevices, hostDevices, elsewhere)
 		if err != nil {
 			return nil, err
@@ -52,9 +56,8 @@ func devices(ctx context.Context, in Input) (*deviceSet, error) {
 		for _, node := range nodes {
 			set.put(node)
 		}
-	} else {
-		set.rules = defaultRules()
 	}
+	owner := deviceOwner(in)
 	for i, device := range in.Config.GetDevices() {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("devices[%d]: %w", i, err)
@@ -71,8 +74,9 @@ func devices(ctx context.Context, in Input) (*deviceSet, error) {
 			in.warnings.Add(fmt.Sprintf("devices[%d].host_path", i), device.GetHostPath(), "is a directory without device nodes")
 		}
 		for _, node := range found {
+			owner.give(&node)
 			set.put(node)
-			if !privileged {
+			if !everything {
 				major, minor := node.Major, node.Minor
 				set.rules = append(set.rules, specs.LinuxDeviceCgroup{
 					Allow: true, Type: node.Type, Major: &major, Minor: &minor, Access: access,
@@ -81,6 +85,36 @@ func devices(ctx context.Context, in Input) (*deviceSet, error) {
 		}
 	}
 	return set, nil
+}
+
+// owner is who devices belong to; nil leaves what they have on the host.
+type owner struct{ uid, gid *uint32 }
+
+// deviceOwner is who the devices of the request belong to: the user and the group that it names, as long as they are not root.
+func deviceOwner(in Input) (o owner) {
+	if !in.Defaults.deviceOwner || len(in.Config.GetDevices()) == 0 {
+		return o
+	}
+	sc := in.Config.GetLinux().GetSecurityContext()
+	if uid := uint32(sc.GetRunAsUser().GetValue()); uid > 0 {
+		o.uid = &uid
+	}
+	if gid := uint32(sc.GetRunAsGroup().GetValue()); gid > 0 {
+		o.gid = &gid
+	}
+	if o != (owner{}) {
+		in.apply("device_owner", "true")
+	}
+	return o
+}
+
+func (o owner) give(node *hostNode) {
+	if o.uid != nil {
+		node.UID = o.uid
+	}
+	if o.gid != nil {
+		node.GID = o.gid
+	}
 }
 
 // put adds a node, in place of one of the same path.

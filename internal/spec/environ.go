@@ -40,3 +40,14 @@ func (e *environ) set(entry string) {
 	e.at[name] = len(e.entries)
 	e.entries = append(e.entries, entry)
 }
+
+// names returns the names of those entries that are in force. Their values may be secrets.
+func (e *environ) names(entries []string) []string {
+	var names []string
+	for _, entry := range entries {
+		if name := nameOf(entry); e.has(name) && e.entries[e.at[name]] == entry {
+			names = append(names, name)
+		}
+	}
+	return names
+}

@@ -158,9 +158,11 @@ func TestCapabilities(t *testing.T) {
 		{"ambient", nil, []string{"ALL"}, []string{"NET_ADMIN"}, []string{"CAP_NET_ADMIN"}, []string{"CAP_NET_ADMIN"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := capabilities(&runtimeapi.LinuxContainerSecurityContext{Capabilities: &runtimeapi.Capability{
-				AddCapabilities: test.add, DropCapabilities: test.drop, AddAmbientCapabilities: test.ambient,
-			}}, host)
+			got, err := capabilities(Input{Host: host, Defaults: &Defaults{}, Config: withSecurity(&runtimeapi.LinuxContainerSecurityContext{
+				Capabilities: &runtimeapi.Capability{
+					AddCapabilities: test.add, DropCapabilities: test.drop, AddAmbientCapabilities: test.ambient,
+				},
+			})})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	kernelcap "github.com/containerd/containerd/v2/pkg/cap"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/apparmor"
@@ -28,6 +29,8 @@ type Host struct {
 	Name string
 	// Cgroup is the mode of the cgroup tree.
 	Cgroup cgroup.Mode
+	// CgroupOptions are the options of the v2 tree that a mount of it without a cgroup namespace must repeat to keep them.
+	CgroupOptions []string
 	// Controllers are the names of the controllers whose limits can be set.
 	Controllers []string
 	// SwapLimit tells whether swap is accounted and can be limited.
@@ -96,10 +99,33 @@ func ReadHost() (Host, error) {
 	if host.MinOOMScoreAdj, err = lowestOOMScoreAdj(host.Capabilities); err != nil {
 		return Host{}, err
 	}
+	if cgroups.Mode == cgroup.V2 {
+		if host.CgroupOptions, err = cgroupOptions(); err != nil {
+			return Host{}, err
+		}
+	}
 	if err := readAppArmor(&host, "/sys/module/apparmor/parameters/enabled", "/sys/kernel/security/apparmor/profiles"); err != nil {
 		return Host{}, err
 	}
 	return host, nil
+}
+
+// cgroupOptions returns those options of the v2 tree that a mount without them would take from it.
+func cgroupOptions() ([]string, error) {
+	const root = "/sys/fs/cgroup"
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(root))
+	if err != nil {
+		return nil, fmt.Errorf("find the mount of %s: %w", root, err)
+	}
+	var options []string
+	for _, mount := range mounts {
+		for option := range strings.SplitSeq(mount.VFSOptions, ",") {
+			if option == "nsdelegate" || option == "memory_recursiveprot" {
+				options = append(options, option)
+			}
+		}
+	}
+	return options, nil
 }
 
 // ownCapabilities returns what this process can give to its children: what it

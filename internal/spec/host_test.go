@@ -130,7 +130,7 @@ func TestLabels(t *testing.T) {
 		"privileged":     {&runtimeapi.LinuxContainerSecurityContext{Privileged: true, Apparmor: local("x")}, ""},
 	} {
 		host := Host{AppArmor: true, AppArmorDefault: "berth-default", AppArmorProfiles: []string{"berth-default", "x"}}
-		if got, err := appArmorProfile(test.sc, host, nil); err != nil || got != test.want {
+		if got, err := appArmorProfile(Input{Host: host, Config: withSecurity(test.sc)}); err != nil || got != test.want {
 			t.Errorf("%s: got %q, %v, want %q", name, got, err, test.want)
 		}
 	}
@@ -195,4 +195,8 @@ func TestCheckSandbox(t *testing.T) {
 	if err := CheckSandbox(pod, Host{}); err != nil {
 		t.Errorf("with support: got %v, want nil", err)
 	}
+}
+
+func withSecurity(sc *runtimeapi.LinuxContainerSecurityContext) *runtimeapi.ContainerConfig {
+	return &runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: sc}}
 }

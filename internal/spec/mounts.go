@@ -51,7 +51,7 @@ type mountSet struct {
 
 // mounts lists the default mounts that the request does not replace, and then
 // the mounts of the request and the files of the pod, parents first.
-func mounts(ctx context.Context, in Input) (*mountSet, error) {
+func mounts(ctx context.Context, in Input, passwd bool) (*mountSet, error) {
 	set := &mountSet{}
 	for i, mount := range in.Config.GetMounts() {
 		if err := ctx.Err(); err != nil {
@@ -65,7 +65,11 @@ func mounts(ctx context.Context, in Input) (*mountSet, error) {
 	for _, mount := range set.mounts {
 		taken[mount.Destination] = true
 	}
-	for _, mount := range podMounts(in) {
+	ours := append(podMounts(in), timezoneMount(in, taken)...)
+	if passwd {
+		ours = append(ours, passwdMount(in))
+	}
+	for _, mount := range ours {
 		if !taken[mount.Destination] {
 			set.mounts = append(set.mounts, mount)
 		}
@@ -77,7 +81,7 @@ func mounts(ctx context.Context, in Input) (*mountSet, error) {
 		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
 	})
 	var defaults []specs.Mount
-	for _, mount := range defaultMounts(in.Config.GetLinux().GetSecurityContext().GetPrivileged()) {
+	for _, mount := range defaultMounts(in) {
 		// Who mounts a /dev brings what is in it.
 		if taken[mount.Destination] || taken[devDir] && strings.HasPrefix(mount.Destination, devDir+"/") {
 			continue
@@ -108,10 +112,19 @@ func (s *mountSet) has(target string) bool {
 }
 
 // defaultMounts are the file systems of the kernel that every container has.
-func defaultMounts(privileged bool) []specs.Mount {
+func defaultMounts(in Input) []specs.Mount {
 	access := "ro"
+	privileged := in.Config.GetLinux().GetSecurityContext().GetPrivileged()
 	if privileged {
 		access = "rw"
+	}
+	cgroups := []string{"nosuid", "noexec", "nodev", "relatime", access}
+	switch {
+	case !ownCgroupNamespace(in):
+		// There is one file system for the whole host, which takes the options of the last mount.
+		cgroups = append(cgroups, in.Host.CgroupOptions...)
+	case in.CgroupWritable:
+		cgroups[len(cgroups)-1] = "rw"
 	}
 	mount := func(kind, target string, options ...string) specs.Mount {
 		return specs.Mount{Type: kind, Source: kind, Destination: target, Options: options}
@@ -122,7 +135,7 @@ func defaultMounts(privileged bool) []specs.Mount {
 		mount("devpts", "/dev/pts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
 		mount("mqueue", "/dev/mqueue", "nosuid", "noexec", "nodev"),
 		mount("sysfs", "/sys", "nosuid", "noexec", "nodev", access),
-		mount("cgroup", "/sys/fs/cgroup", "nosuid", "noexec", "nodev", "relatime", access),
+		mount("cgroup", "/sys/fs/cgroup", cgroups...),
 	}
 }
 
@@ -132,10 +145,7 @@ func podMounts(in Input) []specs.Mount {
 	if ModesOf(in.Config, in.Pod).IPC == modeNode {
 		shm = shmDir
 	}
-	access := "rw"
-	if in.Config.GetLinux().GetSecurityContext().GetReadonlyRootfs() {
-		access = "ro"
-	}
+	files := podFileOptions(in)
 	var list []specs.Mount
 	bind := func(source, target string, options ...string) {
 		if source != "" {
@@ -146,10 +156,32 @@ func podMounts(in Input) []specs.Mount {
 		}
 	}
 	bind(shm, shmDir, "nosuid", "noexec", "nodev", "rw")
-	bind(in.Hosts, "/etc/hosts", access)
-	bind(in.Hostname, "/etc/hostname", access)
-	bind(in.ResolvConf, "/etc/resolv.conf", access)
+	bind(in.Hosts, "/etc/hosts", files...)
+	bind(in.Hostname, "/etc/hostname", files...)
+	bind(in.ResolvConf, "/etc/resolv.conf", files...)
 	return list
+}
+
+// podFileOptions are those of files that Berth makes for containers: as writable as the root file system, and no way to bring
+// a program to the host.
+func podFileOptions(in Input) []string {
+	access := "rw"
+	if in.Config.GetLinux().GetSecurityContext().GetReadonlyRootfs() {
+		access = "ro"
+	}
+	return []string{"nosuid", "noexec", "nodev", access}
+}
+
+// timezoneMount is the default time zone, unless the request mounts something there.
+func timezoneMount(in Input, taken map[string]bool) []specs.Mount {
+	if in.Localtime == "" || taken["/etc"] || taken[hostLocaltime] {
+		return nil
+	}
+	in.apply("timezone", in.Timezone)
+	return []specs.Mount{{
+		Type: "bind", Source: in.Localtime, Destination: hostLocaltime,
+		Options: []string{"rbind", propagationPrivate, "nosuid", "noexec", "nodev", "ro"},
+	}}
 }
 
 // add resolves one mount of the request.

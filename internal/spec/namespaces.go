@@ -119,9 +119,14 @@ func namespaces(in Input) ([]specs.LinuxNamespace, error) {
 			return nil, err
 		}
 	}
-	privileged := in.Config.GetLinux().GetSecurityContext().GetPrivileged()
-	if in.Host.Cgroup == cgroup.V2 && !privileged {
+	if ownCgroupNamespace(in) {
 		list = append(list, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	return list, nil
+}
+
+// ownCgroupNamespace tells whether a container sees its own cgroup as the root of the tree. Version 1 has no such namespaces
+// here, as with other runtimes.
+func ownCgroupNamespace(in Input) bool {
+	return in.Host.Cgroup == cgroup.V2 && !in.Config.GetLinux().GetSecurityContext().GetPrivileged()
 }

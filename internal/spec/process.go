@@ -58,11 +58,14 @@ func arguments(in Input) ([]string, error) {
 }
 
 // environment lays the variables of the request over those of the image, and
-// puts the customary ones below both.
+// puts the defaults and the customary ones below both.
 func environment(in Input) ([]string, error) {
 	env := newEnviron([]string{defaultPath})
 	if in.Config.GetTty() {
 		env.set(defaultTerm)
+	}
+	for _, entry := range in.Defaults.env {
+		env.set(entry)
 	}
 	env.set("HOSTNAME=" + Hostname(in.Pod, in.Host))
 	for _, entry := range in.Image.Env {
@@ -78,6 +81,7 @@ func environment(in Input) ([]string, error) {
 	for _, entry := range in.Config.GetEnvs() {
 		env.set(entry.GetKey() + "=" + string(entry.GetValue()))
 	}
+	in.apply("env", strings.Join(env.names(in.Defaults.env), " "))
 	return env.entries, nil
 }
 

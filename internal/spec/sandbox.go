@@ -40,7 +40,7 @@ func BuildSandbox(in Input, program string, resources *runtimeapi.LinuxContainer
 		NamespaceOptions: &runtimeapi.NamespaceOption{Network: shared.GetNetwork(), Ipc: shared.GetIpc(), Pid: pid},
 		ReadonlyRootfs:   true,
 	}}}
-	linux := &specs.Linux{CgroupsPath: in.CgroupsPath, MountLabel: in.MountLabel, Sysctl: in.Pod.GetLinux().GetSysctls()}
+	linux := &specs.Linux{CgroupsPath: in.CgroupsPath, MountLabel: in.MountLabel, Sysctl: in.Sysctls}
 	var err error
 	if linux.Namespaces, err = namespaces(in); err != nil {
 		return nil, err
@@ -62,7 +62,7 @@ func BuildSandbox(in Input, program string, resources *runtimeapi.LinuxContainer
 		},
 		Root:        &specs.Root{Path: in.Rootfs, Readonly: true},
 		Hostname:    in.Pod.GetHostname(),
-		Mounts:      append(defaultMounts(false), podMounts(in)...),
+		Mounts:      append(defaultMounts(in), podMounts(in)...),
 		Annotations: sandboxAnnotations(in),
 		Linux:       linux,
 	}, nil

@@ -47,14 +47,17 @@ type condition struct {
 	MinKernel string   `json:"minKernel"`
 }
 
-// applySeccomp sets the seccomp filter of a spec whose capabilities are set:
-// nil asks for none, an empty profile for the default one.
+// applySeccomp sets the seccomp filter of a spec whose capabilities are set. A request without a profile gets the one that is
+// configured for that, none unless it is.
 func applySeccomp(in Input, spec *specs.Spec) error {
 	const field = "linux.security_context.seccomp"
 	sc, host := in.Config.GetLinux().GetSecurityContext(), in.Host
 	profile := sc.GetSeccomp()
-	if profile == nil || sc.GetPrivileged() {
+	if sc.GetPrivileged() {
 		return nil
+	}
+	if profile == nil {
+		return applyDefault(in, "unset_seccomp_profile", in.Defaults.unset, spec)
 	}
 	switch profile.GetProfileType() {
 	case runtimeapi.SecurityProfile_RuntimeDefault:
@@ -62,8 +65,11 @@ func applySeccomp(in Input, spec *specs.Spec) error {
 			in.warnings.Add(field, profile.GetProfileType(), "is ignored: the kernel of this host has no seccomp filters")
 			return nil
 		}
-		spec.Linux.Seccomp = seccomp.DefaultProfile(spec)
-		return nil
+		chosen := in.Defaults.seccomp
+		if chosen.name == "" {
+			chosen.name = builtinProfile
+		}
+		return applyDefault(in, "seccomp_profile", chosen, spec)
 	case runtimeapi.SecurityProfile_Localhost:
 		if !host.Seccomp {
 			return unavailable(field, profile.GetLocalhostRef(), "the kernel of this host has no seccomp filters")
@@ -74,6 +80,20 @@ func applySeccomp(in Input, spec *specs.Spec) error {
 	default:
 		return nil
 	}
+}
+
+// applyDefault sets a default profile, where the kernel has filters and there is one.
+func applyDefault(in Input, key string, profile seccompDefault, spec *specs.Spec) (err error) {
+	if profile.name == "" || !in.Host.Seccomp {
+		return nil
+	}
+	in.apply(key, profile.name)
+	if profile.file == nil {
+		spec.Linux.Seccomp = seccomp.DefaultProfile(spec)
+		return nil
+	}
+	spec.Linux.Seccomp, err = profile.file.resolve(spec.Process.Capabilities.Bounding)
+	return err
 }
 
 // loadProfile reads and checks a seccomp profile, so that a wrong one is
@@ -94,11 +114,19 @@ func loadProfile(field, file string, caps *specs.LinuxCapabilities) (*specs.Linu
 }
 
 func parseProfile(data []byte, caps []string) (*specs.LinuxSeccomp, error) {
+	content, err := decodeProfile(data)
+	if err != nil {
+		return nil, err
+	}
+	return content.resolve(caps)
+}
+
+func decodeProfile(data []byte) (*profileFile, error) {
 	var content profileFile
 	if err := json.Unmarshal(data, &content); err != nil {
 		return nil, fmt.Errorf("is not a seccomp profile: %w", err)
 	}
-	return content.resolve(caps)
+	return &content, nil
 }
 
 func readProfile(file string) ([]byte, error) {
@@ -134,7 +162,7 @@ func (p *profileFile) resolve(caps []string) (*specs.LinuxSeccomp, error) {
 	}
 	for i, rule := range p.Syscalls {
 		if rule.Name != "" {
-			rule.Names = append(rule.Names, rule.Name)
+			rule.Names = slices.Concat(rule.Names, []string{rule.Name}) // rules are shared
 		}
 		if err := checkRule(fmt.Sprintf("syscalls[%d]", i), rule.LinuxSyscall); err != nil {
 			return nil, err

@@ -48,7 +48,8 @@ func applyPaths(sc *runtimeapi.LinuxContainerSecurityContext, linux *specs.Linux
 
 // appArmorProfile returns the name of the AppArmor profile to run under, empty
 // for none. The field apparmor wins over the deprecated apparmor_profile.
-func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host, warnings *warning.List) (string, error) {
+func appArmorProfile(in Input) (string, error) {
+	sc, host, warnings := in.Config.GetLinux().GetSecurityContext(), in.Host, in.warnings
 	field := "linux.security_context.apparmor.localhost_ref"
 	kind, ref := sc.GetApparmor().GetProfileType(), sc.GetApparmor().GetLocalhostRef()
 	//nolint:staticcheck // kubelets of three releases back may send only the deprecated field
@@ -73,6 +74,7 @@ func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, host Host, wa
 		if asked := sc.GetApparmor() != nil || sc.GetApparmorProfile() != ""; asked && host.AppArmorDefault == "" {
 			warnings.Add("linux.security_context.apparmor", kind, "is ignored: AppArmor is not enabled on this host, or its default profile is not loaded")
 		}
+		in.apply("apparmor_profile", host.AppArmorDefault)
 		return host.AppArmorDefault, nil
 	case runtimeapi.SecurityProfile_Unconfined:
 		return "", nil

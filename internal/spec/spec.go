@@ -69,10 +69,23 @@ type Input struct {
 	// /etc/resolv.conf, /etc/hostname and /etc/hosts, unless the request
 	// mounts something there. An empty one is left out.
 	ResolvConf, Hostname, Hosts string
+	// Localtime is a file of the pod that becomes /etc/localtime, for the time zone Timezone.
+	Localtime, Timezone string
 
 	// ProcessLabel and MountLabel are the SELinux labels of the process and of
 	// its files; empty without SELinux.
 	ProcessLabel, MountLabel string
+
+	// Defaults are what the request leaves open; nil means those of the zero value.
+	Defaults *Defaults
+	// Sysctls are those of the pod, with the defaults. BuildSandbox uses them.
+	Sysctls map[string]string
+	// Passwd is where the caller writes Output.Passwd to before the container starts.
+	Passwd string
+	// NoHostDevices keeps the devices of the host from privileged containers; AllDevices lets them use all devices all the same.
+	NoHostDevices, AllDevices bool
+	// CgroupWritable lets containers with a cgroup namespace of their own change their cgroups.
+	CgroupWritable bool
 
 	// CgroupsPath is as cgroup.ContainerPath gives it for OCI.
 	CgroupsPath string
@@ -89,6 +102,8 @@ type Input struct {
 
 	// warnings collects what the host cannot fully give; Build returns it.
 	warnings *warning.List
+	// applied collects the defaults that the container gets; Build returns it.
+	applied map[string]string
 }
 
 // Output is a spec with what else the request and the image decide.
@@ -101,4 +116,8 @@ type Output struct {
 	StopSignal string
 	// Warnings are the unsupported parts of the request, which are accepted.
 	Warnings warning.List
+	// Passwd is /etc/passwd with an entry for the user; nil if that of the image is used.
+	Passwd *PasswdFile
+	// Defaults are the values that the container got by default, by the key of the table [pod].
+	Defaults map[string]string
 }

@@ -12,7 +12,7 @@ var order = [][]string{
 	{"cmd"},
 	{"internal/cri", "internal/cli"},
 	{"internal/pod", "internal/stream"},
-	{"internal/cdi", "internal/checkpoint", "internal/image", "internal/network", "internal/nri", "internal/spec", "internal/shim", "internal/stats"},
+	{"internal/cdi", "internal/checkpoint", "internal/hook", "internal/image", "internal/network", "internal/nri", "internal/spec", "internal/shim", "internal/stats"},
 	{"internal/apparmor", "internal/selinux", "internal/ociruntime", "internal/cgroup", "internal/namespace"},
 	{"internal/config", "internal/telemetry", "internal/notify", "internal/version", "internal/errcode", "internal/proc", "internal/warning", "internal/directory", "api"},
 	{"internal/text", "internal/atomicfile"},

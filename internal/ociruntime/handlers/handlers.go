@@ -37,6 +37,10 @@ type Info struct {
 	// Annotations are patterns of those that pods may pass to the runtime.
 	Annotations []string
 	Features    ociruntime.Features
+	// NoHostDevices keeps the devices of the host from privileged containers; AllDevices lets them use all devices all the same.
+	NoHostDevices, AllDevices bool
+	// CgroupWritable lets containers with a cgroup namespace of their own change their cgroups.
+	CgroupWritable bool
 	// Sandbox is whether a container shall stand for each pod; nil leaves that to what the runtime is.
 	Sandbox *bool
 	// SandboxContainer tells whether one does. It is known once the handler was tried.
