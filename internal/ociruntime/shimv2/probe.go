@@ -1,6 +1,7 @@
 package shimv2
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -63,21 +64,40 @@ func Probe(ctx context.Context, h ociruntime.Handler, trials string) (features o
 	return features, p.tryRun(ctx, t)
 }
 
-// features are those of the OCI runtime behind the shim, where that is told.
+// features are those of the OCI runtime behind the shim, where it is known. Of gVisor only the version counts.
 func (p *Program) features(ctx context.Context, scratch string) (ociruntime.Features, error) {
-	if !p.drivesRunc() {
-		return ociruntime.Features{Version: filepath.Base(p.path), Sandboxing: p.sandboxes()}, nil
-	}
-	binary := p.handler.Options[OptionBinaryName]
+	features := ociruntime.Features{Sandboxing: p.sandboxes()}
+	binary := cmp.Or(p.handler.Options[OptionBinaryName], p.drives())
 	if binary == "" {
-		binary = "runc"
+		features.Version = filepath.Base(p.path)
+		return features, nil
 	}
 	h := p.handler
 	h.Type, h.Path, h.Options = ociruntime.TypeOCI, binary, nil
-	features, err := ociruntime.Inspect(ctx, h, scratch)
-	features.Checkpoint = false // CRIU is driven through commands alone
-	features.Version = strings.TrimSpace(filepath.Base(p.path) + " with " + filepath.Base(binary) + " " + features.Version)
+	behind, err := ociruntime.Inspect(ctx, h, scratch)
+	version := behind.Version
+	switch {
+	case p.drivesRunc():
+		behind.Checkpoint = false // CRIU is driven through commands alone
+		features = behind
+	case err != nil: // the shim may have a configuration with another path
+		version, err = "of unknown version", nil
+	}
+	features.Program = behind.Program
+	features.Version = strings.TrimSpace(filepath.Base(p.path) + " with " + filepath.Base(binary) + " " + version)
 	return features, err
+}
+
+// drives names the program that a shim calls, "" if it is not known or there is none.
+func (p *Program) drives() string {
+	switch name := filepath.Base(p.path); {
+	case p.drivesRunc():
+		return "runc"
+	case strings.HasPrefix(name, "containerd-shim-runsc-"):
+		return "runsc"
+	default:
+		return ""
+	}
 }
 
 // tryRun runs the container of a trial, which must end with 0.
