@@ -21,6 +21,7 @@ const (
 	arpSenderEther         = 8
 	arpSenderIP            = 14
 	icmpType               = 0
+	udpSource, udpTarget   = 0, 2
 	neighborTarget         = 8
 )
 
@@ -32,6 +33,9 @@ const (
 	icmp6Redirect         = 137
 	ethernetARP, etherIP4 = "\x08\x06", "\x08\x00"
 	etherIP6              = "\x86\xdd"
+	// Ports of DHCP and DHCPv6. Clients take answers from any port.
+	dhcpServer, dhcpClient   = "\x00\x43", "\x00\x44"
+	dhcp6Server, dhcp6Client = "\x02\x23", "\x02\x22"
 	// arpOverEther is the beginning of an ARP packet about IPv4 over Ethernet.
 	arpOverEther = "\x00\x01\x08\x00\x06\x04"
 )
@@ -271,9 +275,9 @@ func deviceName(name string) []byte {
 //
 //	prerouting   from a device in ports: jump pod
 //	pod          ARP over Ethernet, sender and source are the pod's: accept
-//	             IPv4: drop redirects; source is the pod's: accept
-//	             IPv6: drop router advertisements, redirects, neighbor advertisements for the address of another;
-//	                   source is the pod's: accept
+//	             IPv4: drop redirects and what DHCP servers send; source is the pod's: accept
+//	             IPv6: drop router advertisements, redirects, what DHCPv6 servers send, neighbor advertisements for the
+//	                   address of another; source is the pod's: accept
 //	             drop
 //
 // The type is read off the frame, so a frame with a VLAN tag or of 802.2 is none of the three: a receiver would strip the
@@ -294,7 +298,13 @@ func addGuardRules(conn *nftables.Conn, table *nftables.Table, sets guardSets) {
 	rule(pod, frameOf(ethernetARP), equal(expr.PayloadBaseNetworkHeader, arpFormat, arpOverEther),
 		source(sets.own4, v4, expr.PayloadBaseNetworkHeader, arpSenderIP), sender, accept)
 	rule(pod, frameOf(etherIP4), icmp(unix.IPPROTO_ICMP, icmp4Redirect), drop)
+	dhcp := func(kind, server, client string) {
+		rule(pod, frameOf(kind), udp(udpSource, server), drop)
+		rule(pod, frameOf(kind), udp(udpTarget, client), drop)
+	}
+	dhcp(etherIP4, dhcpServer, dhcpClient)
 	rule(pod, frameOf(etherIP4), source(sets.own4, v4, expr.PayloadBaseNetworkHeader, ipv4Source), accept)
+	dhcp(etherIP6, dhcp6Server, dhcp6Client)
 	for _, kind := range []byte{icmp6Advertisement, icmp6Redirect} {
 		rule(pod, frameOf(etherIP6), icmp(unix.IPPROTO_ICMPV6, kind), drop)
 	}
@@ -336,10 +346,20 @@ func frameOf(kind string) []expr.Any {
 
 // icmp matches a type of message of ICMP or ICMPv6.
 func icmp(protocol, kind byte) []expr.Any {
-	return append([]expr.Any{
+	return append(transport(protocol), equal(expr.PayloadBaseTransportHeader, icmpType, string([]byte{kind}))...)
+}
+
+// udp matches one of the two ports of a datagram.
+func udp(offset uint32, port string) []expr.Any {
+	return append(transport(unix.IPPROTO_UDP), equal(expr.PayloadBaseTransportHeader, offset, port)...)
+}
+
+// transport matches the protocol of a packet.
+func transport(protocol byte) []expr.Any {
+	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{protocol}},
-	}, equal(expr.PayloadBaseTransportHeader, icmpType, string([]byte{kind}))...)
+	}
 }
 
 func equal(base expr.PayloadBase, offset uint32, value string) []expr.Any {

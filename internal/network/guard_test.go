@@ -84,6 +84,14 @@ func ipv4(from, to netip.Addr, protocol byte, payload []byte) []byte {
 	return append(header, payload...)
 }
 
+var broadcast = netip.MustParseAddr("255.255.255.255")
+
+// datagram is an empty one without a checksum.
+func datagram(from, to uint16) []byte {
+	packet := binary.BigEndian.AppendUint16(nil, from)
+	return append(binary.BigEndian.AppendUint16(packet, to), 0, 8, 0, 0)
+}
+
 // routerAdvertisement announces a default router and a prefix.
 func routerAdvertisement() []byte {
 	return []byte{
@@ -122,6 +130,11 @@ func (a attacker) frames() map[string][]byte {
 		"neighbor solicitation from the gateway":   ethernet(groupCast, a.mac, 0x86dd, icmpv6(a.gateway6, allNodes, neighbor(135, a.ip6, 1, a.mac))),
 		"source address of another in IPv4":        ethernet(a.victim, a.mac, 0x0800, ipv4(elsewhere, a.ip4, 17, make([]byte, 8))),
 		"source address of another in IPv6":        ethernet(a.victim, a.mac, 0x86dd, ipv6(a.gateway6, a.ip6, 17, make([]byte, 8))),
+		"answer of a DHCP server":                  ethernet(everyone, a.mac, 0x0800, ipv4(a.ip4, broadcast, 17, datagram(67, 68))),
+		"answer of a DHCP server from any port":    ethernet(a.victim, a.mac, 0x0800, ipv4(a.ip4, elsewhere, 17, datagram(4067, 68))),
+		"message of a DHCP relay":                  ethernet(a.victim, a.mac, 0x0800, ipv4(a.ip4, elsewhere, 17, datagram(67, 67))),
+		"answer of a DHCPv6 server":                ethernet(a.victim, a.mac, 0x86dd, ipv6(a.linkAddr, linkLocal(a.victim), 17, datagram(547, 546))),
+		"answer of a DHCPv6 server from any port":  ethernet(a.victim, a.mac, 0x86dd, ipv6(a.ip6, linkLocal(a.victim), 17, datagram(4547, 546))),
 		"MAC address of another":                   ethernet(everyone, a.victim, 0x0806, arp(1, a.mac, a.ip4, elsewhere)),
 	}
 }
@@ -129,10 +142,11 @@ func (a attacker) frames() map[string][]byte {
 // own are frames that a pod may send.
 func (a attacker) own() map[string][]byte {
 	return map[string][]byte{
-		"ARP request":            ethernet(everyone, a.mac, 0x0806, arp(1, a.mac, a.ip4, a.gateway4)),
-		"neighbor advertisement": ethernet(groupCast, a.mac, 0x86dd, icmpv6(a.ip6, allNodes, neighbor(136, a.ip6, 2, a.mac))),
-		"link-local packet":      ethernet(groupCast, a.mac, 0x86dd, icmpv6(a.linkAddr, allNodes, neighbor(135, a.gateway6, 1, a.mac))),
-		"IPv4 packet":            ethernet(a.victim, a.mac, 0x0800, ipv4(a.ip4, netip.MustParseAddr("10.85.0.9"), 17, make([]byte, 8))),
+		"ARP request":              ethernet(everyone, a.mac, 0x0806, arp(1, a.mac, a.ip4, a.gateway4)),
+		"neighbor advertisement":   ethernet(groupCast, a.mac, 0x86dd, icmpv6(a.ip6, allNodes, neighbor(136, a.ip6, 2, a.mac))),
+		"link-local packet":        ethernet(groupCast, a.mac, 0x86dd, icmpv6(a.linkAddr, allNodes, neighbor(135, a.gateway6, 1, a.mac))),
+		"request of a DHCP client": ethernet(everyone, a.mac, 0x0800, ipv4(a.ip4, broadcast, 17, datagram(68, 67))),
+		"IPv4 packet":              ethernet(a.victim, a.mac, 0x0800, ipv4(a.ip4, netip.MustParseAddr("10.85.0.9"), 17, make([]byte, 8))),
 	}
 }
 
