@@ -299,7 +299,7 @@ func (d *daemon) openEdge(ctx context.Context) (err error) {
 	d.edge = cri.New(cri.Options{
 		Engine: d.engine, Images: d.images, Sessions: d.sessions, Meter: d.metrics, Log: d.log.With("part", "cri"),
 		Version: version.Version, CgroupDriver: driver, Config: shownConfig{d.cfg, d.cfg.State}, Plugins: d.plugins.State,
-		CheckCRIU: new(ociruntime.CRIU).Check, SawKubelet: d.network.SawKubelet,
+		CheckCRIU: new(ociruntime.CRIU).Check, SawKubelet: d.network.SawKubelet, SetPodCIDR: d.network.SetPodCIDR,
 	})
 	return nil
 }

@@ -71,6 +71,9 @@ const (
 	BuiltinNever = "never"
 )
 
+// SubnetPodCIDR as the only element of Network.BuiltinSubnet is the range that kubelet announces.
+const SubnetPodCIDR = "pod-cidr"
+
 // The values of Network.HostPorts.
 const (
 	// HostPortsAuto opens host ports unless a plugin of the CNI network does.

@@ -96,7 +96,9 @@ func networkSection(n *Network) section {
 				"pods of a kubelet, which wait for one), always, or never (pods wait for a CNI configuration).",
 			check: func() string { return checkOneOf(n.Builtin, BuiltinAuto, BuiltinAlways, BuiltinNever) }},
 		{key: "builtin_subnet", value: &n.BuiltinSubnet, example: `["10.85.0.0/16", "fd62:e7c4:1a85::/64"]`, single: true,
-			doc: "Addresses of the built-in network: an IPv4 subnet, an IPv6 subnet, or one of each. Empty means 10.85.0.0/16\n" +
+			doc: "Addresses of the built-in network: an IPv4 subnet, an IPv6 subnet, or one of each; or pod-cidr, the range that kubelet\n" +
+				"announces for the node: until then the node's network is not ready, and another range is refused while pods have\n" +
+				"addresses of the former one. For the pods of a kubelet it needs builtin = \"always\". Empty means 10.85.0.0/16\n" +
 				"and fd62:e7c4:1a85::/64 with the default root, and with any other root subnets that are free on this host.",
 			check: func() string { return checkSubnets(n.BuiltinSubnet) }},
 		{key: "host_ports", value: &n.HostPorts, example: `"auto"`,

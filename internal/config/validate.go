@@ -188,6 +188,9 @@ func checkReference(ref string) string {
 }
 
 func checkSubnets(subnets []string) string {
+	if slices.Equal(subnets, []string{SubnetPodCIDR}) {
+		return ""
+	}
 	have := map[int]string{}
 	for _, s := range subnets {
 		prefix, err := netip.ParsePrefix(s)

@@ -130,14 +130,17 @@ func (s *runtimeService) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfi
 	}, nil
 }
 
-// UpdateRuntimeConfig takes note of the pod range that kubelet announces. The
-// network's own configuration decides which addresses pods get.
-func (s *runtimeService) UpdateRuntimeConfig(ctx context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+// UpdateRuntimeConfig tells the network the pod range that kubelet announces.
+func (s *runtimeService) UpdateRuntimeConfig(_ context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
 	if cidr := req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
 		if s.SawKubelet != nil {
 			s.SawKubelet("pod range " + cidr)
 		}
-		s.Log.InfoContext(ctx, "kubelet announces a pod range; the network's own configuration decides", "cidr", cidr)
+		if s.SetPodCIDR != nil {
+			if err := s.SetPodCIDR(cidr); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }

@@ -37,6 +37,8 @@ type Options struct {
 	Plugins func() nri.State
 	// SawKubelet is called when a client shows itself to be a kubelet; it may be nil.
 	SawKubelet func(sign string)
+	// SetPodCIDR takes the pod range that kubelet announces; it may be nil.
+	SetPodCIDR func(cidr string) error
 	// CheckCRIU is nil if CRIU works here, and else says why not.
 	CheckCRIU func(context.Context) error
 }

@@ -30,7 +30,7 @@ const (
 type bridge struct {
 	name       string
 	instance   string
-	configured subnets // empty: choose
+	configured subnets // empty: choose; guarded by mu
 	ledger     *ledger
 	firewall   *firewall
 	guard      *guard
@@ -224,6 +224,11 @@ func (b *bridge) remove() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.nets = nil
+	return b.removeLocked()
+}
+
+// removeLocked is remove. Preconditions: b.mu is held.
+func (b *bridge) removeLocked() error {
 	link, err := netlink.LinkByName(b.name)
 	if err == nil {
 		err = netlink.LinkDel(link)

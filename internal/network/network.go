@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -54,7 +55,7 @@ type Options struct {
 	ConfDir       string        // of CNI configurations; need not exist
 	BinDirs       []string      // of CNI plugins
 	Builtin       string        // BuiltinAuto (also if empty), BuiltinAlways or BuiltinNever
-	BuiltinSubnet []string      // at most one of each family; empty: chosen by Instance
+	BuiltinSubnet []string      // at most one of each family, or PodCIDR; empty: chosen by Instance
 	Root          string        // where leases and the cache of CNI results are kept
 	HostPorts     string        // HostPortsAuto (also if empty) or HostPortsNever
 	Instance      string        // tells daemons on one host apart; empty for the one with the default root
@@ -91,6 +92,8 @@ type Manager struct {
 	broken   error                    // why the built-in network could not be set up when it was last tried
 	mending  bool                     // a goroutine tries again
 	kubelet  bool                     // a kubelet uses this node
+
+	announced atomic.Bool // kubelet has announced a pod range, now or before
 }
 
 // New opens a manager and makes the host ports of the pods that are connected as they should be. It makes nothing else on
@@ -138,7 +141,13 @@ func newManager(options Options) (*Manager, error) {
 	if !filepath.IsAbs(options.Root) {
 		return nil, fmt.Errorf("network root %q: must be an absolute path: %w", options.Root, errdefs.ErrInvalidArgument)
 	}
-	nets, err := parseSubnets(options.BuiltinSubnet)
+	var nets subnets
+	var err error
+	if options.followsKubelet() {
+		nets, err = recordedPodCIDR(options.Root)
+	} else {
+		nets, err = parseSubnets(options.BuiltinSubnet)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -154,6 +163,7 @@ func newManager(options Options) (*Manager, error) {
 	}
 	m := &Manager{options: options, log: options.Log, attached: map[string]bool{}, leaving: map[string]chan struct{}{}, unplugging: make(chan struct{}, maxLeaving)}
 	m.firewall = &firewall{table: table, bridge: name}
+	m.announced.Store(len(nets) > 0)
 	m.guard = &guard{firewall: m.firewall, log: options.Log}
 	m.bridge = &bridge{name: name, instance: options.Instance, configured: nets, firewall: m.firewall, guard: m.guard}
 	m.cni = &cni{
@@ -207,7 +217,7 @@ func (m *Manager) Plan(pod Pod) (Plan, error) {
 func (m *Manager) choose(conf *configuration, kubelet bool) (Kind, error) {
 	switch {
 	case m.options.Builtin == BuiltinAlways:
-		return Builtin, nil
+		return m.builtinKind()
 	case conf.list != nil:
 		return CNI, nil
 	case conf.err != nil:
@@ -218,7 +228,7 @@ func (m *Manager) choose(conf *configuration, kubelet bool) (Kind, error) {
 	case kubelet:
 		return "", errNotForKubelet(m.options.ConfDir)
 	default:
-		return Builtin, nil
+		return m.builtinKind()
 	}
 }
 

@@ -41,20 +41,25 @@ func parseSubnets(configured []string) (subnets, error) {
 	if slices.Equal(configured, []string{DefaultSubnet4, DefaultSubnet6}) {
 		return nil, nil
 	}
+	return parsePrefixes("builtin_subnet", configured)
+}
+
+// parsePrefixes validates the subnets of a field, at most one of each family.
+func parsePrefixes(field string, texts []string) (subnets, error) {
 	var nets subnets
-	for _, text := range configured {
+	for _, text := range texts {
 		prefix, err := netip.ParsePrefix(text)
 		switch {
 		case err != nil:
-			return nil, fmt.Errorf("builtin_subnet %q: want such as %s: %w", text, DefaultSubnet4, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("%s %q: want such as %s: %w", field, text, DefaultSubnet4, errdefs.ErrInvalidArgument)
 		case prefix != prefix.Masked():
-			return nil, fmt.Errorf("builtin_subnet %q: bits set after the prefix, want %s: %w", text, prefix.Masked(), errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("%s %q: bits set after the prefix, want %s: %w", field, text, prefix.Masked(), errdefs.ErrInvalidArgument)
 		case hostBits(prefix) < 3:
-			return nil, fmt.Errorf("builtin_subnet %q: too small for pods: %w", text, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("%s %q: too small for pods: %w", field, text, errdefs.ErrInvalidArgument)
 		}
 		for _, other := range nets {
 			if other.Addr().Is4() == prefix.Addr().Is4() {
-				return nil, fmt.Errorf("builtin_subnet %q: second one of its family: %w", text, errdefs.ErrInvalidArgument)
+				return nil, fmt.Errorf("%s %q: second one of its family: %w", field, text, errdefs.ErrInvalidArgument)
 			}
 		}
 		nets = append(nets, prefix)
