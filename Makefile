@@ -16,7 +16,7 @@ MACHINES ?= apparmor,selinux
 VM       := $(GO) test -count=1 -v -timeout 1h ./test/vm -args -boots
 
 .DEFAULT_GOAL := help
-.PHONY: build demo test test-vm conformance cluster lint install help generate bench fuzz clean
+.PHONY: build demo check test test-vm conformance cluster lint install help generate bench fuzz clean
 
 help: ## list the targets (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,14 @@ ifneq ($(MACHINES),)
 	@tools/prepare test-vm
 	$(VM) $(MACHINES)
 endif
+
+# A test that needs no root is one that does not call privilege.Root; their results are cached.
+check: ## check format and vet, lint the last commit and what is not committed, run the tests that need no root (any user; 1 min with warm caches)
+	@test -z "$$(gofmt -l cmd internal test api)" || { gofmt -d cmd internal test api; exit 1; }
+	$(GO) vet ./...
+	BERTH_TESTS=unprivileged $(GO) test ./...
+	@tools/prepare lint
+	$(LINT) run --new-from-rev=HEAD~1 ./...
 
 test-vm: ## run tests in virtual machines with systemd, cgroup v2, AppArmor and SELinux, under emulation (needs root and Debian; 17 min, first time 20)
 	@tools/prepare test-vm

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 func TestWriteReplaces(t *testing.T) {
@@ -36,6 +38,7 @@ func TestWriteReplaces(t *testing.T) {
 
 // TestFailedWriteKeepsOldContent fills the file system.
 func TestFailedWriteKeepsOldContent(t *testing.T) {
+	privilege.Root(t)
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
 		t.Fatal(err)

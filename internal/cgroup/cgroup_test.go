@@ -17,6 +17,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // testDeadline bounds every wait for the kernel in these tests.
@@ -130,6 +131,7 @@ func deadline(t *testing.T) context.Context {
 // TestLife makes a cgroup, uses it, and removes it: each step may be repeated
 // and says the truth about processes.
 func TestLife(t *testing.T) {
+	privilege.Root(t)
 	each(t, func(t *testing.T, host *Host, path string) {
 		child := path + "/a/b"
 		for range 2 {
@@ -171,6 +173,7 @@ func TestLife(t *testing.T) {
 
 // TestAbsent asks about a cgroup that does not exist.
 func TestAbsent(t *testing.T) {
+	privilege.Root(t)
 	each(t, func(t *testing.T, host *Host, path string) {
 		if _, err := host.Procs(path, true); !errdefs.IsNotFound(err) {
 			t.Errorf("Procs: got %v, want not found", err)
@@ -207,6 +210,7 @@ func TestRoot(t *testing.T) {
 
 // TestKillFrozen kills processes that are frozen, as a paused container is.
 func TestKillFrozen(t *testing.T) {
+	privilege.Root(t)
 	each(t, func(t *testing.T, host *Host, path string) {
 		if err := host.Create(path + "/a"); err != nil {
 			t.Fatal(err)
@@ -226,6 +230,7 @@ func TestKillFrozen(t *testing.T) {
 
 // TestKillForking kills processes that fork all the time.
 func TestKillForking(t *testing.T) {
+	privilege.Root(t)
 	each(t, func(t *testing.T, host *Host, path string) {
 		if err := host.Create(path); err != nil {
 			t.Fatal(err)
@@ -244,6 +249,7 @@ func TestKillForking(t *testing.T) {
 
 // TestKillSignals runs the way without cgroup.kill on the v2 tree as well.
 func TestKillSignals(t *testing.T) {
+	privilege.Root(t)
 	each(t, func(t *testing.T, host *Host, path string) {
 		if err := host.Create(path); err != nil {
 			t.Fatal(err)
@@ -261,6 +267,7 @@ func TestKillSignals(t *testing.T) {
 // TestKillDeadline gives up when the context ends: the wait must not outlive
 // the call.
 func TestKillDeadline(t *testing.T) {
+	privilege.Root(t)
 	each(t, func(t *testing.T, host *Host, path string) {
 		if err := host.Create(path); err != nil {
 			t.Fatal(err)
@@ -278,6 +285,7 @@ func TestKillDeadline(t *testing.T) {
 // TestOOMKills has the kernel kill a process that wants more memory than its
 // cgroup has, in a cgroup below the one that is asked about.
 func TestOOMKills(t *testing.T) {
+	privilege.Root(t)
 	path := "/berth-test-" + strings.ToLower(rand.Text()[:10])
 	census.Check(t, filepath.Base(path))
 	host := machine(t)
@@ -328,6 +336,7 @@ func pidfd(t *testing.T, pid int) *os.File {
 // TestCpuset puts a process into a new cgroup of a new cgroup: on v1 both
 // would be without CPUs at first.
 func TestCpuset(t *testing.T) {
+	privilege.Root(t)
 	each(t, func(t *testing.T, host *Host, path string) {
 		if err := host.Create(path + "/a/b"); err != nil {
 			t.Fatal(err)

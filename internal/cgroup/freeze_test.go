@@ -9,11 +9,14 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestFreeze: of a frozen cgroup nothing runs, not even what forks all the
 // time, and once thawed all of it runs.
 func TestFreeze(t *testing.T) {
+	privilege.Root(t)
 	each(t, func(t *testing.T, host *Host, path string) {
 		if err := host.Freeze(deadline(t), path); !errdefs.IsNotFound(err) {
 			t.Errorf("freeze what is not there: got %v, want not found", err)

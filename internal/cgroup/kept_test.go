@@ -5,10 +5,13 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestKeep: limits that were kept come back, whatever was written meanwhile; a cgroup that is gone is no error.
 func TestKeep(t *testing.T) {
+	privilege.Root(t)
 	h, err := Detect()
 	if err != nil {
 		t.Fatal(err)

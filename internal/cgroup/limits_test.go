@@ -4,6 +4,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestEnableControllers checks that controllers are passed on level by level.
@@ -59,6 +61,7 @@ func TestLimits(t *testing.T) {
 // TestLimitsOfMachine reads the limits of a cgroup that has none but those
 // set here.
 func TestLimitsOfMachine(t *testing.T) {
+	privilege.Root(t)
 	each(t, func(t *testing.T, host *Host, path string) {
 		if err := host.Create(path); err != nil {
 			t.Fatal(err)
@@ -91,6 +94,7 @@ func TestLimitsOfMachine(t *testing.T) {
 
 // TestLiftCPUQuota: a cgroup with a quota has none afterwards.
 func TestLiftCPUQuota(t *testing.T) {
+	privilege.Root(t)
 	each(t, func(t *testing.T, host *Host, path string) {
 		if err := host.Create(path); err != nil {
 			t.Fatal(err)

@@ -8,10 +8,13 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestBeneathStaysBelow plants links, FIFOs and devices where a log is expected.
 func TestBeneathStaysBelow(t *testing.T) {
+	privilege.Root(t)
 	dir, outside := t.TempDir(), t.TempDir()
 	secret := filepath.Join(outside, "secret")
 	for _, err := range []error{
@@ -71,6 +74,7 @@ func writeText(f *os.File) error {
 
 // TestReadInRoot follows links inside the root directory only, and opens nothing but regular files.
 func TestReadInRoot(t *testing.T) {
+	privilege.Root(t)
 	root := t.TempDir()
 	for _, err := range []error{
 		os.Mkdir(filepath.Join(root, "etc"), 0o755),
@@ -101,6 +105,7 @@ func TestReadInRoot(t *testing.T) {
 
 // TestModes closes and opens directories, whatever the umask is.
 func TestModes(t *testing.T) {
+	privilege.Root(t)
 	old := unix.Umask(0o077)
 	defer unix.Umask(old)
 	dir := t.TempDir()

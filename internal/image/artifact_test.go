@@ -12,6 +12,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // mixed is an artifact with a file and an archive.
@@ -24,6 +25,7 @@ func mixed(t *testing.T) *imagefactory.Artifact {
 // After the machine went down an artifact whose blobs are whole is laid out
 // anew before anybody mounts it; one whose blobs are not has to be pulled.
 func TestVerifyArtifactAfterPowerLoss(t *testing.T) {
+	privilege.Root(t)
 	for name, wholeBlobs := range map[string]bool{"tree": true, "blob": false} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
@@ -62,6 +64,7 @@ func TestVerifyArtifactAfterPowerLoss(t *testing.T) {
 // Pulls and removals of an artifact at the same time end in one or the other:
 // while it is there it can be mounted, and when it is gone nothing is left.
 func TestArtifactComesAndGoes(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref := f.put("mixed:1", mixed(t))
 	var all sync.WaitGroup

@@ -13,11 +13,13 @@ import (
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
 // Accounts of an auth file, and of the credential helpers it names, are used for pulls without one.
 func TestAuthFile(t *testing.T) {
+	privilege.Root(t)
 	programs := t.TempDir()
 	for name, script := range map[string]string{
 		"good":   `read host; test "$1" = get || exit 1; printf '{"ServerURL":"%s","Username":"ann","Secret":"secret"}' "$host"`,
@@ -68,6 +70,7 @@ func TestAuthFile(t *testing.T) {
 
 // A token service that does not know POST, or answers in another form, is asked by GET and understood.
 func TestOddTokenService(t *testing.T) {
+	privilege.Root(t)
 	f, a := guarded(t, image.Options{}, registry.Options{Bearer: true})
 	tokens := registry.RunProxy(t, f.reg.TokenHost)
 	f.proxy.Inject(registry.Fault{Change: func(r *http.Response) {
@@ -104,6 +107,7 @@ func TestOddTokenService(t *testing.T) {
 
 // A mirror that stalls, drips or breaks off in the middle of a layer is passed over; the next host sends the rest.
 func TestSlowMirrorIsPassedOver(t *testing.T) {
+	privilege.Root(t)
 	const host = "registry.example:5000"
 	for name, fault := range map[string]registry.Fault{
 		"silent": {Method: http.MethodGet, Delay: time.Hour}, "stalls": {Stall: 1000}, "drips": {Rate: 20}, "breaks": {Cut: 1000},
@@ -137,6 +141,7 @@ func TestSlowMirrorIsPassedOver(t *testing.T) {
 
 // Patterns pin the images whose full names they match.
 func TestPinnedPatterns(t *testing.T) {
+	privilege.Root(t)
 	f := newFixtureWith(t, image.Options{Pinned: []string{"127.0.0.1:*/tools/*:1"}}, registry.Options{})
 	for name, want := range map[string]bool{"tools/a:1": true, "tools/a:2": false, "other/a:1": false} {
 		spec := hello()

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // rootfsOf mounts a new root file system of an image and returns where.
@@ -38,6 +39,7 @@ func (f *fixture) rootfsOf(key, id string) string {
 // What a container changed in its root file system, exported and imported into
 // another one of the same image, makes both equal.
 func TestChanges(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	spec := hello()
 	spec.Layers = append(spec.Layers, imagefactory.Layer{Files: []imagefactory.File{
@@ -131,6 +133,7 @@ func listing(t *testing.T, root string) string {
 
 // An import from somebody else does not lead out of the root file system.
 func TestImportStaysInside(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("hello:1", hello())
 	to := f.rootfsOf("c1", f.pull(ref))

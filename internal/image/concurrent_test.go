@@ -14,12 +14,14 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
 // Pulls of one reference join: every blob is fetched once. One of them may be
 // given up without the others noticing.
 func TestPullsJoin(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, a := f.push("hello:1", bigger(3))
 	slow := a.Layers[0].Digest.String()
@@ -51,6 +53,7 @@ func TestPullsJoin(t *testing.T) {
 // Different images with layers in common fetch and unpack those once, though
 // they are pulled at the same time.
 func TestPullsShareLayers(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	base := bigger(3)
 	var refs []string
@@ -90,6 +93,7 @@ func TestPullsShareLayers(t *testing.T) {
 
 // Layers are fetched side by side, and not more than the option allows.
 func TestParallelLayers(t *testing.T) {
+	privilege.Root(t)
 	const limit = 3
 	f := newFixtureWith(t, image.Options{MaxConcurrentDownloads: limit}, registry.Options{})
 	ref, a := f.push("hello:1", bigger(6))
@@ -134,6 +138,7 @@ func TestParallelLayers(t *testing.T) {
 // A watcher that begins before the pull sees it to its end, with the size of
 // every layer. Watching what nobody pulls is not found.
 func TestWatchPull(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, a := f.push("hello:1", bigger(3))
 	f.proxy.Inject(registry.Fault{Path: a.Layers[1].Digest.String(), Rate: 400 << 10})
@@ -176,6 +181,7 @@ func TestWatchPull(t *testing.T) {
 // When Remove returns the image is gone for everybody, however many remove it
 // at the same time. All but one find nothing, which is no other error.
 func TestConcurrentRemoves(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("hello:1", bigger(3))
 	id := f.pull(ref)
@@ -205,6 +211,7 @@ func TestConcurrentRemoves(t *testing.T) {
 // An image that was just removed waits for its collection. Pulling it at that
 // moment works, again and again.
 func TestPullDuringCollection(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	for i := range 20 { // the more there is, the longer a collection takes
 		other, _ := f.push(fmt.Sprintf("other%d:1", i), bigger(3))
@@ -224,6 +231,7 @@ func TestPullDuringCollection(t *testing.T) {
 // Pulls, removals, collections and containers of two images that share layers,
 // all at once: whatever Pull returned and nobody removed is usable.
 func TestPullsAndRemovesAtOnce(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	one, a := f.push("one:1", bigger(3))
 	spec := bigger(3)

@@ -17,6 +17,7 @@ import (
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -65,6 +66,7 @@ func startChild(t *testing.T, root, ref string) *exec.Cmd {
 // next start does not remove; images that were there are not harmed, and the
 // pull can be repeated.
 func TestKilledPull(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	reg := registry.Run(t, registry.Options{})
 	proxy := registry.RunProxy(t, reg.Host)
@@ -118,6 +120,7 @@ func TestKilledPull(t *testing.T) {
 // The same at many instants that nobody chose: the pull is killed after each
 // of its steps in turn, counted in files that the store has made.
 func TestKilledPullAnywhere(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	reg := registry.Run(t, registry.Options{})
 	a := build(t, bigger(4))
@@ -153,6 +156,7 @@ func TestKilledPullAnywhere(t *testing.T) {
 // A full disk is named as such and gets nothing stuck: what the pull wrote is
 // gone, the other image works, and with room the pull succeeds.
 func TestFullDisk(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	disk := ramDisk(t, "12m")
 	f := newFixtureWith(t, image.Options{Root: filepath.Join(disk, "images")}, registry.Options{})
@@ -187,6 +191,7 @@ func TestFullDisk(t *testing.T) {
 // With not a single free block the store still opens, and an image can be
 // removed, which is how room is made.
 func TestRemoveOnFullDisk(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	disk := ramDisk(t, "16m")
 	f := newFixtureWith(t, image.Options{Root: filepath.Join(disk, "images")}, registry.Options{})

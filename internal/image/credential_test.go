@@ -13,6 +13,7 @@ import (
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -50,6 +51,7 @@ func storage(t *testing.T) *registry.Proxy {
 // No status of a redirect takes credentials or configured headers to another port of the same host, and the
 // pull succeeds as with other runtimes.
 func TestRedirectKeepsCredentials(t *testing.T) {
+	privilege.Root(t)
 	for name, bearer := range map[string]bool{"basic": false, "bearer": true} {
 		for _, status := range []int{301, 302, 303, 307, 308} {
 			t.Run(fmt.Sprintf("%s-%d", name, status), func(t *testing.T) {
@@ -82,6 +84,7 @@ func TestRedirectKeepsCredentials(t *testing.T) {
 
 // A redirect within the registry, relative or absolute, keeps its credentials.
 func TestRedirectWithinRegistry(t *testing.T) {
+	privilege.Root(t)
 	for name, absolute := range map[string]bool{"relative": false, "absolute": true} {
 		t.Run(name, func(t *testing.T) {
 			f, a := guarded(t, image.Options{}, registry.Options{})
@@ -103,6 +106,7 @@ func TestRedirectWithinRegistry(t *testing.T) {
 
 // A challenge of the host that a redirect leads to is not answered.
 func TestRedirectedChallengeIsRefused(t *testing.T) {
+	privilege.Root(t)
 	f, _ := guarded(t, image.Options{}, registry.Options{})
 	for name, challenge := range map[string]string{"basic": `Basic realm="x"`, "bearer": ""} {
 		other := registry.RunProxy(t, f.reg.Host)
@@ -127,6 +131,7 @@ func TestRedirectedChallengeIsRefused(t *testing.T) {
 
 // A registry that redirects for ever is given up.
 func TestRedirectLoop(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("hello:1", hello())
 	for _, path := range []string{"/manifests/", "/blobs/"} {
@@ -147,6 +152,7 @@ func TestRedirectLoop(t *testing.T) {
 
 // A registry over HTTPS cannot have its account sent in clear text, nor a tag resolved over HTTP.
 func TestNothingInClearText(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	certs := census.Dir(t)
 	f, a := guarded(t, image.Options{Root: ramDisk(t, "64m"), RegistryConfigDir: certs}, registry.Options{Bearer: true})
@@ -190,6 +196,7 @@ func TestNothingInClearText(t *testing.T) {
 // The account of a pull is for the registry of the reference. A mirror gets it only if the configuration
 // or the account says so; without it the registry itself is asked.
 func TestMirrorGetsNoCredentials(t *testing.T) {
+	privilege.Root(t)
 	const host = "registry.example:5000"
 	for name, test := range map[string]struct {
 		share, want bool

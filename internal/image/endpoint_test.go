@@ -9,11 +9,13 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/image"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
 // A registry whose answers to HEAD are incomplete, or that refuses HEAD, is pulled from by GET.
 func TestOddHead(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, a := f.push("hello:1", hello())
 	faults := map[string]registry.Fault{
@@ -42,6 +44,7 @@ func TestOddHead(t *testing.T) {
 
 // A broken transfer is resumed though the registry does not serve the part that is asked for.
 func TestOddRanges(t *testing.T) {
+	privilege.Root(t)
 	for name, answer := range map[string]func(r *http.Response){
 		"other-part": func(r *http.Response) { r.Header.Set("Content-Range", "bytes 5-9/10") },
 		"refused":    func(r *http.Response) { r.StatusCode = http.StatusRequestedRangeNotSatisfiable },
@@ -68,6 +71,7 @@ func TestOddRanges(t *testing.T) {
 
 // A layer that comes byte by byte is given up, though no byte is late.
 func TestDrippingLayerIsGivenUp(t *testing.T) {
+	privilege.Root(t)
 	f := newFixtureWith(t, image.Options{StallTimeout: time.Second, MinBytesPerSecond: 256}, registry.Options{})
 	ref, a := f.push("hello:1", bigger(1))
 	f.proxy.Inject(registry.Fault{Path: a.Layers[0].Digest.String(), Rate: 20})

@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -42,6 +43,7 @@ func bigger(layers int) imagefactory.Spec {
 // error, at each kind of request; nothing of it is kept; and once the registry
 // behaves the same pull succeeds.
 func TestRegistryFaults(t *testing.T) {
+	privilege.Root(t)
 	status := func(code int) registry.Fault { return registry.Fault{Status: code} }
 	for name, test := range map[string]struct {
 		fault registry.Fault
@@ -93,6 +95,7 @@ func TestRegistryFaults(t *testing.T) {
 
 // A connection that breaks off now and then is taken up where it broke.
 func TestBrokenConnectionIsResumed(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, a := f.push("hello:1", bigger(1))
 	f.proxy.Inject(registry.Fault{Path: a.Layers[0].Digest.String(), Cut: 100 << 10, Times: 1})
@@ -104,6 +107,7 @@ func TestBrokenConnectionIsResumed(t *testing.T) {
 
 // A registry that nobody listens for is unavailable, and says so at once.
 func TestUnreachableRegistry(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -124,6 +128,7 @@ func TestUnreachableRegistry(t *testing.T) {
 
 // A slow registry is waited for as long as something comes.
 func TestSlowRegistry(t *testing.T) {
+	privilege.Root(t)
 	f := newFixtureWith(t, image.Options{StallTimeout: time.Second}, registry.Options{})
 	ref, a := f.push("hello:1", bigger(1))
 	f.proxy.Inject(registry.Fault{Path: a.Layers[0].Digest.String(), Rate: 150 << 10})
@@ -134,6 +139,7 @@ func TestSlowRegistry(t *testing.T) {
 // in the middle, and a cancellation, leave nothing. The error says which it
 // was and what was under way. The pull can be repeated at once.
 func TestCancelledPull(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, a := f.push("hello:1", bigger(4))
 	over, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
@@ -170,6 +176,7 @@ func TestCancelledPull(t *testing.T) {
 // Where a registry sends the node on to is signed, and does not get into an
 // error, which everybody may see who sees the pod.
 func TestErrorsKeepSecrets(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("hello:1", hello())
 	signed := "http://" + f.proxy.Host + "/storage/blob?X-Amz-Credential=abc&X-Amz-Signature=top-secret"

@@ -12,6 +12,7 @@ import (
 	"github.com/berth-runtime/berth/internal/selinux"
 	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -19,6 +20,7 @@ import (
 // and with and without a mapping; the files of the image keep theirs. Elsewhere there is no label to give. The store is on
 // disk: a file system in memory can be mapped since Linux 6.3.
 func TestLabelledMounts(t *testing.T) {
+	privilege.Root(t)
 	labels, err := selinux.ForPod(selinux.Options{}) // before the census: its library keeps /proc open for good
 	if err != nil {
 		t.Fatal(err)

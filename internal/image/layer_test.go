@@ -16,6 +16,7 @@ import (
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -23,6 +24,7 @@ import (
 // hides what an earlier one has, and the merged view is what the OCI image
 // specification says ("Applying Changesets").
 func TestLayersMerge(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	f := newFixtureWith(t, image.Options{Root: census.Dir(t)}, registry.Options{})
 	ref, _ := f.push("merge:1", imagefactory.Spec{Layers: []imagefactory.Layer{
@@ -55,6 +57,7 @@ func TestLayersMerge(t *testing.T) {
 // arrive as the archive has them. Attributes that would direct the overlay
 // file system elsewhere do not arrive at all.
 func TestLayerAttributes(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	f := newFixtureWith(t, image.Options{Root: census.Dir(t)}, registry.Options{})
 	capability := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
@@ -105,6 +108,7 @@ func TestLayerAttributes(t *testing.T) {
 // A layer may have a file without the directories above it; those keep the
 // attributes that they have below, unless the layer says that it starts anew.
 func TestImpliedDirectories(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("implied:1", imagefactory.Spec{Layers: []imagefactory.Layer{
 		{Files: []imagefactory.File{
@@ -140,6 +144,7 @@ func TestImpliedDirectories(t *testing.T) {
 
 // What an archive names can never lie outside of its layer.
 func TestHostileArchive(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("hostile:1", imagefactory.Spec{Layers: []imagefactory.Layer{{Files: []imagefactory.File{
 		imagefactory.Regular("../../../escaped-by-dots", "x"),
@@ -159,6 +164,7 @@ func TestHostileArchive(t *testing.T) {
 
 // Archives that make no sense are refused, and nothing of them stays.
 func TestBrokenLayers(t *testing.T) {
+	privilege.Root(t)
 	for name, layer := range map[string]imagefactory.Layer{
 		"no-archive":     {Tar: []byte(strings.Repeat("this is no archive ", 100))},
 		"cut-archive":    {Tar: cutArchive(t)},
@@ -198,6 +204,7 @@ func cutArchive(t *testing.T) []byte {
 
 // An image without layers can be used too: its root is empty and writable.
 func TestNoLayers(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("empty:1", imagefactory.Spec{Config: imagefactory.MinimalConfig("x")})
 	target := f.mounted(f.pull(ref))
@@ -211,6 +218,7 @@ func TestNoLayers(t *testing.T) {
 
 // One blob that is several layers of an image is fetched once.
 func TestRepeatedLayer(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	same := hello().Layers[0]
 	ref, a := f.push("repeated:1", imagefactory.Spec{Layers: []imagefactory.Layer{same, same, same}})
@@ -225,6 +233,7 @@ func TestRepeatedLayer(t *testing.T) {
 
 // An image with more layers than a node wants to stack is refused.
 func TestTooManyLayers(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	spec := imagefactory.Spec{Layers: make([]imagefactory.Layer, 257)}
 	for i := range spec.Layers {
@@ -240,6 +249,7 @@ func TestTooManyLayers(t *testing.T) {
 // As many layers as are allowed can be mounted, though their names are longer
 // than one page together.
 func TestManyLayers(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	spec := imagefactory.Spec{}
 	for i := range 200 {

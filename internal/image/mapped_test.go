@@ -8,6 +8,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/usermap"
 )
 
@@ -21,6 +22,7 @@ func mapping(t testing.TB) *image.Mapping {
 // A mapped root filesystem shows the owners of the image as a user namespace has them, keeps those of what is written,
 // and changes nothing about the layers, which others use at the same time.
 func TestMappedRootfs(t *testing.T) {
+	privilege.Root(t)
 	for name, layers := range map[string][]imagefactory.Layer{
 		"one": {{Files: []imagefactory.File{imagefactory.Regular("mine", "x"), directory("dir", 0o755, 33)}}},
 		"two": {
@@ -89,6 +91,7 @@ func TestMappedRootfs(t *testing.T) {
 
 // A mapped volume shows the owners of the image as a user namespace has them, whatever the number of its layers.
 func TestMappedVolume(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	m := mapping(t)
 	layers := []imagefactory.Layer{
@@ -123,6 +126,7 @@ func TestMappedVolume(t *testing.T) {
 }
 
 func TestTryMapping(t *testing.T) {
+	privilege.Root(t)
 	if err := newFixture(t).TryMapping(); err != nil {
 		t.Error(err)
 	}

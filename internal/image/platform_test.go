@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -45,6 +46,7 @@ func indexOf(t *testing.T, entries ...imagefactory.Entry) *imagefactory.Artifact
 // TestPlatformOfIndex pulls indexes from a registry: an entry for this node is taken whatever the configuration of its
 // image says, one without a platform only if there is no other; attestations and entries for other platforms never are.
 func TestPlatformOfIndex(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	here, other := platform(runtime.GOARCH, ""), platform("s390x", "")
 	synonym := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH]
@@ -113,6 +115,7 @@ func (f *fixture) content(id string) string {
 // TestPlatformVariants: of an index with a variant for each level, the pull takes the highest that the CPU of this
 // machine has. The levels are compared with what the kernel lists.
 func TestPlatformVariants(t *testing.T) {
+	privilege.Root(t)
 	if runtime.GOARCH != "amd64" {
 		t.Fatalf("the levels of %s are not known to this test", runtime.GOARCH)
 	}
@@ -154,6 +157,7 @@ func subset(part, whole []string) bool {
 // TestForeignImage: a single image of another platform is pulled, with a line in the log, and says so after a restart
 // too. The same image through an index that names this node's platform for it is not foreign.
 func TestForeignImage(t *testing.T) {
+	privilege.Root(t)
 	logged := &syncBuffer{}
 	f := newFixtureWith(t, image.Options{Log: slog.New(slog.NewTextHandler(logged, nil))}, registry.Options{})
 	foreign := entry(t, "foreign", platform(runtime.GOARCH, ""), platform("s390x", ""))

@@ -10,11 +10,13 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // A pull by tag gives exactly that tag, the digest it stood for and, as ID,
 // the digest of the configuration; every alias resolves to the same image.
 func TestPullByTag(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, a := f.push("library/hello:1", hello())
 	id := f.pull(ref)
@@ -45,6 +47,7 @@ func TestPullByTag(t *testing.T) {
 
 // Pulling what is there asks what the tag stands for and fetches nothing.
 func TestPullAgain(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("hello:1", hello())
 	first := f.pull(ref)
@@ -59,6 +62,7 @@ func TestPullAgain(t *testing.T) {
 
 // A pull by digest gives no tag.
 func TestPullByDigest(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	_, a := f.push("hello:1", hello())
 	ref := f.proxy.Host + "/hello@" + a.Descriptor.Digest.String()
@@ -71,6 +75,7 @@ func TestPullByDigest(t *testing.T) {
 
 // A reference without a tag means latest, whatever asks for it.
 func TestPullUntagged(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	f.push("hello:latest", hello())
 	f.pull(f.proxy.Host + "/hello")
@@ -81,6 +86,7 @@ func TestPullUntagged(t *testing.T) {
 
 // What cannot be a reference, and what is not there, are told apart.
 func TestResolveErrors(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("hello:1", hello())
 	id := f.pull(ref)
@@ -110,6 +116,7 @@ func TestResolveErrors(t *testing.T) {
 // One image in two repositories has one ID and both names, and removing it by
 // any of its aliases removes all of them.
 func TestOneImageTwoRegistries(t *testing.T) {
+	privilege.Root(t)
 	for name, alias := range map[string]func(id, tag string) string{
 		"by-id":  func(id, _ string) string { return id },
 		"by-tag": func(_, tag string) string { return tag },
@@ -143,6 +150,7 @@ func TestOneImageTwoRegistries(t *testing.T) {
 
 // A tag that moved leaves the old image under its digest only.
 func TestMovedTag(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("hello:1", hello())
 	old := f.pull(ref)
@@ -164,6 +172,7 @@ func TestMovedTag(t *testing.T) {
 // Images with the same configuration, packed with different compressions, are
 // one image; each keeps its own blobs, and every layer is there once.
 func TestCompressions(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	refs, id := []string{}, ""
 	for name, compression := range map[string]imagefactory.Compression{
@@ -194,6 +203,7 @@ func TestCompressions(t *testing.T) {
 // Of a multi-platform index only this node's image is fetched; the digest that
 // is reported is the index's, the ID that of the image's configuration.
 func TestIndex(t *testing.T) {
+	privilege.Root(t)
 	for name, docker := range map[string]bool{"oci": false, "docker": true} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)

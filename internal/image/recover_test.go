@@ -13,6 +13,7 @@ import (
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -52,6 +53,7 @@ func closedStoreIn(t *testing.T, root string) (refOne, refTwo string, one, two *
 
 // What a store had it has after a restart: images, names and root filesystems.
 func TestReopen(t *testing.T) {
+	privilege.Root(t)
 	root, refOne, _, one, two := closedStore(t)
 	s := open(t, image.Options{Root: root, Pinned: []string{refOne}})
 	if list := s.List(); len(list) != 2 {
@@ -91,6 +93,7 @@ func mountAndCompare(t *testing.T, s *image.Store, root, key, file string) {
 
 // Two processes do not use one store.
 func TestStoreIsLocked(t *testing.T) {
+	privilege.Root(t)
 	root, _, _, _, _ := closedStore(t)
 	open(t, image.Options{Root: root})
 	if _, err := image.Open(t.Context(), image.Options{Root: root}); !errdefs.IsFailedPrecondition(err) {
@@ -101,6 +104,7 @@ func TestStoreIsLocked(t *testing.T) {
 // An image of which a blob or a layer is missing or cut is not listed as
 // present; the other one is; and a pull repairs it.
 func TestBrokenImageIsRepaired(t *testing.T) {
+	privilege.Root(t)
 	blob := func(digest string) string {
 		return filepath.Join("store-1/content/blobs/sha256", strings.TrimPrefix(digest, "sha256:"))
 	}
@@ -153,6 +157,7 @@ func TestBrokenImageIsRepaired(t *testing.T) {
 // come back from their blobs without a registry. Root filesystems work
 // throughout. The damaged file is kept.
 func TestDamagedDatabase(t *testing.T) {
+	privilege.Root(t)
 	overwrite := func(path string) error {
 		return os.WriteFile(path, []byte(strings.Repeat("not a database ", 1000)), 0o600)
 	}
@@ -204,6 +209,7 @@ func TestDamagedDatabase(t *testing.T) {
 // A damaged list of free pages is found only when the database is opened for
 // writing.
 func TestDamagedFreelist(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	root := census.Dir(t) // bbolt keeps the file mapped, which would keep a file system in memory busy
 	refOne, _, one, _ := closedStoreIn(t, root)
@@ -249,6 +255,7 @@ func punch(path string) error {
 // With the list of names lost as well nothing is wiped: the blobs are left for
 // somebody to look at, and the store works.
 func TestDamagedNames(t *testing.T) {
+	privilege.Root(t)
 	root, refOne, _, one, _ := closedStore(t)
 	for _, path := range []string{"names.json", "store-1/meta.db"} {
 		if err := os.WriteFile(filepath.Join(root, path), []byte("{ nonsense"), 0o600); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -22,6 +23,7 @@ import (
 // that asks for it on each request and one that hands out tokens; a stranger
 // and a wrong password are refused as such, and keep nothing.
 func TestAccounts(t *testing.T) {
+	privilege.Root(t)
 	const user, password, identity = "ann", "se:cret", "an-identity-token"
 	encoded := base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
 	for name, bearer := range map[string]bool{"basic": false, "bearer": true} {
@@ -68,6 +70,7 @@ func TestAccounts(t *testing.T) {
 
 // A token for the registry itself is shown as it is.
 func TestRegistryToken(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, a := f.push("hello:1", hello())
 	f.proxy.Inject(registry.Fault{Unless: "Bearer the-token", Status: http.StatusUnauthorized})
@@ -82,6 +85,7 @@ func TestRegistryToken(t *testing.T) {
 // Two pulls with different accounts do not share an answer: the one with the
 // right account succeeds while the other is still refused.
 func TestAccountsDoNotJoin(t *testing.T) {
+	privilege.Root(t)
 	f := newFixtureWith(t, image.Options{}, registry.Options{Username: "ann", Password: "secret"})
 	to := imagefactory.Target{Host: f.reg.Host, Repository: "hello", Username: "ann", Password: "secret"}
 	if err := imagefactory.Push(t.Context(), to, build(t, hello()), "1"); err != nil {
@@ -119,6 +123,7 @@ func mirrored(t *testing.T, host, content string) string {
 // not have the image is passed over, and the image keeps the name that was
 // asked for, whoever delivered it.
 func TestMirrors(t *testing.T) {
+	privilege.Root(t)
 	const host = "registry.invalid"
 	origin, empty := registry.Run(t, registry.Options{}), registry.Run(t, registry.Options{})
 	broken := registry.RunProxy(t, origin.Host)
@@ -149,6 +154,7 @@ func TestMirrors(t *testing.T) {
 // Docker Hub's short names are looked for under their full form, also at a
 // mirror.
 func TestShortName(t *testing.T) {
+	privilege.Root(t)
 	origin := registry.Run(t, registry.Options{})
 	imagefactory.MustPush(t, origin.Host, "library/hello:latest", build(t, hello()))
 	config := mirrored(t, "docker.io", fmt.Sprintf("[host.\"http://%s\"]\n", origin.Host))
@@ -168,6 +174,7 @@ func TestShortName(t *testing.T) {
 // A hosts.toml that cannot be read stops the pull and names file and line. It
 // must not be passed over: the mirror in it may be the only way.
 func TestBrokenMirrorConfiguration(t *testing.T) {
+	privilege.Root(t)
 	const host = "registry.invalid"
 	config := mirrored(t, host, "server = \"https://x\"\n[host.\"http://y\"\n")
 	f := newFixtureWith(t, image.Options{RegistryConfigDir: config}, registry.Options{})
@@ -181,6 +188,7 @@ func TestBrokenMirrorConfiguration(t *testing.T) {
 // each kind of request, as long as there is another host; without one the pull
 // fails.
 func TestMirrorSendsSomethingElse(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	a := build(t, bigger(2))
 	imagefactory.MustPush(t, f.reg.Host, "hello:1", a)

@@ -14,11 +14,13 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // A root filesystem shows the image, keeps what is written into it over a
 // remount, and each step can be repeated.
 func TestRootfs(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("hello:1", hello())
 	id := f.pull(ref)
@@ -91,6 +93,7 @@ func mountsAt(t *testing.T, target string) int {
 
 // What is asked for wrongly is refused, and changes nothing.
 func TestRootfsErrors(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	one, _ := f.push("one:1", hello())
 	two, _ := f.push("two:1", bigger(1))
@@ -123,6 +126,7 @@ func TestRootfsErrors(t *testing.T) {
 // Removing an image leaves the containers that run from it alone, over a
 // restart too. When the last one is gone so are the layers.
 func TestRemoveImageInUse(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("hello:1", bigger(2))
 	id := f.pull(ref)
@@ -165,6 +169,7 @@ func TestRemoveImageInUse(t *testing.T) {
 // A root filesystem whose making was interrupted is listed, so that it is
 // found; it cannot be mounted; and it can be made again or removed.
 func TestInterruptedRootfs(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("hello:1", hello())
 	id := f.pull(ref)
@@ -202,6 +207,7 @@ func TestInterruptedRootfs(t *testing.T) {
 // What is unpacked really runs: a shell of the busybox image, pulled out of an
 // index with decoys, in its root filesystem.
 func TestBusyboxRuns(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	a, err := imagefactory.BusyboxWith(imagefactory.Spec{Layers: []imagefactory.Layer{
 		{Files: []imagefactory.File{imagefactory.Regular("etc/motd", "hello from above")}},

@@ -10,12 +10,14 @@ import (
 
 	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	registries "github.com/berth-runtime/berth/test/registry"
 )
 
 // A collection forgets a blob first and deletes it after. A pull in between
 // finds it on the disk only, and must neither trip over it nor add to it.
 func TestForgottenBlob(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	reg := registries.Run(t, registries.Options{})
 	a, err := imagefactory.Build(imagefactory.Spec{Layers: []imagefactory.Layer{

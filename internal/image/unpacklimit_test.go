@@ -11,6 +11,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -21,6 +22,7 @@ var reached = regexp.MustCompile(`layer sha256:[0-9a-f]{64}.*: unpacked size rea
 // Each is refused by the name of the limit and leaves nothing; an image at the limit is pulled. The files and archives
 // of an artifact count together.
 func TestUnpackLimits(t *testing.T) {
+	privilege.Root(t)
 	const limit = 4 << 20
 	f := newFixtureWith(t, image.Options{MaxUnpackedSize: limit}, registry.Options{})
 	zeros := func(name string, size int) imagefactory.File {

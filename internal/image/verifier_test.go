@@ -10,12 +10,14 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/image"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
 // Programs of the administrator decide about each pull by name and digest. One
 // that refuses, or that cannot be asked, leaves nothing of the image.
 func TestVerifiers(t *testing.T) {
+	privilege.Root(t)
 	dir := t.TempDir()
 	f := newFixtureWith(t, image.Options{VerifierDir: dir}, registry.Options{})
 	good, a := f.push("good:1", hello())

@@ -11,6 +11,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // crashed makes a store look as if the machine had gone down under it.
@@ -33,6 +34,7 @@ func settled(t *testing.T, root string) {
 // The session file is there while the store is open. After a clean end, or if
 // only the process was killed, nothing has to be verified.
 func TestSession(t *testing.T) {
+	privilege.Root(t)
 	root, _, _, one, _ := closedStore(t)
 	session := filepath.Join(root, "session")
 	if _, err := os.Stat(session); !os.IsNotExist(err) {
@@ -56,6 +58,7 @@ func TestSession(t *testing.T) {
 // at once; what is not, and every image that shares the damage, is dropped
 // before a container gets it; and a pull makes it whole.
 func TestVerifyAfterPowerLoss(t *testing.T) {
+	privilege.Root(t)
 	for name, test := range map[string]struct {
 		harm func(root string, a *imagefactory.Artifact) error
 		// oneToo says that the first image shares the damage.
@@ -109,6 +112,7 @@ func TestVerifyAfterPowerLoss(t *testing.T) {
 // Root filesystems from before the machine went down hold nothing any more:
 // they can be removed, not mounted.
 func TestRootfsAfterPowerLoss(t *testing.T) {
+	privilege.Root(t)
 	root, _, _, _, _ := closedStore(t)
 	crashed(t, root)
 	s := open(t, image.Options{Root: root})
@@ -126,6 +130,7 @@ func TestRootfsAfterPowerLoss(t *testing.T) {
 
 // Every kind of file that an image can have is recognised as whole.
 func TestVerifyKnowsEveryKind(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, a := f.push("kinds:1", imagefactory.Spec{Layers: []imagefactory.Layer{
 		{Files: []imagefactory.File{
@@ -153,6 +158,7 @@ func TestVerifyKnowsEveryKind(t *testing.T) {
 // A store that is closed before everything is verified goes on at the next
 // start.
 func TestVerificationIsTakenUp(t *testing.T) {
+	privilege.Root(t)
 	root, _, refTwo, _, _ := closedStore(t)
 	if err := truncate(root, "file-c"); err != nil {
 		t.Fatal(err)

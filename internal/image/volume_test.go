@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -42,6 +43,7 @@ func (f *fixture) dropVolume(key, target string) {
 
 // A volume shows an image of any number of layers, and cannot be written to.
 func TestVolume(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	empty := build(t, imagefactory.Spec{})
 	two := build(t, imagefactory.Spec{Layers: []imagefactory.Layer{
@@ -81,6 +83,7 @@ func (f *fixture) put(name string, a *imagefactory.Artifact) string {
 // What a volume shows stays when the image is removed, over a restart too, and
 // goes with the volume. The same holds for artifacts.
 func TestRemoveImageOfVolume(t *testing.T) {
+	privilege.Root(t)
 	bundle := files(t, imagefactory.Blob{MediaType: "text/plain", Content: []byte("weights"), Title: "model/weights.bin"})
 	for name, a := range map[string]*imagefactory.Artifact{"image": build(t, bigger(2)), "artifact": bundle} {
 		t.Run(name, func(t *testing.T) {
@@ -138,6 +141,7 @@ func (f *fixture) reopen(t *testing.T) {
 // an archive of an image's type is unpacked unless it has a title, as a plain
 // file of ORAS does.
 func TestArtifact(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	archive := &imagefactory.Layer{Files: []imagefactory.File{
 		imagefactory.Regular("docs/a", "unpacked"), imagefactory.Symlink("out", "/"),
@@ -184,6 +188,7 @@ func TestArtifact(t *testing.T) {
 
 // Artifacts whose configuration is the same, empty one are different images.
 func TestArtifactsAreApart(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	one := f.put("one:1", files(t, imagefactory.Blob{MediaType: "a/b", Content: []byte("1"), Title: "f"}))
 	two := f.put("two:1", files(t, imagefactory.Blob{MediaType: "a/b", Content: []byte("2"), Title: "f"}))
@@ -198,6 +203,7 @@ func TestArtifactsAreApart(t *testing.T) {
 // An artifact whose files have names that lead elsewhere, or the same name, is
 // refused and leaves nothing.
 func TestArtifactTitles(t *testing.T) {
+	privilege.Root(t)
 	f := newFixtureWith(t, image.Options{}, registry.Options{})
 	for name, titles := range map[string][]string{
 		"up": {"../x"}, "deep": {"a/../../x"}, "absolute": {"/etc/x"}, "dot": {"."}, "twice": {"x", "x"}, "beneath": {"x", "x/y"},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -36,6 +37,7 @@ func declaring() imagefactory.Spec {
 // TestVolumeDirs makes the directories of volumes: each is a copy of what the image has there, in all its layers, however
 // its links and dots point out of it; or an empty one. They stay when they are made again, and go with the container.
 func TestVolumeDirs(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("volumes:1", declaring())
 	id := f.pull(ref)
@@ -113,6 +115,7 @@ func TestVolumeDirs(t *testing.T) {
 
 // TestVolumeDirsAreLimited: what volumes copy counts as what layers unpack to, together and however often it is the same.
 func TestVolumeDirsAreLimited(t *testing.T) {
+	privilege.Root(t)
 	f := newFixtureWith(t, image.Options{MaxUnpackedSize: 4 << 20}, registry.Options{})
 	ref, _ := f.push("large:1", imagefactory.Spec{Layers: []imagefactory.Layer{{Files: []imagefactory.File{
 		{Path: "data/file", Content: bytes.Repeat([]byte{0}, 1<<20)},
@@ -130,6 +133,7 @@ func TestVolumeDirsAreLimited(t *testing.T) {
 // TestVolumeDirsInCheckpoints: what is in a volume is exported with the changes of the container. Made again after an
 // import, a volume has what it had, and not what was removed from it.
 func TestVolumeDirsInCheckpoints(t *testing.T) {
+	privilege.Root(t)
 	f := newFixture(t)
 	ref, _ := f.push("volumes:1", declaring())
 	id := f.pull(ref)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // everything asks for one namespace of each kind.
@@ -38,6 +39,7 @@ func identity(t testing.TB, path string) uint64 {
 
 // The namespaces are new ones, configured, and the process stays in its own.
 func TestCreateMakesConfiguredNamespaces(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	req := everything(t)
 	req.Sysctls = map[string]string{
@@ -103,6 +105,7 @@ func enter(t testing.TB, path string, flag int, fn func() error) {
 
 // Loopback is up, for IPv4 and IPv6, and a listener made by Do is inside the pod only.
 func TestDoListensInsideThePod(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
@@ -134,6 +137,7 @@ func TestDoListensInsideThePod(t *testing.T) {
 }
 
 func TestDoReturnsTheErrorOfItsFunction(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
@@ -152,6 +156,7 @@ func TestDoReturnsTheErrorOfItsFunction(t *testing.T) {
 }
 
 func TestRemoveIsIdempotent(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
@@ -173,6 +178,7 @@ func TestRemoveIsIdempotent(t *testing.T) {
 
 // Whatever point a crash interrupts, Create starts over; a finished set is replaced as well, a foreign file is not removed.
 func TestCreateAfterACrash(t *testing.T) {
+	privilege.Root(t)
 	leftovers := map[string]func(t *testing.T, req Request){
 		"EmptyDirectory": func(t *testing.T, req Request) { must(t, os.Mkdir(req.Dir, 0o700)) },
 		"MountPoints": func(t *testing.T, req Request) {
@@ -222,6 +228,7 @@ func TestCreateAfterACrash(t *testing.T) {
 }
 
 func TestForeignFilesAreKept(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	req := everything(t)
 	must(t, os.Mkdir(req.Dir, 0o700))
@@ -237,6 +244,7 @@ func TestForeignFilesAreKept(t *testing.T) {
 }
 
 func TestBadRequestsLeaveNothing(t *testing.T) {
+	privilege.Root(t)
 	cases := map[string]struct {
 		change func(*Request)
 		names  string
@@ -273,6 +281,7 @@ func TestBadRequestsLeaveNothing(t *testing.T) {
 }
 
 func TestApplyLinkSysctls(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
@@ -287,6 +296,7 @@ func TestApplyLinkSysctls(t *testing.T) {
 }
 
 func TestPinPID(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	dir := filepath.Join(t.TempDir(), "ns")
 	t.Cleanup(func() { must(t, Remove(context.Background(), dir)) })
@@ -310,6 +320,7 @@ func TestPinPID(t *testing.T) {
 
 // Threads that were inside a pod come back or end; none of them serves other goroutines in the wrong namespace.
 func TestNoThreadStaysInside(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	home := identity(t, "/proc/self/ns/net")
 	for range 20 {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 var userRange = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 3 << 16, Size: 1 << 16}}
@@ -34,6 +35,7 @@ func owner(t testing.TB, path string) uint64 {
 
 // The namespaces of a pod belong to its user namespace, whose sysctls are set whoever may set them, and no process is left.
 func TestUserNamespaceOwnsTheOthers(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	req := everything(t)
 	req.UIDs, req.GIDs = userRange, userRange
@@ -78,6 +80,7 @@ func TestUserNamespaceOwnsTheOthers(t *testing.T) {
 
 // Root of the pod owns the message queues of its IPC namespace: without that it could not change the directory.
 func TestUserNamespaceOwnsQueues(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	req := everything(t)
 	req.UIDs, req.GIDs = userRange, userRange
@@ -98,6 +101,7 @@ func TestUserNamespaceOwnsQueues(t *testing.T) {
 // An SELinux label that the host does not know, as any where there is no SELinux, is refused by its name. What known ones do
 // is seen by TestSELinux.
 func TestUnknownLabel(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	req := everything(t)
 	req.Label = "no_u:no_r:no_t:s0"
@@ -111,6 +115,7 @@ func TestUnknownLabel(t *testing.T) {
 
 // A pod on the network of the host has a user namespace alone.
 func TestUserNamespaceAlone(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	req := everything(t)
 	req.Net, req.IPC, req.UTS, req.Hostname = false, false, false, ""
@@ -124,6 +129,7 @@ func TestUserNamespaceAlone(t *testing.T) {
 
 // A mapping that the kernel does not take, and one without the other half, leave nothing.
 func TestBadMappings(t *testing.T) {
+	privilege.Root(t)
 	for name, c := range map[string]struct {
 		uids, gids []specs.LinuxIDMapping
 		kind       func(error) bool
@@ -147,6 +153,7 @@ func TestBadMappings(t *testing.T) {
 
 // A value that nobody may set in a pod is refused with its name, also when it was tried as root of the pod.
 func TestUserNamespaceRefusesSysctl(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	req := everything(t)
 	req.UIDs, req.GIDs = userRange, userRange
@@ -163,6 +170,7 @@ func TestUserNamespaceRefusesSysctl(t *testing.T) {
 
 // A range of groups is that of the pod, and one beyond its groups ends with them.
 func TestUserNamespaceGroupRange(t *testing.T) {
+	privilege.Root(t)
 	for value, want := range map[string]string{
 		"0 100":        fmt.Sprintf("%d\t%d", 3<<16, 3<<16+100),
 		"0 2147483647": fmt.Sprintf("%d\t%d", 3<<16, 4<<16-1),
@@ -188,6 +196,7 @@ func TestUserNamespaceGroupRange(t *testing.T) {
 
 // NewUser gives a namespace that no process is in, with the mapping that was asked for.
 func TestNewUser(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	f, err := NewUser(userRange, userRange)
 	must(t, err)

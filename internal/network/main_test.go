@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/namespace"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 const (
@@ -49,6 +50,9 @@ func TestMain(m *testing.M) {
 	}
 	if slices.Contains(os.Args, "-test.fuzzworker") {
 		os.Exit(m.Run()) // needs no host, and what it inherits from its parent
+	}
+	if !privilege.Available() {
+		privilege.SkipPackage()
 	}
 	if os.Getenv(insideHost) == "" {
 		os.Exit(runInside())

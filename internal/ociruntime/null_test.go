@@ -10,11 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestOpenNull: it is the device, and whoever has it cannot change whose the
 // host's is (containers/crun#1845).
 func TestOpenNull(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	null, err := openNull()
 	if err != nil {

@@ -14,11 +14,13 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestProbeRunsAContainer probes the runtimes of this host. crun needs every v1
 // controller mounted as v1, which the set-up of these tests provides.
 func TestProbeRunsAContainer(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	mountHugetlb(t)
 	for _, name := range []string{"runc", "crun"} {
@@ -57,6 +59,7 @@ func script(t *testing.T, body string) string {
 }
 
 func TestProbeSaysWhatIsWrong(t *testing.T) {
+	privilege.Root(t)
 	for _, tc := range []struct {
 		name, path, want string
 		kind             error

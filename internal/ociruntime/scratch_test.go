@@ -8,11 +8,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestRemoveScratchOfAKilledRuntime: crun binds its own program to a file for an
 // instant, and may be killed then.
 func TestRemoveScratchOfAKilledRuntime(t *testing.T) {
+	privilege.Root(t)
 	scratch := filepath.Join(t.TempDir(), "scratch")
 	for _, dir := range []string{scratch, filepath.Join(scratch, "exec/one")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod/store"
 	"github.com/berth-runtime/berth/internal/shim"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // frozen tells whether the container stands still.
@@ -56,6 +57,7 @@ func (n *node) started(pod string, containers ...string) {
 // TestCheckpointContainer: the container stands still while it is written down,
 // and then goes on; the archive tells what it was.
 func TestCheckpointContainer(t *testing.T) {
+	privilege.Root(t)
 	n := newNode(t)
 	n.started("web", "app")
 	to := filepath.Join(t.TempDir(), "app.tar")
@@ -107,6 +109,7 @@ func (n *node) afterCheckpoint(name string) {
 // TestCheckpointLocation: what is no place for an archive is refused, and so is a
 // container that does not run or whose handler cannot checkpoint.
 func TestCheckpointLocation(t *testing.T) {
+	privilege.Root(t)
 	n := newNode(t)
 	n.started("web", "app")
 	dir := t.TempDir()
@@ -138,6 +141,7 @@ func TestCheckpointLocation(t *testing.T) {
 // TestCheckpointSandbox: all containers stand still before the first is written
 // down and until the last is.
 func TestCheckpointSandbox(t *testing.T) {
+	privilege.Root(t)
 	n := newNode(t)
 	n.started("web", "one", "two")
 	out := t.TempDir()
@@ -165,6 +169,7 @@ func TestCheckpointSandbox(t *testing.T) {
 // TestCheckpointSandboxFails: whatever fails, all containers go on and the
 // directory is empty.
 func TestCheckpointSandboxFails(t *testing.T) {
+	privilege.Root(t)
 	n := newNode(t)
 	n.started("web", "one", "two")
 	n.started("other", "foreign")
@@ -233,6 +238,7 @@ func TestCheckpointSandboxFails(t *testing.T) {
 // TestDaemonDiesInCheckpoint: the next daemon lets the containers go on and
 // removes what is of no use.
 func TestDaemonDiesInCheckpoint(t *testing.T) {
+	privilege.Root(t)
 	n := newNode(t)
 	n.started("web", "app")
 	c, err := n.engine.findContainer(n.ids["app"])

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // The events of these tests.
@@ -110,6 +112,7 @@ func TestSubscriberWhoNeverReadsIsCutOff(t *testing.T) {
 // The life of a pod is told once and in order, by the engine that saw it: one
 // that takes a pod up tells nothing that did not change.
 func TestEventsOfAPod(t *testing.T) {
+	privilege.Root(t)
 	n := newNode(t)
 	next, cancel := n.engine.Subscribe()
 	if err := n.run(t.Context(), "web"); err != nil {

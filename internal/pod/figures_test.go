@@ -12,11 +12,13 @@ import (
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/internal/stats"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestNetworkUsage: the pod's own interface is the default one and not among the others, which are those that a second
 // network has added.
 func TestNetworkUsage(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	dir := filepath.Join(census.Dir(t), "ns")
 	paths, err := namespace.Create(t.Context(), namespace.Request{Dir: dir, Net: true})

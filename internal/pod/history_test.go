@@ -15,6 +15,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write the histories in testdata anew from what happens")
@@ -24,6 +26,7 @@ var rewrite = flag.Bool("rewrite", false, "write the histories in testdata anew 
 // `go test ./internal/pod -run TestHistories -rewrite` writes them anew; the
 // difference is to be reviewed as prose.
 func TestHistories(t *testing.T) {
+	privilege.Root(t)
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no histories in testdata: %v", err)

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestLimitOOMScore raises the score of a child, and lowers none.
@@ -43,6 +45,7 @@ func TestLimitOOMScore(t *testing.T) {
 
 // TestIsHostRoot: a process with other namespaces or another user is none, whatever its arguments are.
 func TestIsHostRoot(t *testing.T) {
+	privilege.Root(t)
 	for name, tc := range map[string]struct {
 		command []string
 		want    bool

@@ -24,6 +24,7 @@ import (
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/shim"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // patience bounds every wait of these tests.
@@ -40,6 +41,9 @@ func TestMain(m *testing.M) {
 	if args := os.Getenv(clientEnv); args != "" {
 		runClient(args)
 		return
+	}
+	if !privilege.Available() {
+		privilege.SkipPackage()
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		panic(err)

@@ -8,10 +8,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestAccountFilesAreLookedAtFirst has inotify report every open of a device, FIFO or directory in the place of /etc/passwd.
 func TestAccountFilesAreLookedAtFirst(t *testing.T) {
+	privilege.Root(t)
 	for name, plant := range map[string]func(path string) error{
 		"device":    func(path string) error { return unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))) },
 		"FIFO":      func(path string) error { return unix.Mkfifo(path, 0o600) },

@@ -9,11 +9,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestDevicesComeAndGo: a directory of devices that vanishes while those of the host are listed keeps no privileged
 // container from being made.
 func TestDevicesComeAndGo(t *testing.T) {
+	privilege.Root(t)
 	dir := t.TempDir()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -13,10 +13,12 @@ import (
 
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/warning"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestReadHost reads this machine and checks what holds on every one.
 func TestReadHost(t *testing.T) {
+	privilege.Root(t)
 	host, err := ReadHost()
 	if err != nil {
 		t.Fatal(err)

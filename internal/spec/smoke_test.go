@@ -14,11 +14,13 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestRunOrdinary runs a container as a Deployment would have it and looks
 // from inside at everything that was asked for.
 func TestRunOrdinary(t *testing.T) {
+	privilege.Root(t)
 	onEach(t, func(b *bench) {
 		volume := filepath.Join(b.dir, "volume")
 		must(t, os.Mkdir(volume, 0o755))
@@ -93,6 +95,7 @@ true
 // host's devices, writable kernel file systems, every capability there is to
 // give, and no seccomp filter although one is asked for.
 func TestRunPrivileged(t *testing.T) {
+	privilege.Root(t)
 	onEach(t, func(b *bench) {
 		in := b.input(`
 grep -E '^(CapBnd|Seccomp):' /proc/self/status | while read k v; do echo "${k%:}=$v"; done
@@ -128,6 +131,7 @@ echo "mount=$(mount -t tmpfs none /tmp && echo ok)"
 
 // TestRunHostNamespaces shares every namespace of the node.
 func TestRunHostNamespaces(t *testing.T) {
+	privilege.Root(t)
 	onEach(t, func(b *bench) {
 		node := runtimeapi.NamespaceMode_NODE
 		options := &runtimeapi.NamespaceOption{Network: node, Pid: node, Ipc: node}
@@ -146,6 +150,7 @@ func TestRunHostNamespaces(t *testing.T) {
 
 // TestRunSharedPID joins the PID namespace of another process of the pod.
 func TestRunSharedPID(t *testing.T) {
+	privilege.Root(t)
 	onEach(t, func(b *bench) {
 		infra := exec.CommandContext(t.Context(), "/bin/sleep", "1000")
 		infra.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
@@ -167,6 +172,7 @@ func TestRunSharedPID(t *testing.T) {
 
 // TestRunSeccompFile blocks chmod by a profile of the node.
 func TestRunSeccompFile(t *testing.T) {
+	privilege.Root(t)
 	onEach(t, func(b *bench) {
 		file := filepath.Join(b.dir, "profile.json")
 		must(t, os.WriteFile(file, []byte(`{"defaultAction": "SCMP_ACT_ALLOW",
@@ -182,6 +188,7 @@ func TestRunSeccompFile(t *testing.T) {
 // TestRunPropagation checks the three modes as critest does: what the host
 // mounts, and what the container mounts, appears on the other side or not.
 func TestRunPropagation(t *testing.T) {
+	privilege.Root(t)
 	onEach(t, func(b *bench) {
 		shared := filepath.Join(b.dir, "shared")
 		must(t, os.MkdirAll(filepath.Join(shared, "inside"), 0o755))
@@ -213,6 +220,7 @@ func TestRunPropagation(t *testing.T) {
 
 // TestRunPropagationFromHost mounts on the host while the container runs.
 func TestRunPropagationFromHost(t *testing.T) {
+	privilege.Root(t)
 	onEach(t, func(b *bench) {
 		shared := filepath.Join(b.dir, "shared")
 		inside := filepath.Join(shared, "inside")
@@ -249,6 +257,7 @@ func TestRunPropagationFromHost(t *testing.T) {
 // TestRunReadonlyMounts expects that a read-only mount leaves what is mounted
 // below it alone, and that a recursive one does not.
 func TestRunReadonlyMounts(t *testing.T) {
+	privilege.Root(t)
 	onEach(t, func(b *bench) {
 		top := filepath.Join(b.dir, "top")
 		must(t, os.MkdirAll(filepath.Join(top, "sub"), 0o755))
@@ -271,6 +280,7 @@ func TestRunReadonlyMounts(t *testing.T) {
 // TestRunDevice gives a device that containers do not have by default, under
 // another name, and expects that no other is usable.
 func TestRunDevice(t *testing.T) {
+	privilege.Root(t)
 	onEach(t, func(b *bench) {
 		in := b.input(`
 echo "given=$(: 2>&1 < /dev/own && echo ok)"

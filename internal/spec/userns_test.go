@@ -10,6 +10,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 func usernsOf(mode runtimeapi.NamespaceMode, uid, gid *runtimeapi.IDMapping) *runtimeapi.UserNamespace {
@@ -87,6 +89,7 @@ func TestUserNamespaceRefusals(t *testing.T) {
 
 // TestUserNamespaceKeepsRestrictions: a user namespace cannot mount what the host mounted nosuid without that.
 func TestUserNamespaceKeepsRestrictions(t *testing.T) {
+	privilege.Root(t)
 	in := testInput(t)
 	ids := &runtimeapi.IDMapping{HostId: 100000, Length: 65536}
 	in.Pod.Linux.SecurityContext.NamespaceOptions.UsernsOptions = usernsOf(modePod, ids, ids)

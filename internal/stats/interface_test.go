@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // pinned makes a network namespace with a pair of devices, one of which sends
@@ -56,6 +57,7 @@ func pinned(t testing.TB) string {
 // TestReadInterfaces: what one device has sent the other has received, as the
 // kernel shows it inside the namespace.
 func TestReadInterfaces(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	path := pinned(t)
 	var got []Interface
@@ -108,6 +110,7 @@ func BenchmarkReadInterfaces(b *testing.B) {
 // TestInterfaceNamesAreText: the kernel takes almost any bytes as the name of an interface. A name is
 // shown as valid UTF-8, and two that differ stay different.
 func TestInterfaceNamesAreText(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	path := pinned(t)
 	err := namespace.Do(path, func() error {

@@ -17,10 +17,12 @@ import (
 
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestReadProcesses counts the descriptors of a process in a nested cgroup.
 func TestReadProcesses(t *testing.T) {
+	privilege.Root(t)
 	path := "/berth-test-" + strings.ToLower(rand.Text()[:10])
 	census.Check(t, filepath.Base(path))
 	host, err := cgroup.Detect()

@@ -16,12 +16,14 @@ import (
 
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 const testDeadline = 30 * time.Second
 
 // TestRead reads the cgroup of a process that computes and allocates.
 func TestRead(t *testing.T) {
+	privilege.Root(t)
 	path := "/berth-test-" + strings.ToLower(rand.Text()[:10])
 	census.Check(t, filepath.Base(path))
 	host, err := cgroup.Detect()

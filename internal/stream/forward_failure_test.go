@@ -16,6 +16,7 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // resetUnread answers and closes without reading a large request, so that the
@@ -31,6 +32,7 @@ func resetAtOnce(conn *net.TCPConn) { _ = conn.SetLinger(0) }
 // A connection that is refused, or reset by the pod, ends alone: the others of the
 // session go on, and more are served, over SPDY and through a tunnel.
 func TestPortForwardSurvivesFailedConnections(t *testing.T) {
+	privilege.Root(t)
 	for _, protocol := range []string{"spdy", "tunnel"} {
 		t.Run(protocol, func(t *testing.T) {
 			census.Check(t)

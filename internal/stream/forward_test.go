@@ -18,6 +18,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // podNet makes a pinned network namespace that lives as long as the test.
@@ -159,6 +160,7 @@ func ask(t *testing.T, address, question string) string {
 // Both loopback addresses of a pod and of the host answer, with half-close, on
 // several connections of one session.
 func TestPortForwardReachesLoopback(t *testing.T) {
+	privilege.Root(t)
 	for _, c := range []struct {
 		name, address string
 		host          bool
@@ -219,6 +221,7 @@ func forwardOnce(t *testing.T, p *program, port int32, to io.Writer) error {
 // A refused connection is no error of the session. The log has both addresses that
 // were tried.
 func TestPortForwardToAClosedPort(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	netns := podNet(t)
 	var log buffer
@@ -252,6 +255,7 @@ func TestPortForwardToWhatIsGone(t *testing.T) {
 
 // When the pod goes away the session ends, connections in use and all.
 func TestPortForwardEndsWithItsPod(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	netns := podNet(t)
 	connected := make(chan struct{}, 1)

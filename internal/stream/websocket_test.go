@@ -16,6 +16,7 @@ import (
 	utilexec "k8s.io/utils/exec"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // runWebSocket is what crictl does with the URL of an exec or attach session
@@ -159,6 +160,7 @@ func TestWebSocketSessionsEnd(t *testing.T) {
 // Port-forward comes through a WebSocket with several connections at a time
 // and half-close, as it does over SPDY.
 func TestPortForwardThroughATunnel(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	netns := podNet(t)
 	port := listenIn(t, netns, "127.0.0.1:0", echoAfterEOF)

@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // recorder is a test that collects its failures and runs its clean-ups when told to.
@@ -37,6 +39,7 @@ func (r *recorder) finish() string {
 
 // TestLeaksAreFound leaks one thing of each kind and looks for it in the report.
 func TestLeaksAreFound(t *testing.T) {
+	privilege.Root(t)
 	unique := fmt.Sprintf("bc%d", os.Getpid())
 	for _, c := range []struct {
 		name, want string

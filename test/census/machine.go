@@ -15,6 +15,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/vishvananda/netlink"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // kernelLinks are links that the kernel adds by itself to every network namespace when a tunnel module is loaded.
@@ -33,15 +35,15 @@ const nftTime = 20 * time.Second
 
 // kinds lists what is counted, in the order in which a report reads best.
 func kinds(global bool, dirs []string) []kind {
-	all := []kind{
-		{name: kindProcesses, count: countProcesses},
-		{name: "mounts", shared: true, durable: true, count: countMounts},
-		{name: "links", shared: true, durable: true, count: countLinks},
-		{name: "nftables", shared: true, durable: true, count: countNft},
-		{name: "cgroups", shared: true, count: countCgroups},
-		{name: "descriptors", count: countDescriptors},
-		{name: "goroutines", count: countGoroutines},
+	all := []kind{{name: kindProcesses, count: countProcesses}}
+	if privilege.Available() { // only root makes these, and lists rules
+		all = append(all,
+			kind{name: "mounts", shared: true, durable: true, count: countMounts},
+			kind{name: "links", shared: true, durable: true, count: countLinks},
+			kind{name: "nftables", shared: true, durable: true, count: countNft},
+			kind{name: "cgroups", shared: true, count: countCgroups})
 	}
+	all = append(all, kind{name: "descriptors", count: countDescriptors}, kind{name: "goroutines", count: countGoroutines})
 	if len(dirs) > 0 {
 		all = append(all, kind{name: "files", durable: true, count: func() (counts, error) { return countFiles(dirs) }})
 	}

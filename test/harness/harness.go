@@ -25,6 +25,7 @@ import (
 	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
 	"github.com/berth-runtime/berth/test/node"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -72,6 +73,7 @@ type Node struct {
 // Start brings up a node for the length of t.
 func Start(t testing.TB, opts Options) *Node {
 	t.Helper()
+	privilege.Root(t)
 	bin := programs(t)
 	n := &Node{t: t}
 	t.Cleanup(n.epilogue) // after the census

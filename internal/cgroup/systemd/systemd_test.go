@@ -18,6 +18,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 const testDeadline = 30 * time.Second
@@ -160,6 +161,7 @@ func deadline(t *testing.T) context.Context {
 
 // TestSlice starts and stops a slice, twice each.
 func TestSlice(t *testing.T) {
+	privilege.Root(t)
 	m := startManager(t)
 	for range 2 {
 		if err := Start(deadline(t), "berth-test.slice"); err != nil {
@@ -186,6 +188,7 @@ func TestSlice(t *testing.T) {
 
 // TestFailedJob expects the result of a job that failed in the error.
 func TestFailedJob(t *testing.T) {
+	privilege.Root(t)
 	m := startManager(t)
 	m.set("dependency", false)
 	if err := Start(deadline(t), "berth-test.slice"); err == nil || !strings.Contains(err.Error(), "dependency") {
@@ -195,6 +198,7 @@ func TestFailedJob(t *testing.T) {
 
 // TestHangingJob expects that the wait ends with the caller's context.
 func TestHangingJob(t *testing.T) {
+	privilege.Root(t)
 	m := startManager(t)
 	m.set("", true)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)

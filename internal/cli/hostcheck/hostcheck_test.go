@@ -14,6 +14,7 @@ import (
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/criu"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // host returns a configuration of directories of its own.
@@ -38,6 +39,7 @@ func find(t *testing.T, facts []Fact, area, name string) Fact {
 // The whole check runs on this host, finds what the other tests need, and
 // leaves nothing behind.
 func TestRun(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	c := host(t)
 	facts := Run(t.Context(), c)
@@ -70,6 +72,7 @@ func TestRun(t *testing.T) {
 }
 
 func TestHandlers(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	c := host(t)
 	c.Runtime.Handlers["gone"] = config.Handler{Type: config.HandlerOCI, Path: "/nowhere/runtime"}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestPlugins: the check says where plugins connect and which are started, and finds a name that keeps all of them out.
@@ -55,6 +56,7 @@ func TestPlugins(t *testing.T) {
 
 // TestListens: it is seen whether somebody listens, and who does is not troubled with a connection.
 func TestListens(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	socket := filepath.Join(census.Dir(t), "nri socket")
 	if listens(socket) {

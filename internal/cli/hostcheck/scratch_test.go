@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // checkVariable makes TestKilledCheck a check that is to be killed.
@@ -16,6 +17,7 @@ const checkVariable = "BERTH_TEST_CHECK"
 // TestKilledCheck kills checks at many instants while they try handlers. The next one removes what they have left:
 // directories here, and mounts, cgroups and processes, which the census counts.
 func TestKilledCheck(t *testing.T) {
+	privilege.Root(t)
 	if os.Getenv(checkVariable) != "" {
 		var f facts
 		f.runtimes(t.Context(), host(t), true)
@@ -69,6 +71,7 @@ func checks(t *testing.T, tmp string) []string {
 
 // TestSweepSpares: the directory of a check that lives stays, and so does what somebody else may have made or written.
 func TestSweepSpares(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	tmp := census.Dir(t)
 	t.Setenv("TMPDIR", tmp)

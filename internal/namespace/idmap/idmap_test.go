@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/usermap"
 )
 
@@ -42,6 +43,7 @@ func write(t testing.TB, path string, uid int) {
 // A bound directory shows its files with the owners of the user namespace, and what is made in there is on disk with
 // those that it came from. What is mounted below is mapped as well.
 func TestBind(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	dir := census.Dir(t)
 	source := place(t, dir, "source")
@@ -75,6 +77,7 @@ func TestBind(t *testing.T) {
 
 // A file is bound as a directory is, and read-only if that is asked for.
 func TestBindFile(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	dir := census.Dir(t)
 	source, target := filepath.Join(dir, "source"), filepath.Join(dir, "target")
@@ -95,6 +98,7 @@ func TestBindFile(t *testing.T) {
 // What is mounted below a slave copy later comes from the original; nothing goes the other way, nor does the unmounting
 // of a copy take anything off the original.
 func TestBindPropagation(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	dir := census.Dir(t)
 	source := place(t, dir, "source")
@@ -130,6 +134,7 @@ func TestBindPropagation(t *testing.T) {
 
 // A file system that knows no mapping is named, and nothing is mounted. Below another it stays as it is.
 func TestBindRefused(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	dir := census.Dir(t)
 	target := place(t, dir, "target")

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/usermap"
 )
 
@@ -34,6 +35,7 @@ func dirs(t *testing.T, dir string, names ...string) (paths []string) {
 // Layers whose names are longer than a page together are mounted, and no thread of the process stays in their directory:
 // not even the main thread, which does not end with its goroutine.
 func TestManyLayers(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	dir := census.Dir(t)
 	var names []string
@@ -90,6 +92,7 @@ func TestTooManyLayers(t *testing.T) {
 
 // A directory that is not there is named.
 func TestNoDirectory(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	layers := make([]string, 200)
 	for i := range layers {
@@ -123,6 +126,7 @@ func TestCommonDir(t *testing.T) {
 
 // Layers in a file system that knows no mapping are refused with its name; nothing is mounted, and nothing stays open.
 func TestMappedRefused(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	dir := census.Dir(t)
 	made := dirs(t, dir, "source", "target")
@@ -146,6 +150,7 @@ func TestMappedRefused(t *testing.T) {
 
 // The host that runs the tests can map, and the trial leaves nothing, neither its own nor that of one that was killed.
 func TestTryMapped(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	dir := filepath.Join(census.Dir(t), "try")
 	if err := os.MkdirAll(filepath.Join(dir, "target", "left"), 0o700); err != nil {

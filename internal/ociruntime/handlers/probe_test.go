@@ -9,6 +9,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // installed are handlers of each kind.
@@ -21,6 +22,7 @@ var installed = []ociruntime.Handler{
 
 // TestProbeLeavesNothing tries a handler of each kind.
 func TestProbeLeavesNothing(t *testing.T) {
+	privilege.Root(t)
 	for _, h := range installed {
 		t.Run(h.Name, func(t *testing.T) {
 			census.Check(t)

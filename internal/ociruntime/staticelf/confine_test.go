@@ -10,11 +10,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestWaitingProgramsAreConfined: no process of the same user can trace the programs that wait, they have neither
 // capabilities nor a way to new ones, and what is made to run in them gets no other system call than theirs.
 func TestWaitingProgramsAreConfined(t *testing.T) {
+	privilege.Root(t)
 	pause, err := Pause()
 	if err != nil {
 		t.Fatal(err)

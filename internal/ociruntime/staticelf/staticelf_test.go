@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // run starts a program whose stdin is what the test gives it.
@@ -51,6 +53,7 @@ func TestExitEnds(t *testing.T) {
 
 // TestPauseNeedsAWord: without a byte on stdin it ends, with one it outlives its stdin.
 func TestPauseNeedsAWord(t *testing.T) {
+	privilege.Root(t)
 	program, err := Pause()
 	if err != nil {
 		t.Fatal(err)
@@ -137,6 +140,7 @@ func TestBothMachinesAreWellFormed(t *testing.T) {
 // TestEnterLeavesASibling: in a user namespace it leaves a child of ours behind, the first process of a PID namespace that
 // the user namespace owns, as the user that was asked for, without capabilities.
 func TestEnterLeavesASibling(t *testing.T) {
+	privilege.Root(t)
 	program, err := Enter(7, 9)
 	if err != nil {
 		t.Fatal(err)

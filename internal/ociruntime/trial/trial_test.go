@@ -12,6 +12,7 @@ import (
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/proc"
 	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // sleeper starts a process that waits for what does not come.
@@ -54,6 +55,7 @@ func wantKilled(t *testing.T, what string, cmd *exec.Cmd) {
 
 // TestSweep: everything of a trial whose program has died is undone, also by way of a symbolic link, and nothing else.
 func TestSweep(t *testing.T) {
+	privilege.Root(t)
 	census.Check(t)
 	dir := census.Dir(t)
 	other := filepath.Join(dir, "parent/precious")

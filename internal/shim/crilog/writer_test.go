@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 var recordPattern = regexp.MustCompile(`^(\S{30}) (stdout|stderr) ([FP]) (.*)$`)
@@ -221,6 +223,7 @@ func TestReopenFIFO(t *testing.T) {
 // record stays, and logging goes on once there is room. Whoever can do something
 // about it is told at once, and not with every line.
 func TestFullDisk(t *testing.T) {
+	privilege.Root(t)
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
 		t.Fatal(err)

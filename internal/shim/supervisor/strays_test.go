@@ -9,11 +9,13 @@ import (
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/proc"
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // TestStartedIsNoRuntime: crun is through before what it has started executes its own program, which takes a while on
 // a busy machine. Until then that looks like crun. A successor ends crun, and not what is on record as started.
 func TestStartedIsNoRuntime(t *testing.T) {
+	privilege.Root(t)
 	s := &Supervisor{cfg: Config{Dir: t.TempDir()}, log: slog.New(slog.DiscardHandler), containers: map[string]*container{}}
 	like := func(dir string) proc.Stat {
 		cmd := exec.CommandContext(t.Context(), "sleep", "1000")
