@@ -3,6 +3,7 @@ package spec
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -41,7 +42,7 @@ func Build(ctx context.Context, in Input) (*Output, error) {
 		return nil, err
 	}
 	in.warnings, in.applied, in.Defaults = &warning.List{}, map[string]string{}, cmp.Or(in.Defaults, &Defaults{})
-	process, err := firstProcess(in)
+	process, err := firstProcess(ctx, in)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +68,7 @@ func Build(ctx context.Context, in Input) (*Output, error) {
 		Annotations: annotations(in),
 		Linux:       linux,
 	}
-	if err := injectCDI(in, result); err != nil {
+	if err := injectCDI(ctx, in, result); err != nil {
 		return nil, err
 	}
 	if mounts.has(devDir) {
@@ -76,7 +77,7 @@ func Build(ctx context.Context, in Input) (*Output, error) {
 	} else {
 		result.Mounts = append(result.Mounts, binds...)
 	}
-	if err := applySeccomp(in, result); err != nil {
+	if err := applySeccomp(ctx, in, result); err != nil {
 		return nil, err
 	}
 	injectHooks(in, result)
@@ -91,20 +92,26 @@ func Build(ctx context.Context, in Input) (*Output, error) {
 }
 
 // firstProcess makes the process section.
-func firstProcess(in Input) (process *specs.Process, err error) {
+func firstProcess(ctx context.Context, in Input) (process *specs.Process, err error) {
 	sc := in.Config.GetLinux().GetSecurityContext()
 	process = &specs.Process{
 		Terminal:        in.Config.GetTty(),
 		NoNewPrivileges: sc.GetNoNewPrivs(),
 	}
-	if process.User, err = resolveUser(in); err != nil {
-		return nil, err
-	}
-	if process.Args, err = arguments(in); err != nil {
-		return nil, err
-	}
-	if process.Env, err = environment(in); err != nil {
-		return nil, err
+	for _, part := range []struct {
+		name string
+		make func() error
+	}{
+		{"user", func() error { process.User, err = resolveUser(in); return err }},
+		{"arguments", func() error { process.Args, err = arguments(in); return err }},
+		{"environment", func() error { process.Env, err = environment(in); return err }},
+	} {
+		if err := goesOn(ctx, part.name); err != nil {
+			return nil, err
+		}
+		if err := part.make(); err != nil {
+			return nil, err
+		}
 	}
 	if process.Cwd, err = workingDir(in); err != nil {
 		return nil, err
@@ -125,9 +132,20 @@ func firstProcess(in Input) (process *specs.Process, err error) {
 	return process, nil
 }
 
+// goesOn returns an error once the request has ended, with the section that is not made any more.
+func goesOn(ctx context.Context, section string) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%s: %w", section, err)
+	}
+	return nil
+}
+
 // linuxSection makes the linux section but for seccomp and the propagation of
 // the root, which depend on other sections. The mounts are devices too.
 func linuxSection(ctx context.Context, in Input) (linux *specs.Linux, binds []specs.Mount, err error) {
+	if err := goesOn(ctx, "linux"); err != nil {
+		return nil, nil, err
+	}
 	linux = &specs.Linux{CgroupsPath: in.CgroupsPath, MountLabel: in.MountLabel}
 	if linux.Namespaces, err = namespaces(in); err != nil {
 		return nil, nil, err
@@ -141,7 +159,7 @@ func linuxSection(ctx context.Context, in Input) (linux *specs.Linux, binds []sp
 	}
 	var mapped bool
 	if linux.UIDMappings, linux.GIDMappings, mapped = UserNamespace(in.Pod); mapped {
-		if binds, err = devices.bindRenamed(); err != nil {
+		if binds, err = devices.bindRenamed(ctx); err != nil {
 			return nil, nil, err
 		}
 	}

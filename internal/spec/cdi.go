@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -58,7 +59,10 @@ func validateCDI(config *runtimeapi.ContainerConfig) error {
 }
 
 // injectCDI gives a container the devices that its request names.
-func injectCDI(in Input, result *specs.Spec) error {
+func injectCDI(ctx context.Context, in Input, result *specs.Spec) error {
+	if err := goesOn(ctx, "CDI_devices"); err != nil {
+		return err
+	}
 	wanted := cdiNames(in.Config)
 	if len(wanted) == 0 {
 		return nil

@@ -59,8 +59,8 @@ func devices(ctx context.Context, in Input) (*deviceSet, error) {
 	}
 	owner := deviceOwner(in)
 	for i, device := range in.Config.GetDevices() {
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("devices[%d]: %w", i, err)
+		if err := goesOn(ctx, fmt.Sprintf("devices[%d]", i)); err != nil {
+			return nil, err
 		}
 		access := device.GetPermissions()
 		if access == "" {
@@ -132,7 +132,7 @@ func (s *deviceSet) put(node hostNode) {
 // container than on the host, and returns mounts in their place. In a user
 // namespace, where nobody can make nodes, OCI runtimes bind those of the host,
 // by the path that they have in the container.
-func (s *deviceSet) bindRenamed() ([]specs.Mount, error) {
+func (s *deviceSet) bindRenamed(ctx context.Context) ([]specs.Mount, error) {
 	var binds []specs.Mount
 	for _, node := range s.nodes {
 		if source := s.sources[node.Path]; source != node.Path {
@@ -142,6 +142,9 @@ func (s *deviceSet) bindRenamed() ([]specs.Mount, error) {
 		}
 	}
 	for i := range binds {
+		if err := goesOn(ctx, "bind "+binds[i].Destination); err != nil {
+			return nil, err
+		}
 		if err := keepLocked(&binds[i]); err != nil {
 			return nil, err
 		}

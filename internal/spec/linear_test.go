@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -239,5 +240,46 @@ func TestBuildEndsWithItsContext(t *testing.T) {
 	}
 	if _, err := walkDevices(ctx, "devices[0]", dir, "/dev", nil); !errors.Is(err, ctx.Err()) {
 		t.Errorf("walk: %v", err)
+	}
+}
+
+// endsAfter is a context that ends once it was asked that often.
+type endsAfter struct {
+	context.Context
+	left int
+}
+
+func (c *endsAfter) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestEverySectionHonoursItsContext: whichever section is being made when the request ends is the last one.
+func TestEverySectionHonoursItsContext(t *testing.T) {
+	in := testInput(t)
+	ids := &runtimeapi.IDMapping{HostId: 100000, Length: 65536}
+	in.Pod.Linux.SecurityContext.NamespaceOptions.UsernsOptions = usernsOf(modePod, ids, ids)
+	sc(&in).RunAsUser, sc(&in).RunAsGroup, sc(&in).SupplementalGroups = nil, nil, nil
+	in.Config.Mounts = []*runtimeapi.Mount{{HostPath: "/", ContainerPath: "/host"}}
+	in.Config.Devices = []*runtimeapi.Device{{HostPath: "/dev/null", ContainerPath: "/dev/renamed"}}
+	want := []string{"user", "arguments", "environment", "mounts[0]", "mount /host", "linux", "devices[0]", "bind /dev/renamed", "CDI_devices", "linux.security_context.seccomp"}
+	var sections []string
+	for asked := 0; ; asked++ {
+		_, err := Build(&endsAfter{t.Context(), asked}, in)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		section, _, _ := strings.Cut(err.Error(), ": ")
+		sections = append(sections, section)
+	}
+	for _, section := range want {
+		if !slices.Contains(sections, section) {
+			t.Errorf("section %s does not look at its context: %q do", section, sections)
+		}
 	}
 }

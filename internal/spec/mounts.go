@@ -54,8 +54,8 @@ type mountSet struct {
 func mounts(ctx context.Context, in Input, passwd bool) (*mountSet, error) {
 	set := &mountSet{}
 	for i, mount := range in.Config.GetMounts() {
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("mounts[%d]: %w", i, err)
+		if err := goesOn(ctx, fmt.Sprintf("mounts[%d]", i)); err != nil {
+			return nil, err
 		}
 		if err := set.add(i, mount, in); err != nil {
 			return nil, err
@@ -95,7 +95,7 @@ func mounts(ctx context.Context, in Input, passwd bool) (*mountSet, error) {
 	set.mounts = append(defaults, set.mounts...)
 	for i := range set.mounts {
 		if mapped && set.mounts[i].Type == "bind" {
-			if err := keepLocked(&set.mounts[i]); err != nil {
+			if err := errors.Join(goesOn(ctx, "mount "+set.mounts[i].Destination), keepLocked(&set.mounts[i])); err != nil {
 				return nil, err
 			}
 		}

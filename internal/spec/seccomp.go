@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,8 +50,11 @@ type condition struct {
 
 // applySeccomp sets the seccomp filter of a spec whose capabilities are set. A request without a profile gets the one that is
 // configured for that, none unless it is.
-func applySeccomp(in Input, spec *specs.Spec) error {
+func applySeccomp(ctx context.Context, in Input, spec *specs.Spec) error {
 	const field = "linux.security_context.seccomp"
+	if err := goesOn(ctx, field); err != nil {
+		return err
+	}
 	sc, host := in.Config.GetLinux().GetSecurityContext(), in.Host
 	profile := sc.GetSeccomp()
 	if sc.GetPrivileged() {
