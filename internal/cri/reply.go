@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/internal/pod/metric"
 )
 
@@ -22,12 +23,10 @@ const (
 	itemOverhead = 8
 	// maxInfo bounds one value of a verbose status in a reply that is too large.
 	maxInfo = 64 << 10
-	// maxKubeletValue bounds a label or annotation of kubelet in a reply that is still too large.
-	maxKubeletValue = 256
 	// trimLogInterval is the shortest time between two log lines about one method.
 	trimLogInterval = time.Minute
 	// kubeletPrefix begins the labels and annotations that kubelet needs to recognise its objects.
-	kubeletPrefix = "io.kubernetes."
+	kubeletPrefix = pod.ListedTags
 )
 
 // essential are the labels and annotations of kubelet that identify an object.
@@ -138,7 +137,7 @@ func ofKubelet(key, value string, level trimLevel) bool {
 	if level < trimAll {
 		return strings.HasPrefix(key, kubeletPrefix)
 	}
-	return essential[key] && len(value) <= maxKubeletValue
+	return essential[key] && len(value) <= pod.MaxListedTag
 }
 
 // fitMetrics leaves out whole families of metrics until a reply has at most maxReply bytes, and

@@ -3,12 +3,14 @@ package cri
 import (
 	"fmt"
 	"maps"
+	"math"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/image"
@@ -283,5 +285,55 @@ func TestInvalidTextSpoilsNoReply(t *testing.T) {
 	metrics, err := e.runtime.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
 	if err != nil || metrics.PodMetrics[0].Metrics[0].LabelValues[0] != `eth\xff` {
 		t.Errorf("metrics %v, error %v", metrics, err)
+	}
+}
+
+// fill sets every field of a message to its largest value, with texts of 255 bytes.
+func fill(m protoreflect.Message) {
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		switch f := fields.Get(i); {
+		case f.IsMap() || f.IsList():
+		case f.Message() != nil && strings.HasPrefix(string(f.Message().Name()), "Windows"):
+		case f.Message() != nil:
+			fill(m.Mutable(f).Message())
+		case f.Kind() == protoreflect.StringKind:
+			m.Set(f, protoreflect.ValueOfString(strings.Repeat("s", 255)))
+		case f.Kind() == protoreflect.Uint64Kind:
+			m.Set(f, protoreflect.ValueOfUint64(math.MaxUint64))
+		case f.Kind() == protoreflect.Int64Kind:
+			m.Set(f, protoreflect.ValueOfInt64(math.MaxInt64))
+		case f.Kind() == protoreflect.Uint32Kind:
+			m.Set(f, protoreflect.ValueOfUint32(math.MaxUint32))
+		}
+	}
+}
+
+// TestListedSizeIsEnough: what identifies an object takes no more of a list than the account of pods and containers says, so that
+// no number of them makes a reply too large.
+func TestListedSizeIsEnough(t *testing.T) {
+	tags := map[string]string{"io.kubernetes.other": strings.Repeat("o", 100), "example.com/x": strings.Repeat("x", 9999)}
+	for key := range essential {
+		tags[key] = strings.Repeat("v", pod.MaxListedTag)
+	}
+	attributes := &runtimeapi.ContainerAttributes{Labels: tags, Annotations: tags}
+	container := &runtimeapi.Container{Labels: tags, Annotations: tags, Image: &runtimeapi.ImageSpec{Annotations: tags}}
+	usage := &runtimeapi.ContainerStats{Attributes: attributes}
+	sandbox := &runtimeapi.PodSandbox{Labels: tags, Annotations: tags}
+	podUsage := &runtimeapi.PodSandboxStats{Attributes: &runtimeapi.PodSandboxAttributes{Labels: tags, Annotations: tags}}
+	name := strings.Repeat("s", 255)
+	for _, c := range []struct {
+		m    proto.Message
+		size int
+	}{
+		{container, pod.ListedSize([]string{name, name, name, name, name}, tags, tags, tags)},
+		{usage, pod.ListedSize([]string{name, name, name, name, name}, tags, tags, tags)},
+		{sandbox, pod.ListedSize([]string{name, name, name, name}, tags, tags)},
+		{podUsage, pod.ListedSize([]string{name, name, name, name}, tags, tags)},
+	} {
+		fill(c.m.ProtoReflect())
+		if size := proto.Size(trim(c.m.ProtoReflect(), trimAll).Interface()) + itemOverhead; size > c.size {
+			t.Errorf("%s takes %d bytes of a list, %d are accounted", c.m.ProtoReflect().Descriptor().Name(), size, c.size)
+		}
 	}
 }

@@ -163,6 +163,10 @@ func (e *Engine) reserveContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, f
 	if v := s.view.Load(); v == nil || v.State != runtimeapi.PodSandboxState_SANDBOX_READY {
 		return nil, false, fmt.Errorf("sandbox is not ready: %w", errdefs.ErrFailedPrecondition)
 	}
+	if err := e.admit(c.listedSize()); err != nil {
+		e.releaseLabels(c.rec.Labels)
+		return nil, false, err
+	}
 	e.names[name] = c
 	e.containers.add(c)
 	s.containers[c.rec.ID] = c

@@ -20,29 +20,37 @@ type labelled interface {
 	comparable
 	objectID() string
 	objectLabels() map[string]string
+	// listedSize does not change.
+	listedSize() int
 }
 
 // index finds objects by ID, unambiguous prefix and pod UID. Its owner guards it.
 type index[T labelled] struct {
 	byID  map[string]T
 	byUID map[string]map[string]T
+	// listed is what the objects take of a list.
+	listed int
 }
 
 func newIndex[T labelled]() index[T] {
 	return index[T]{byID: map[string]T{}, byUID: map[string]map[string]T{}}
 }
 
-func (x index[T]) add(o T) {
+func (x *index[T]) add(o T) {
 	id, uid := o.objectID(), o.objectLabels()[podUIDLabel]
 	x.byID[id] = o
 	if x.byUID[uid] == nil {
 		x.byUID[uid] = map[string]T{}
 	}
 	x.byUID[uid][id] = o
+	x.listed += o.listedSize()
 }
 
-func (x index[T]) remove(o T) {
+func (x *index[T]) remove(o T) {
 	id, uid := o.objectID(), o.objectLabels()[podUIDLabel]
+	if _, ok := x.byID[id]; ok {
+		x.listed -= o.listedSize()
+	}
 	delete(x.byID, id)
 	delete(x.byUID[uid], id)
 	if len(x.byUID[uid]) == 0 {

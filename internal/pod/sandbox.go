@@ -175,6 +175,10 @@ func (e *Engine) reserveSandbox(cfg *runtimeapi.PodSandboxConfig, handler string
 		e.releaseLabels(s.rec.Labels)
 		return old, false, nil
 	}
+	if err := e.admit(s.listedSize()); err != nil {
+		e.releaseLabels(s.rec.Labels)
+		return nil, false, err
+	}
 	e.names[name] = s
 	e.sandboxes.add(s)
 	return s, true, nil
