@@ -185,7 +185,11 @@ func (c *container) writeBundle(ctx context.Context, cfg *runtimeapi.ContainerCo
 		return err
 	}
 	if c.rec.LogPath != "" { // kubelet makes it, others rely on us
-		if err := crilog.At(c.logDirectory(), c.rec.LogPath).MakeParent(); err != nil {
+		err := crilog.At(c.logDirectory(), c.rec.LogPath).MakeParent(ctx)
+		if errors.Is(err, crilog.ErrHangs) {
+			return fmt.Errorf("make directory for config.log_path: %w", err)
+		}
+		if err != nil {
 			return fmt.Errorf("make directory for config.log_path: %w: %w", err, errdefs.ErrFailedPrecondition)
 		}
 	}

@@ -1,16 +1,22 @@
 package crilog
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/directory"
 )
+
+// callTimeout bounds the wait for the disk of a log directory.
+const callTimeout = 2 * time.Second
 
 // Location is where a log is. Containers may control what is below the log directory of their pod: a volume of the host
 // can show it to them. So Name is resolved without symbolic links, and only a regular file is a log. Directory may be
@@ -38,35 +44,85 @@ func (l Location) String() string { return filepath.Join(l.Directory, l.Name) }
 func (l Location) none() bool { return l.Name == "" }
 
 // MakeParent makes the directory that the log is in, and the log directory of the pod.
-func (l Location) MakeParent() error {
-	if err := os.MkdirAll(l.Directory, 0o755); err != nil {
-		return err
-	}
-	return directory.MakeBeneath(l.Directory, filepath.Dir(l.Name), 0o755)
+func (l Location) MakeParent(ctx context.Context) error {
+	return l.within(ctx, func() error {
+		if err := os.MkdirAll(l.Directory, 0o755); err != nil {
+			return err
+		}
+		return directory.MakeBeneath(l.Directory, filepath.Dir(l.Name), 0o755)
+	})
 }
 
-// Exists reports whether there is anything.
-func (l Location) Exists() bool {
-	parent, err := directory.OpenDirBeneath(l.Directory, filepath.Dir(l.Name))
-	if err != nil {
-		return false
-	}
-	defer parent.Close() //nolint:errcheck // opened to find something only
-	var st unix.Stat_t
-	return unix.Fstatat(int(parent.Fd()), filepath.Base(l.Name), &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+// Exists reports whether there is anything. It does when the disk does not answer.
+func (l Location) Exists(ctx context.Context) bool {
+	err := l.within(ctx, func() error {
+		parent, err := directory.OpenDirBeneath(l.Directory, filepath.Dir(l.Name))
+		if err != nil {
+			return unix.ENOENT
+		}
+		defer parent.Close() //nolint:errcheck // opened to find something only
+		var st unix.Stat_t
+		return unix.Fstatat(int(parent.Fd()), filepath.Base(l.Name), &st, unix.AT_SYMLINK_NOFOLLOW)
+	})
+	return err == nil || errors.Is(err, ErrHangs)
 }
 
 // RemoveEmpty removes a log without a line.
-func (l Location) RemoveEmpty() error {
-	file, err := directory.OpenBeneath(l.Directory, l.Name, os.O_RDONLY, 0)
-	if err != nil {
-		return nil //nolint:nilerr // there is no log
+func (l Location) RemoveEmpty(ctx context.Context) error {
+	return l.within(ctx, func() error {
+		file, err := directory.OpenBeneath(l.Directory, l.Name, os.O_RDONLY, 0)
+		if err != nil {
+			return nil //nolint:nilerr // there is no log
+		}
+		info, err := file.Stat()
+		if err = errors.Join(err, file.Close()); err != nil || info.Size() > 0 {
+			return err
+		}
+		return l.remove()
+	})
+}
+
+// inUse has the log directories that a call of within waits for.
+var inUse = struct {
+	sync.Mutex
+
+	done map[string]chan struct{}
+}{done: map[string]chan struct{}{}}
+
+// within runs fn, which waits for the disk of the log directory, for callTimeout at most. A call that the
+// disk does not answer goes on by itself; others to the directory wait for it, so that there is one.
+func (l Location) within(ctx context.Context, fn func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	for {
+		inUse.Lock()
+		busy, isBusy := inUse.done[l.Directory]
+		if !isBusy {
+			break
+		}
+		inUse.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return fmt.Errorf("log directory %s: %w", l.Directory, ErrHangs)
+		}
 	}
-	info, err := file.Stat()
-	if err = errors.Join(err, file.Close()); err != nil || info.Size() > 0 {
+	ended, failed := make(chan struct{}), make(chan error, 1)
+	inUse.done[l.Directory] = ended
+	inUse.Unlock()
+	go func() {
+		failed <- fn()
+		inUse.Lock()
+		delete(inUse.done, l.Directory)
+		inUse.Unlock()
+		close(ended)
+	}()
+	select {
+	case err := <-failed:
 		return err
+	case <-ctx.Done():
+		return fmt.Errorf("log directory %s: %w", l.Directory, ErrHangs)
 	}
-	return l.remove()
 }
 
 func (l Location) remove() error {

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 const (
@@ -75,7 +77,7 @@ func New(at Location, spool string) *Writer {
 }
 
 // ErrHangs says that the I/O of a log has not ended within the time given.
-var ErrHangs = errors.New("I/O of the container's log does not end")
+var ErrHangs = fmt.Errorf("I/O of the container's log does not end: %w", errdefs.ErrUnavailable)
 
 // Open opens log and spool, and finishes what a predecessor left in the spool. It
 // must be the first call. When ctx ends before the disk answers, Open returns
@@ -93,9 +95,13 @@ func (w *Writer) Open(ctx context.Context, inode uint64) error {
 	})
 }
 
-// open is Open with the token held.
+// open is Open with the token held. The spool comes first: its directory may be removed while the
+// disk of the log hangs.
 func (w *Writer) open(inode uint64) error {
-	var failed error
+	var spoolErr, failed error
+	if w.spool, spoolErr = os.OpenFile(w.spoolPath, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600); spoolErr != nil {
+		spoolErr = fmt.Errorf("open spool: %w", spoolErr)
+	}
 	if !w.at.none() {
 		file, err := openLog(w.at, inode)
 		if err == nil {
@@ -111,9 +117,8 @@ func (w *Writer) open(inode uint64) error {
 	w.mu.Lock()
 	w.inode = inode
 	w.mu.Unlock()
-	var err error
-	if w.spool, err = os.OpenFile(w.spoolPath, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600); err != nil {
-		return errors.Join(failed, fmt.Errorf("open spool: %w", err))
+	if spoolErr != nil {
+		return errors.Join(failed, spoolErr)
 	}
 	if err := w.recover(); err != nil {
 		return fmt.Errorf("finish log %s: %w", w.at, err)

@@ -384,7 +384,7 @@ func (c *container) dispose() error {
 		e.close()
 	}
 	if io != nil {
-		errs = append(errs, io.close())
+		errs = append(errs, c.s.closeOutput(c.id, io))
 	}
 	c.init.close()
 	errs = append(errs, ociruntime.RemoveScratch(c.dir), c.s.journal.Forget(c.id))

@@ -45,6 +45,8 @@ type stdio struct {
 	console *os.File // master, non-blocking
 	far     *os.File // the other side of console, so that it never hangs up: see openFar
 	ended   bool     // the container has ended
+	// drained is closed once the last output is logged; nil until the container has ended.
+	drained chan struct{}
 
 	tapsMu sync.Mutex // guards taps; never held across I/O that waits
 	taps   map[string]*tap
@@ -303,12 +305,15 @@ func (o *stdio) drain() error {
 	o.mu.Lock()
 	stdout, stderr, console, far := o.stdout, o.stderr, o.console, o.far
 	o.far, o.ended = nil, true
+	drained := make(chan struct{})
+	o.drained = drained
 	o.mu.Unlock()
 	if far != nil {
 		_ = far.Close() // from now on reads end
 	}
 	done := make(chan error, 1)
 	o.wg.Go(func() {
+		defer close(drained)
 		if o.terminal {
 			drain(console, func(int) int { return maxTerminalDrain }, func(fd int) (int, error) {
 				return o.copyTerminal(fd, stdout, o.writer.DrainTerminal)

@@ -89,7 +89,7 @@ func checkStart(rec *record) error {
 // start is Start for a container that was just made. After an error nothing of it is left.
 func (c *container) start(ctx context.Context) error {
 	rec := c.record()
-	logIsNew := rec.LogPath != "" && !rec.logAt().Exists()
+	logIsNew := rec.LogPath != "" && !rec.logAt().Exists(ctx)
 	err := c.tryStart(ctx, rec)
 	if err == nil {
 		close(c.ready)
@@ -192,7 +192,7 @@ func (c *container) undoStart(logIsNew bool) error {
 		errs = append(errs, c.deleteFromRuntime(rec))
 	}
 	if logIsNew {
-		errs = append(errs, rec.logAt().RemoveEmpty())
+		errs = append(errs, rec.logAt().RemoveEmpty(ctx))
 	}
 	return errors.Join(append(errs, c.dispose())...)
 }

@@ -121,6 +121,7 @@ type Supervisor struct {
 	exits      []*container // in the order of their ends
 	exitsLost  uint64       // how many were taken off the front of exits
 	exitsNew   chan struct{}
+	unlogged   int // deleted containers whose output waits for the disk of its log
 }
 
 // Run serves until ctx ends, until it is told to shut down, or until its last
@@ -231,7 +232,7 @@ func (s *Supervisor) leave() error {
 func (s *Supervisor) leaveIfIdle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.containers) == 0 {
+	if len(s.containers) == 0 && s.unlogged == 0 {
 		s.stop()
 	}
 }

@@ -139,6 +139,9 @@ func (s *Supervisor) upgrade(ctx context.Context, binary string) error {
 // freeze stops the output of all containers. A log whose I/O does not end refuses the upgrade: a
 // program cannot be replaced while one of its threads waits for a disk.
 func (s *Supervisor) freeze(ctx context.Context) (thaw func(), err error) {
+	if err := s.checkLogged(); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
 	var frozen []*stdio
@@ -150,7 +153,7 @@ func (s *Supervisor) freeze(ctx context.Context) (thaw func(), err error) {
 	for _, io := range s.outputs() {
 		if err := io.writer.Freeze(ctx); err != nil && !errors.Is(err, os.ErrClosed) {
 			thaw()
-			return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+			return nil, err
 		} else if err == nil {
 			frozen = append(frozen, io)
 		}
