@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/berth-runtime/berth/internal/namespace"
@@ -18,6 +20,11 @@ import (
 // dialTimeout bounds one attempt to connect to a port inside a pod. Loopback
 // answers at once or not at all.
 const dialTimeout = 5 * time.Second
+
+// defaultForwardTimeout is when a connection ends whose pod takes no input, once the kernel's
+// buffers of a few MiB are full. SPDY as its clients speak it has no flow control for a stream:
+// input that is not read holds up the connections beside it.
+const defaultForwardTimeout = 10 * time.Second
 
 // errConnect is why a connection into a pod failed.
 var errConnect = errors.New("connect")
@@ -30,6 +37,7 @@ type forwarder struct {
 	runtime Runtime
 	session *session
 	log     *slog.Logger
+	timeout time.Duration // see Options.ForwardTimeout
 }
 
 // PortForward implements [portforward.PortForwarder] for one connection: it
@@ -92,13 +100,18 @@ func (f *forwarder) join(stream io.ReadWriteCloser, conn *net.TCPConn) error {
 	defer stop()
 
 	sent := make(chan struct{})
+	var stalled atomic.Bool
 	f.session.work.Go(func() {
 		defer close(sent)
 		// A failure to send is known by receiving: the pod has closed or reset
 		// the connection, or stopped reading. The client goes on to send until it
 		// has the answer.
 		from := f.session.idle.reader(stream)
-		if _, err := io.Copy(conn, from); err != nil {
+		if _, err := io.Copy(timedWriter{conn, f.timeout}, from); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				stalled.Store(true)
+				_ = conn.Close() // ends the receiving, which resets the stream
+			}
 			_, _ = io.Copy(io.Discard, from)
 		}
 		_ = conn.CloseWrite()
@@ -110,6 +123,9 @@ func (f *forwarder) join(stream io.ReadWriteCloser, conn *net.TCPConn) error {
 	if _, err := io.Copy(f.session.idle.writer(stream), conn); err != nil {
 		// Reset by the pod, or the client is gone. The stream is reset for
 		// this error, and that ends the sending as well.
+		if stalled.Load() {
+			err = fmt.Errorf("the pod took no input for %v", f.timeout)
+		}
 		return err
 	}
 	// Says EOF to the client. If that fails its connection is broken, which
@@ -117,6 +133,19 @@ func (f *forwarder) join(stream io.ReadWriteCloser, conn *net.TCPConn) error {
 	_ = stream.Close()
 	<-sent
 	return nil
+}
+
+// timedWriter fails with os.ErrDeadlineExceeded when a write takes longer than the timeout.
+type timedWriter struct {
+	conn    *net.TCPConn
+	timeout time.Duration
+}
+
+func (w timedWriter) Write(p []byte) (int, error) {
+	if err := w.conn.SetWriteDeadline(time.Now().Add(w.timeout)); err != nil {
+		return 0, err
+	}
+	return w.conn.Write(p)
 }
 
 // dial connects to port on the loopback of a network namespace; "" is that of

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"sync"
 	"testing"
+	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
@@ -70,6 +71,62 @@ func TestPortForwardSurvivesFailedConnections(t *testing.T) {
 				t.Errorf("port-forward: %v", err)
 			}
 		})
+	}
+}
+
+// TestPortForwardStalledConnection: a connection whose pod does not read holds the others of its session up for the forward
+// timeout at most, and then ends alone.
+func TestPortForwardStalledConnection(t *testing.T) {
+	privilege.Root(t)
+	for _, protocol := range []string{"spdy", "tunnel"} {
+		t.Run(protocol, func(t *testing.T) {
+			census.Check(t)
+			netns := podNet(t)
+			over := make(chan struct{})
+			ports := map[string]int{
+				"open":    listenIn(t, netns, "127.0.0.1:0", echoAfterEOF),
+				"stalled": listenIn(t, netns, "127.0.0.1:0", func(*net.TCPConn) { <-over }),
+			}
+			t.Cleanup(func() { close(over) })
+			s := serveWith(t, Options{Runtime: &program{netns: func(string) (string, error) { return netns, nil }}, ForwardTimeout: 300 * time.Millisecond})
+			sessionURL, err := s.PortForward("pod1", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			local, stop := forwardPorts(t, dialerFor(t, protocol, sessionURL), ports)
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				endless(t, local["stalled"])
+			}()
+			for range 20 {
+				answer := make(chan string, 1)
+				go func() { answer <- ask(t, local["open"], "again") }()
+				if got := await(t, answer, "an answer beside the stalled connection"); got != "AGAIN" {
+					t.Errorf("answer = %q, want AGAIN", got)
+				}
+			}
+			await(t, ended, "the end of the stalled connection")
+			if got := ask(t, local["open"], "after"); got != "AFTER" {
+				t.Errorf("answer = %q, want AFTER", got)
+			}
+			if err := stop(); err != nil {
+				t.Errorf("port-forward: %v", err)
+			}
+		})
+	}
+}
+
+// endless sends until the connection ends.
+func endless(t *testing.T, address string) {
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	for data := make([]byte, 1<<20); err == nil; {
+		_, err = conn.Write(data)
 	}
 }
 

@@ -83,7 +83,7 @@ func (s *Server) command(session *session, t ticket, w http.ResponseWriter, r *h
 // forward serves port-forward.
 func (s *Server) forward(session *session, t ticket, w http.ResponseWriter, r *http.Request) {
 	serve := func(w http.ResponseWriter, r *http.Request) {
-		portforward.ServePortForward(w, r, &forwarder{s.runtime, session, s.log}, t.owner, "", &portforward.V4Options{Ports: t.ports},
+		portforward.ServePortForward(w, r, &forwarder{s.runtime, session, s.log, s.forwardTimeout}, t.owner, "", &portforward.V4Options{Ports: t.ports},
 			noTimeout, creationTimeout, portforward.SupportedProtocols)
 	}
 	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {

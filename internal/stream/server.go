@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,6 +48,9 @@ type Options struct {
 	TLS *TLS
 	// IdleTimeout ends a session on which no data moves; 0 means 4 hours.
 	IdleTimeout time.Duration
+	// ForwardTimeout ends a forwarded connection whose pod takes none of its input, which holds up
+	// the other connections of the session; 0 means 10 seconds.
+	ForwardTimeout time.Duration
 	// Runtime runs what the sessions are about.
 	Runtime Runtime
 	// Meter counts the sessions.
@@ -65,6 +69,8 @@ type Server struct {
 	http     *http.Server
 	tickets  *tickets
 	sessions *sessions
+	// forwardTimeout is that of [Options].
+	forwardTimeout time.Duration
 }
 
 // Listen opens the server's socket; [Server.Serve] answers on it.
@@ -85,6 +91,8 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 		base:     url.URL{Scheme: "http", Host: reachable(listener.Addr())},
 		tickets:  newTickets(time.Now),
 		sessions: newSessions(o.IdleTimeout),
+
+		forwardTimeout: cmp.Or(o.ForwardTimeout, defaultForwardTimeout),
 	}
 	if o.TLS != nil {
 		c, err := openCertificates(*o.TLS, listener.Addr(), o.Log)
