@@ -36,13 +36,15 @@ const (
 	seccompFilter = 2
 )
 
-// thread is what an image says of the rights of a thread.
+// thread has the rights of a thread, from an image of CRIU or from the kernel.
 type thread struct {
 	ids          map[protowire.Number]uint32
 	capabilities map[protowire.Number][]uint32
 	groups       []uint32
 	profile      string
 	seccomp      uint64
+	// noNewPrivileges is known of live threads only.
+	noNewPrivileges bool
 }
 
 // MatchProcesses compares the rights of the threads in CRIU's images with what a spec grants. CRIU gives

@@ -308,6 +308,9 @@ func (c *container) startProcess(ctx context.Context) error {
 		CgroupPath: c.rec.CgroupPath, Deadline: c.engine.opts.RuntimeDeadline,
 		Restore: from, Label: c.rec.Labels.Mount,
 	})
+	if err == nil && from != nil {
+		err = c.verifyRestored(ctx)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {

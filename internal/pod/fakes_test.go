@@ -186,6 +186,7 @@ type fakeShim struct {
 	cgroups *cgroup.Host
 	dump    func(context.Context, shim.CheckpointRequest) error // in place of CRIU
 	deaf    func()                                              // is told of the one Kill that fails
+	restore func(cgroup string) error                           // starts processes in the cgroup of a restored container
 	exits   chan shim.Exit
 	known   map[string]shim.Container
 }
@@ -221,6 +222,11 @@ func (f *fakeShim) Start(_ context.Context, req shim.StartRequest) (shim.Started
 	if req.Restore != nil {
 		if _, err := os.Stat(filepath.Join(req.Restore.Images, "inventory.img")); err != nil {
 			return shim.Started{}, err
+		}
+		if f.restore != nil {
+			if err := f.restore(req.CgroupPath); err != nil {
+				return shim.Started{}, err
+			}
 		}
 	}
 	f.mu.Lock()

@@ -193,6 +193,24 @@ func (c *container) restoreRequest() (*shim.Restore, error) {
 	return r, nil
 }
 
+// verifyRestored kills a container that was just restored if one of its processes has more rights than
+// the request grants: MatchProcesses knows CRIU's images, not what CRIU made of them.
+func (c *container) verifyRestored(ctx context.Context) error {
+	s, err := c.readSpec()
+	if err != nil {
+		return err
+	}
+	pids, err := c.engine.opts.Cgroups.Procs(c.rec.CgroupPath, true)
+	if err == nil {
+		err = checkpoint.VerifyProcesses(ctx, pids, s)
+	}
+	if err != nil {
+		err = fmt.Errorf("verify rights of the restored processes: %w", err)
+		return errors.Join(err, c.engine.opts.Cgroups.KillAll(ctx, c.rec.CgroupPath))
+	}
+	return nil
+}
+
 // restored completes a restored container once it runs: CRIU gives processes the
 // score that they had, and the images are not needed any more.
 func (c *container) restored() {

@@ -4,14 +4,18 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // written makes a checkpoint of a pod with two containers and removes the pod.
@@ -118,6 +122,46 @@ func TestRestoreSandbox(t *testing.T) {
 	for _, cid := range containers {
 		if v, err := n.engine.Container(cid); err != nil || v.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			t.Errorf("after a restart: got %+v, %v, want it running", v, err)
+		}
+	}
+	n.finish()
+}
+
+// TestRestoredContainerWithMoreRightsIsKilled restores a container one of whose processes then has the
+// rights of the host's root: its start fails, the process is killed, and nothing is left.
+func TestRestoredContainerWithMoreRightsIsKilled(t *testing.T) {
+	privilege.Root(t)
+	n := newNode(t)
+	r := n.written()
+	var intruders []*exec.Cmd
+	n.shim.restore = func(cgroup string) error {
+		cmd := exec.CommandContext(t.Context(), "sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		intruders = append(intruders, cmd)
+		return n.shim.cgroups.AddProc(cgroup, cmd.Process.Pid)
+	}
+	_, containers, err := n.engine.RestoreSandbox(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, id := range containers {
+		err := n.engine.StartContainer(t.Context(), id)
+		if err == nil || !strings.Contains(err.Error(), "verify rights of the restored processes") {
+			t.Errorf("start container %s: %v, want it refused", name, err)
+		}
+		if v, err := n.engine.Container(id); err != nil || v.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+			t.Errorf("container %s is %+v (%v), want it exited", name, v, err)
+		}
+	}
+	if len(intruders) != len(containers) {
+		t.Errorf("%d processes were started for %d containers", len(intruders), len(containers))
+	}
+	for _, cmd := range intruders {
+		var exit *exec.ExitError
+		if err := cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			t.Errorf("process of a restored container: %v, want it killed", err)
 		}
 	}
 	n.finish()
