@@ -51,8 +51,8 @@ func TestMain(m *testing.M) {
 	if slices.Contains(os.Args, "-test.fuzzworker") {
 		os.Exit(m.Run()) // needs no host, and what it inherits from its parent
 	}
-	if !privilege.Available() {
-		privilege.SkipPackage()
+	if !privilege.Package() {
+		return
 	}
 	if os.Getenv(insideHost) == "" {
 		os.Exit(runInside())

@@ -25,8 +25,12 @@ func Root(t testing.TB) {
 	}
 }
 
-// SkipPackage ends a test binary all of whose tests need root.
-func SkipPackage() {
-	fmt.Println("all tests of this package need root: run make test")
-	os.Exit(0)
+// Package is Available for a package all of whose tests need root: it says so if they must not run. Call
+// it in TestMain and return if it is false.
+func Package() bool {
+	if !Available() {
+		fmt.Println("all tests of this package need root: run make test")
+		return false
+	}
+	return true
 }

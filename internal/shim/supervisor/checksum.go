@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/crc32"
+	"slices"
 
 	"github.com/containerd/errdefs"
 )
@@ -21,7 +22,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // addChecksum adds a checksum to a JSON object with members.
 func addChecksum(object []byte) []byte {
 	content := bytes.TrimSuffix(object, []byte("}"))
-	return fmt.Appendf(content[:len(content):len(content)], "%s%08x%s", checksumBegin, crc32.Checksum(content, castagnoli), checksumEnd)
+	return fmt.Appendf(slices.Clip(content), "%s%08x%s", checksumBegin, crc32.Checksum(content, castagnoli), checksumEnd)
 }
 
 // verifyChecksum returns an error if the object has a checksum of another content.
