@@ -23,6 +23,8 @@ import (
 const (
 	// callTimeout bounds a call whose context has no deadline and which runs no OCI runtime.
 	callTimeout = time.Minute
+	// abandonTimeout bounds the end of an attach that was given up; the supervisor ends it by then, too.
+	abandonTimeout = 10 * time.Second
 	// connectTimeout bounds one attempt to find or start a supervisor.
 	connectTimeout = 20 * time.Second
 	// maxAttempts bounds how many supervisors may die under one call.

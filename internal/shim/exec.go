@@ -214,9 +214,10 @@ func (c *Client) Attach(ctx context.Context, id string, stdin bool) (*Attachment
 			err = fmt.Errorf("the attachment has ended: %w", errdefs.ErrUnavailable)
 		}
 		if err != nil {
-			c.abandon(callTimeout, func(ctx context.Context) { //nolint:contextcheck // it outlives the call
-				_ = c.detach(ctx, id, name) // it expires, too
-			})
+			// The caller waits for it, so that there are no more of them than callers.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
+			defer cancel()
+			_, _ = l.shim.Detach(ctx, &wire.AttachRef{Id: id, Attachment: name}) // it expires, too
 			return nil, err
 		}
 		a.id, a.Terminal = name, resp.Terminal

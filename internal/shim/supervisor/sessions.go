@@ -118,7 +118,7 @@ func (g *service) Attach(_ context.Context, req *wire.AttachRequest) (*wire.Atta
 			io.detach(func(other string, _ *tap) bool { return other == id })
 			_ = g.s.dropped.take(id) // there is no reader to be told
 		}
-		if err := g.s.staging.put(stagedAttachment+id, c.pod(), files, detach); err != nil {
+		if err := g.s.staging.put(stagedAttachment+id, stagedAttachment+c.pod(), files, detach); err != nil {
 			detach()
 			return nil, fmt.Errorf("attach to container %s: %w", c.id, err)
 		}
@@ -128,7 +128,7 @@ func (g *service) Attach(_ context.Context, req *wire.AttachRequest) (*wire.Atta
 
 // Detach ends a view. The error says that the view is incomplete.
 func (g *service) Detach(_ context.Context, req *wire.AttachRef) (*wire.Empty, error) {
-	g.s.staging.take(stagedAttachment + req.Attachment).Close()
+	g.s.staging.abandon(stagedAttachment + req.Attachment)
 	return gated(g, func() (*wire.Empty, error) {
 		c, err := g.s.find(req.Id)
 		if err == nil {

@@ -2,6 +2,8 @@ package supervisor
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -11,11 +13,14 @@ import (
 )
 
 const (
-	// maxStaged bounds the calls that have staged descriptors, maxStagedOfPod those of one pod.
+	// maxStaged bounds the calls that have staged descriptors, maxStagedOfPod those of one pod, where
+	// attachments count by themselves: a burst of them refuses no exec.
 	maxStaged      = 1024
 	maxStagedOfPod = 64
 	// stagedLife is how long staged descriptors wait for the other half of their call.
 	stagedLife = 10 * time.Second
+	// maxAbandoned bounds the abandoned calls that are remembered.
+	maxAbandoned = 1024
 )
 
 // staging has the descriptors that wait for the other half of a call: stdio of an exec that is about
@@ -24,6 +29,8 @@ type staging struct {
 	mu    sync.Mutex
 	calls map[string]*stagedCall
 	byPod map[string]int
+	// abandoned are the last calls that were abandoned, the oldest first.
+	abandoned []string
 }
 
 // stagedCall are the descriptors of one call.
@@ -44,10 +51,12 @@ func (s *staging) put(name, pod string, files wire.Files, expired func()) error 
 	defer s.mu.Unlock()
 	var err error
 	switch {
+	case slices.Contains(s.abandoned, name):
+		err = fmt.Errorf("the call %s was abandoned: %w", name, errdefs.ErrUnavailable)
 	case s.calls[name] != nil:
 		err = fmt.Errorf("descriptors are staged under %s already: %w", name, errdefs.ErrAlreadyExists)
 	case s.byPod[pod] >= maxStagedOfPod:
-		err = fmt.Errorf("%d calls to pod %s have staged descriptors: %w", s.byPod[pod], pod, errdefs.ErrResourceExhausted)
+		err = fmt.Errorf("%d calls to pod %s have staged descriptors: %w", s.byPod[pod], strings.TrimPrefix(pod, stagedAttachment), errdefs.ErrResourceExhausted)
 	case len(s.calls) >= maxStaged:
 		err = fmt.Errorf("%d calls have staged descriptors: %w", len(s.calls), errdefs.ErrResourceExhausted)
 	}
@@ -76,6 +85,18 @@ func (s *staging) take(name string) wire.Files {
 	}
 	s.removeLocked(name, call)
 	return call.files
+}
+
+// abandon closes what is staged under name. The call itself may come later than that it was abandoned:
+// then it stages nothing.
+func (s *staging) abandon(name string) {
+	s.take(name).Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.abandoned) == maxAbandoned {
+		s.abandoned = slices.Delete(s.abandoned, 0, maxAbandoned/2)
+	}
+	s.abandoned = append(s.abandoned, name)
 }
 
 func (s *staging) expire(name string, call *stagedCall) bool {

@@ -86,3 +86,22 @@ func TestStagedDescriptorsAreLimited(t *testing.T) {
 		t.Error("there is room, and a call is refused")
 	}
 }
+
+// TestAbandonedCallStagesNothing: a call that comes later than the word that it was abandoned takes no room in its pod.
+func TestAbandonedCallStagesNothing(t *testing.T) {
+	s := newStaging()
+	for i := range 3 * maxAbandoned {
+		name := fmt.Sprint("attach/", i)
+		s.abandon(name)
+		late := stagedFile(t)
+		if err := s.put(name, "pod", wire.Files{wire.Stdout: late}, nil); !errdefs.IsUnavailable(err) {
+			t.Fatalf("put %d: got %v, want ErrUnavailable", i, err)
+		}
+		if err := late.Close(); !errors.Is(err, os.ErrClosed) {
+			t.Fatalf("put %d: the descriptor was left open", i)
+		}
+	}
+	if len(s.abandoned) > maxAbandoned || len(s.byPod) != 0 {
+		t.Errorf("%d abandoned calls are remembered, pods have %v staged", len(s.abandoned), s.byPod)
+	}
+}
