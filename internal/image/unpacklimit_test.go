@@ -67,7 +67,7 @@ func TestUnpackLimits(t *testing.T) {
 		"archives":         {archive(limit / 2), archive(limit/2 + 1)},
 		"file":             {file("a", limit+1)},
 		"files":            {file("a", limit/2), file("b", limit/2+1)},
-		"file and archive": {file("a", limit/2), archive(limit/2 + 1)},
+		"file and archive": {file("c", limit/2), archive(limit/2 + 1)},
 	} {
 		a := files(t, blobs...)
 		ref := f.put(strings.ReplaceAll(name, " ", "-")+":1", a)
