@@ -28,6 +28,7 @@ import (
 )
 
 const (
+	program = "berth-shim"
 	// gcPercent keeps the heap small: it holds little, and what it allocates is short-lived.
 	gcPercent = 40
 	// memoryLimit is where the collector begins to work harder; no cap.
@@ -68,7 +69,7 @@ func run(args []string) error {
 		return err
 	}
 	if *showVersion {
-		fmt.Println("berth-shim", version.Version)
+		fmt.Println(program, version.Version)
 		return nil
 	}
 	if flags.Arg(0) == "publish" {
@@ -122,6 +123,10 @@ func serve(state, instance string, collect time.Duration, handover, report *os.F
 	// Whatever was inherited must not get into containers.
 	if err := unix.CloseRange(firstFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
 		return fmt.Errorf("mark inherited descriptors close-on-exec: %w", err)
+	}
+	// Its name is that of what was executed, which is "exe" after execLimited.
+	if err := os.WriteFile("/proc/self/comm", []byte(program), 0); err != nil {
+		return fmt.Errorf("name own process: %w", err)
 	}
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)

@@ -95,6 +95,7 @@ func TestDefaultsOfContainers(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		wantShimName(t, n)
 		n.KillShim()
 		equal(t, "limits after the supervisor's restart", shell(p.Start(sleeper()), showLimits), limits)
 		// Runc 1.1 may give a command the hard limit of open files as its soft one: the runtime of Go in it raises the limit.
@@ -321,4 +322,16 @@ func imageWithEnvironment(t *testing.T, n *harness.Node, entries ...string) stri
 		t.Fatal(err)
 	}
 	return id
+}
+
+// wantShimName fails if tools such as pidof do not find the supervisor by its name.
+func wantShimName(t *testing.T, n *harness.Node) {
+	t.Helper()
+	pid, err := n.ShimPID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err != nil || strings.TrimSpace(string(name)) != "berth-shim" {
+		t.Errorf("the supervisor is called %q (%v), want berth-shim", name, err)
+	}
 }
