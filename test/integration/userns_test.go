@@ -230,7 +230,7 @@ func TestUserNamespaceOfTheNode(t *testing.T) {
 }
 
 // TestUserNamespaceMounts: a mount keeps what the request says of it beside its owners, and one that cannot be mapped is
-// refused by name, before anything runs.
+// refused by name, before anything runs. One that is shared too becomes a slave, with a warning.
 func TestUserNamespaceMounts(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	n.Pull()
@@ -241,18 +241,22 @@ func TestUserNamespaceMounts(t *testing.T) {
 	}
 	wantError(t, create(mapped("/proc", "/host/proc")), codes.FailedPrecondition, "mounts[0].uidMappings", "/proc", "cannot be idmapped")
 	wantError(t, create(mapped("/proc/nonexistent", "/m")), codes.InvalidArgument, "mounts[0].host_path", "/proc/nonexistent")
-	wantError(t, create(mapped("/", "/m", func(m *runtimeapi.Mount) {
+	dir := filepath.Join(n.Dir(), "dir")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	shared, err := p.Create(n.ContainerConfig([]string{"sleep", "1000"}, mapped(dir, "/m", func(m *runtimeapi.Mount) {
 		m.Propagation = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
-	})), codes.InvalidArgument, "mounts[0].uidMappings")
+	})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "warnings of a mount that is mapped and shared", fields(containerWarnings(t, n, shared.ID)), "mounts[0].propagation")
 	wantError(t, create(func(c *runtimeapi.ContainerConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE}
 	}), codes.InvalidArgument, "userns_options.mode", "NODE")
 
 	// A mount that others may need, with a mapping of its own, and one in a pod that has no user namespace.
-	dir := filepath.Join(n.Dir(), "dir")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
 	c := p.Start([]string{"sleep", "1000"}, mapped(dir, "/other", func(m *runtimeapi.Mount) {
 		m.UidMappings = []*runtimeapi.IDMapping{{HostId: podRoot + 7, Length: 10}}
 		m.GidMappings = m.UidMappings
