@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/config"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 // What cannot be started with ends with the usage code and says what to change.
@@ -94,7 +94,7 @@ func TestMain(m *testing.M) {
 // A directory has one daemon; the second learns which. The lock ends with its
 // holder, killed or not, even while a child of it still has its descriptors.
 func TestLockDirKeepsOthersOut(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	dir := t.TempDir()
 	first, said := lockElsewhere(t, dir)
 	if said != "locked" {

@@ -8,14 +8,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 // TestDefaultsOfPodsAreCheckedAtStart: a daemon does not start with a default that no container could get. The error names file,
 // line, key, value and reason.
 func TestDefaultsOfPodsAreCheckedAtStart(t *testing.T) {
-	census.Check(t)
-	dir := census.Dir(t)
+	leakcheck.Check(t)
+	dir := leakcheck.Dir(t)
 	put := func(name, text string, mode os.FileMode) string {
 		t.Helper()
 		path := filepath.Join(dir, name)

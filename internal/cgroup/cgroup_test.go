@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/proc"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -36,7 +36,7 @@ func each(t *testing.T, run func(t *testing.T, host *Host, path string)) {
 	for _, h := range hosts {
 		t.Run(h.name, func(t *testing.T) {
 			path := "/berth-test-" + strings.ToLower(rand.Text()[:10])
-			census.Check(t, filepath.Base(path))
+			leakcheck.Check(t, filepath.Base(path))
 			host := h.open(t)
 			t.Cleanup(func() {
 				ctx, cancel := context.WithTimeout(context.Background(), testDeadline)
@@ -287,7 +287,7 @@ func TestKillDeadline(t *testing.T) {
 func TestOOMKills(t *testing.T) {
 	privilege.Root(t)
 	path := "/berth-test-" + strings.ToLower(rand.Text()[:10])
-	census.Check(t, filepath.Base(path))
+	leakcheck.Check(t, filepath.Base(path))
 	host := machine(t)
 	if !host.Has("memory") {
 		t.Fatal("this test needs a memory controller: boot without cgroup_disable=memory")

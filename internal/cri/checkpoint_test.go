@@ -11,13 +11,13 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 // TestCheckpointCalls: the three calls reach the engine with all they say, and
 // what is missing is named.
 func TestCheckpointCalls(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	var calls []string
 	e.engine.do = func(_ context.Context, call string) error {

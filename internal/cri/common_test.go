@@ -18,7 +18,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
 	"github.com/berth-runtime/berth/internal/pod"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 func TestErrorsGetTheCodeOfTheirKind(t *testing.T) {
@@ -64,7 +64,7 @@ func TestErrorsHaveALimit(t *testing.T) {
 // An error says which pod and container it is about, after the text that the
 // client may look at.
 func TestErrorsNamePodAndContainer(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	e.engine.sandboxes = []*pod.Sandbox{webPod()}
 	e.engine.containers = []*pod.Container{nginx()}
@@ -88,7 +88,7 @@ func TestErrorsNamePodAndContainer(t *testing.T) {
 }
 
 func TestPanicIsAnInternalErrorOfOneCall(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	e.engine.do = func(context.Context, string) error { panic("a defect") }
 	_, err := e.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: "c"})
@@ -107,7 +107,7 @@ func TestPanicIsAnInternalErrorOfOneCall(t *testing.T) {
 // is given up a little earlier. How much earlier is looked at instead of whether
 // the answer is in time, which a machine under load does not promise.
 func TestDeadlineAnswersWithTheStage(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	given := make(chan time.Time, 1)
 	e.engine.do = func(ctx context.Context, _ string) error {
@@ -135,7 +135,7 @@ func TestDeadlineAnswersWithTheStage(t *testing.T) {
 
 // Requests that lack what they are about are refused by the field's name.
 func TestRequestsWithoutTheirSubjectAreRefused(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	ctx := t.Context()
 	for name, c := range map[string]struct {
@@ -188,7 +188,7 @@ func TestRequestsWithoutTheirSubjectAreRefused(t *testing.T) {
 func second[R any](_ R, err error) error { return err }
 
 func TestStatusTellsWhatIsReadyAndWhy(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	resp, err := e.runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
 	if err != nil {
@@ -238,7 +238,7 @@ func TestStatusTellsWhatIsReadyAndWhy(t *testing.T) {
 }
 
 func TestVersionAndRuntimeConfig(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	v, err := e.runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
 	if err != nil {

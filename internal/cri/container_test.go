@@ -15,11 +15,11 @@ import (
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/internal/stream"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 func TestContainerStatusShowsEverything(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	view := nginx()
 	e.engine.containers = []*pod.Container{view}
@@ -71,7 +71,7 @@ func TestShownImageIsWhatPeopleKnow(t *testing.T) {
 }
 
 func TestListContainersPassesTheFilterOn(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	view := nginx()
 	e.engine.containers = []*pod.Container{view}
@@ -103,7 +103,7 @@ func TestListContainersPassesTheFilterOn(t *testing.T) {
 }
 
 func TestContainerCallsReachTheEngine(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	var calls []string
 	e.engine.do = func(_ context.Context, c string) error {
@@ -142,7 +142,7 @@ func TestContainerCallsReachTheEngine(t *testing.T) {
 
 // Sessions are granted by whole ID, and only for what runs.
 func TestStreamingSessionsAreGrantedForWhatRuns(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	view, sandbox := nginx(), webPod()
 	e.engine.containers, e.engine.sandboxes = []*pod.Container{view}, []*pod.Sandbox{sandbox}
@@ -187,7 +187,7 @@ func TestStreamingSessionsAreGrantedForWhatRuns(t *testing.T) {
 
 // What passes terminal sizes to the engine ends with its source.
 func TestStreamsReachTheEngineWithTheirSizes(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	from := make(chan stream.Size, 1)
 	from <- stream.Size{Width: 80, Height: 24}
 	close(from)
@@ -204,7 +204,7 @@ func TestStreamsReachTheEngineWithTheirSizes(t *testing.T) {
 }
 
 func TestListContainerStatsPassesTheFilterOn(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	resp, err := e.runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{
 		Id: "c", PodSandboxId: "s", LabelSelector: map[string]string{"k": "v"},
@@ -227,7 +227,7 @@ func TestListContainerStatsPassesTheFilterOn(t *testing.T) {
 // Events arrive with the pod as it was, and the stream ends only with the
 // daemon or the client.
 func TestContainerEvents(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	s, err := e.runtime.GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
 	if err != nil {

@@ -16,11 +16,11 @@ import (
 
 	berthv1 "github.com/berth-runtime/berth/api/berth/v1"
 	"github.com/berth-runtime/berth/internal/image"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 func TestPullPassesCredentialsAndAnswersTheID(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	var gotRef string
 	var gotAuth image.Auth
@@ -53,7 +53,7 @@ func TestPullPassesCredentialsAndAnswersTheID(t *testing.T) {
 // Kubelet knows a registry that does not answer by how the text begins, and
 // the code must be Unknown. Other kinds have their own codes.
 func TestPullErrors(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	for _, c := range []struct {
 		err    error
@@ -75,7 +75,7 @@ func TestPullErrors(t *testing.T) {
 }
 
 func TestImagesAreShownWithUIDOrName(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	uid := int64(0)
 	e.images.images = []*image.Image{
@@ -112,7 +112,7 @@ func TestImagesAreShownWithUIDOrName(t *testing.T) {
 
 // What is not here is no error, neither to look at nor to remove.
 func TestAbsentImages(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	resp, err := e.image.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "r/none:1"}})
 	if err != nil || resp.Image != nil {
@@ -132,7 +132,7 @@ func TestAbsentImages(t *testing.T) {
 }
 
 func TestImageFsInfo(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	resp, err := e.image.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
 	if err != nil {
@@ -148,7 +148,7 @@ func TestImageFsInfo(t *testing.T) {
 }
 
 func TestWatchPullDeliversProgressToItsEnd(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	e.images.progress <- image.Progress{
 		Ref: "r/a:1", Stage: image.StageFetching, Age: 3 * time.Second,

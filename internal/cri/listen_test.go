@@ -11,11 +11,11 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 func TestListenReplacesAStaleSocketAndRefusesALiveOne(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	path := filepath.Join(socketDir(t), "d", "berth.sock")
 	first, err := Listen(t.Context(), "unix://"+path, -1)
 	if err != nil {
@@ -77,7 +77,7 @@ func TestListenRefusesOtherEndpoints(t *testing.T) {
 
 // TestListenGroup: a group may connect if one is named, else root alone.
 func TestListenGroup(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	for _, test := range []struct {
 		group int
 		gid   uint32

@@ -12,12 +12,12 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 // The metrics of many pods come in several messages, each pod exactly once.
 func TestStreamPodSandboxMetricsSendsEachOnce(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	s, err := e.runtime.StreamPodSandboxMetrics(t.Context(), &runtimeapi.StreamPodSandboxMetricsRequest{})
 	if err != nil {
@@ -57,7 +57,7 @@ func TestStreamPodSandboxMetricsSendsEachOnce(t *testing.T) {
 
 // A reading that fails is an error of the call, never an end of the stream.
 func TestStreamPodSandboxMetricsFails(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	e.engine.do = func(context.Context, string) error { return errors.New("no disk") }
 	s, err := e.runtime.StreamPodSandboxMetrics(t.Context(), &runtimeapi.StreamPodSandboxMetricsRequest{})
@@ -70,7 +70,7 @@ func TestStreamPodSandboxMetricsFails(t *testing.T) {
 }
 
 func TestStreamPodSandboxStats(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	e.engine.stats = []*runtimeapi.PodSandboxStats{{Attributes: &runtimeapi.PodSandboxAttributes{Id: "s1"}}, {Attributes: &runtimeapi.PodSandboxAttributes{Id: "s2"}}}
 	filter := &runtimeapi.PodSandboxStatsFilter{Id: "s", LabelSelector: map[string]string{"k": "v"}}

@@ -17,7 +17,7 @@ import (
 	"github.com/berth-runtime/berth/internal/pod"
 	"github.com/berth-runtime/berth/internal/pod/metric"
 	"github.com/berth-runtime/berth/internal/stats"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 const (
@@ -119,7 +119,7 @@ func heavyMetrics() []*runtimeapi.PodSandboxMetrics {
 // TestRepliesFitKubelet computes every reply with the worst contents. Each arrives with every item,
 // which still has what kubelet needs.
 func TestRepliesFitKubelet(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	heavyNode(e)
 	ctx := t.Context()
@@ -191,7 +191,7 @@ func checkIdentity(t *testing.T, id string, labels map[string]string) {
 // TestStatusFitsKubelet: the status of one object with contents of any size arrives, in events and
 // streams too.
 func TestStatusFitsKubelet(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	sandbox, huge := webPod(), nginx()
 	huge.Config.Labels = identity
@@ -263,7 +263,7 @@ func TestOrdinaryObjectsStayComplete(t *testing.T) {
 // TestInvalidTextSpoilsNoReply: what is not UTF-8 in one object is escaped, and the reply about all
 // arrives.
 func TestInvalidTextSpoilsNoReply(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	bad := &runtimeapi.PodSandboxStats{
 		Attributes: &runtimeapi.PodSandboxAttributes{Id: "bad", Annotations: map[string]string{"k\xfe": "v\xfd"}},

@@ -17,7 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/pod"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 // receive reads a stream to its end.
@@ -37,7 +37,7 @@ func receive[M any](t *testing.T, next func() (M, error)) []M {
 }
 
 func TestPodSandboxStatusShowsEverything(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	view := webPod()
 	e.engine.sandboxes = []*pod.Sandbox{view}
@@ -69,7 +69,7 @@ func TestPodSandboxStatusShowsEverything(t *testing.T) {
 }
 
 func TestStatusOfNothingIsNotFound(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	if _, err := e.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: "x"}); status.Code(err) != codes.NotFound {
 		t.Errorf("sandbox: %v, want NotFound", err)
@@ -81,7 +81,7 @@ func TestStatusOfNothingIsNotFound(t *testing.T) {
 
 // A filter by state 0 is a filter; none is not.
 func TestListPodSandboxPassesTheFilterOn(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	e.engine.sandboxes = []*pod.Sandbox{webPod()}
 	resp, err := e.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
@@ -112,7 +112,7 @@ func TestListPodSandboxPassesTheFilterOn(t *testing.T) {
 
 // Every item arrives exactly once, whatever the messages hold.
 func TestStreamPodSandboxesSendsEachOnce(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	for i := range 1500 {
 		view := webPod()
@@ -162,7 +162,7 @@ func TestBatchesAreBoundedInBytes(t *testing.T) {
 // Sessions are known by whole IDs, so a prefix is completed before the sandbox
 // is gone.
 func TestStopAndRemoveEndSessions(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	e.engine.sandboxes = []*pod.Sandbox{webPod()}
 	e.engine.containers = []*pod.Container{nginx()}
@@ -190,7 +190,7 @@ func TestStopAndRemoveEndSessions(t *testing.T) {
 }
 
 func TestRunPodSandboxPassesTheHandlerOn(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	e := start(t)
 	var call string
 	e.engine.do = func(_ context.Context, c string) error {

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/berth-runtime/berth/internal/image"
-	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
@@ -114,8 +114,8 @@ func TestSlowMirrorIsPassedOver(t *testing.T) {
 		"longer": {Rewrite: registry.Pad},
 	} {
 		t.Run(name, func(t *testing.T) {
-			census.Check(t)
-			certs := census.Dir(t)
+			leakcheck.Check(t)
+			certs := leakcheck.Dir(t)
 			f := newFixtureWith(t, image.Options{
 				Root: ramDisk(t, "64m"), RegistryConfigDirs: []string{filepath.Join(certs, "absent"), certs},
 				StallTimeout: time.Second, MinBytesPerSecond: 256,

@@ -15,8 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/image"
-	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
@@ -67,7 +67,7 @@ func startChild(t *testing.T, root, ref string) *exec.Cmd {
 // pull can be repeated.
 func TestKilledPull(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	reg := registry.Run(t, registry.Options{})
 	proxy := registry.RunProxy(t, reg.Host)
 	a := build(t, bigger(4))
@@ -121,7 +121,7 @@ func TestKilledPull(t *testing.T) {
 // of its steps in turn, counted in files that the store has made.
 func TestKilledPullAnywhere(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	reg := registry.Run(t, registry.Options{})
 	a := build(t, bigger(4))
 	ref := imagefactory.MustPush(t, reg.Host, "big:1", a)
@@ -157,7 +157,7 @@ func TestKilledPullAnywhere(t *testing.T) {
 // gone, the other image works, and with room the pull succeeds.
 func TestFullDisk(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	disk := ramDisk(t, "12m")
 	f := newFixtureWith(t, image.Options{Root: filepath.Join(disk, "images")}, registry.Options{})
 	kept, _ := f.push("kept:1", hello())
@@ -192,7 +192,7 @@ func TestFullDisk(t *testing.T) {
 // removed, which is how room is made.
 func TestRemoveOnFullDisk(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	disk := ramDisk(t, "16m")
 	f := newFixtureWith(t, image.Options{Root: filepath.Join(disk, "images")}, registry.Options{})
 	ref, _ := f.push("big:1", bigger(3))

@@ -11,8 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/image"
-	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
@@ -55,8 +55,8 @@ func TestRedirectKeepsCredentials(t *testing.T) {
 	for name, bearer := range map[string]bool{"basic": false, "bearer": true} {
 		for _, status := range []int{301, 302, 303, 307, 308} {
 			t.Run(fmt.Sprintf("%s-%d", name, status), func(t *testing.T) {
-				census.Check(t)
-				certs := census.Dir(t)
+				leakcheck.Check(t)
+				certs := leakcheck.Dir(t)
 				f, a := guarded(t, image.Options{Root: ramDisk(t, "64m"), RegistryConfigDir: certs}, registry.Options{Bearer: bearer})
 				hostsFile(t, certs, f.proxy.Host, fmt.Sprintf(
 					"server = \"http://%[1]s\"\n[header]\nX-Secret = \"token\"\nCookie = \"session\"\n", f.proxy.Host))
@@ -153,8 +153,8 @@ func TestRedirectLoop(t *testing.T) {
 // A registry over HTTPS cannot have its account sent in clear text, nor a tag resolved over HTTP.
 func TestNothingInClearText(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	certs := census.Dir(t)
+	leakcheck.Check(t)
+	certs := leakcheck.Dir(t)
 	f, a := guarded(t, image.Options{Root: ramDisk(t, "64m"), RegistryConfigDir: certs}, registry.Options{Bearer: true})
 	secure, authority := registry.RunTLSProxy(t, f.reg.Host)
 	hostsFile(t, certs, secure.Host, fmt.Sprintf("server = \"https://%s\"\nca = %q\n", secure.Host, authority))
@@ -208,8 +208,8 @@ func TestMirrorGetsNoCredentials(t *testing.T) {
 		"other":   {address: func(string) string { return host }, share: true, want: false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			census.Check(t)
-			certs := census.Dir(t)
+			leakcheck.Check(t)
+			certs := leakcheck.Dir(t)
 			f, a := guarded(t, image.Options{
 				Root: ramDisk(t, "64m"), RegistryConfigDir: certs, MirrorCredentials: test.share,
 			}, registry.Options{})

@@ -10,8 +10,8 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/internal/selinux"
-	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
@@ -21,13 +21,13 @@ import (
 // disk: a file system in memory can be mapped since Linux 6.3.
 func TestLabelledMounts(t *testing.T) {
 	privilege.Root(t)
-	labels, err := selinux.ForPod(selinux.Options{}) // before the census: its library keeps /proc open for good
+	labels, err := selinux.ForPod(selinux.Options{}) // before the leak check: its library keeps /proc open for good
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer selinux.Release(labels)
-	census.Check(t)
-	f := newFixtureWith(t, image.Options{Root: census.Dir(t)}, registry.Options{})
+	leakcheck.Check(t)
+	f := newFixtureWith(t, image.Options{Root: leakcheck.Dir(t)}, registry.Options{})
 	layers := []imagefactory.Layer{
 		{Files: []imagefactory.File{imagefactory.Regular("below", "x")}},
 		{Files: []imagefactory.File{imagefactory.Regular("above", "x")}},

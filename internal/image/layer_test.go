@@ -14,8 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/image"
-	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
@@ -25,8 +25,8 @@ import (
 // specification says ("Applying Changesets").
 func TestLayersMerge(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	f := newFixtureWith(t, image.Options{Root: census.Dir(t)}, registry.Options{})
+	leakcheck.Check(t)
+	f := newFixtureWith(t, image.Options{Root: leakcheck.Dir(t)}, registry.Options{})
 	ref, _ := f.push("merge:1", imagefactory.Spec{Layers: []imagefactory.Layer{
 		{Files: []imagefactory.File{
 			imagefactory.Dir("etc"), imagefactory.Regular("etc/kept", "one"), imagefactory.Regular("etc/replaced", "one"),
@@ -58,8 +58,8 @@ func TestLayersMerge(t *testing.T) {
 // file system elsewhere do not arrive at all.
 func TestLayerAttributes(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	f := newFixtureWith(t, image.Options{Root: census.Dir(t)}, registry.Options{})
+	leakcheck.Check(t)
+	f := newFixtureWith(t, image.Options{Root: leakcheck.Dir(t)}, registry.Options{})
 	capability := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	ref, _ := f.push("attributes:1", imagefactory.Spec{Layers: []imagefactory.Layer{{Files: []imagefactory.File{
 		{Path: "file", Mode: 0o751 | fs.ModeSetuid, UID: 1000, GID: 2000, Content: []byte("x"),

@@ -11,8 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/image"
-	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
@@ -21,7 +21,7 @@ import (
 // on the first one, and closes the store.
 func closedStore(t *testing.T) (root, refOne, refTwo string, one, two *imagefactory.Artifact) {
 	t.Helper()
-	census.Check(t)
+	leakcheck.Check(t)
 	root = ramDisk(t, "1g")
 	refOne, refTwo, one, two = closedStoreIn(t, root)
 	return root, refOne, refTwo, one, two
@@ -210,8 +210,8 @@ func TestDamagedDatabase(t *testing.T) {
 // writing.
 func TestDamagedFreelist(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	root := census.Dir(t) // bbolt keeps the file mapped, which would keep a file system in memory busy
+	leakcheck.Check(t)
+	root := leakcheck.Dir(t) // bbolt keeps the file mapped, which would keep a file system in memory busy
 	refOne, _, one, _ := closedStoreIn(t, root)
 	path := filepath.Join(root, "store-1/meta.db")
 	data, err := os.ReadFile(path)

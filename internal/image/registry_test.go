@@ -13,8 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/image"
-	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
 )
@@ -108,7 +108,7 @@ func TestAccountsDoNotJoin(t *testing.T) {
 // mirrored returns a certs.d tree that has the given hosts.toml for a host.
 func mirrored(t *testing.T, host, content string) string {
 	t.Helper()
-	root := census.Dir(t)
+	root := leakcheck.Dir(t)
 	dir := filepath.Join(root, host)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)

@@ -8,8 +8,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 
-	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 	registries "github.com/berth-runtime/berth/test/registry"
 )
@@ -18,7 +18,7 @@ import (
 // finds it on the disk only, and must neither trip over it nor add to it.
 func TestForgottenBlob(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	reg := registries.Run(t, registries.Options{})
 	a, err := imagefactory.Build(imagefactory.Spec{Layers: []imagefactory.Layer{
 		{Files: []imagefactory.File{imagefactory.Regular("hello", "world")}},
@@ -27,7 +27,7 @@ func TestForgottenBlob(t *testing.T) {
 		t.Fatal(err)
 	}
 	imagefactory.MustPush(t, reg.Host, "hello:1", a)
-	s, err := Open(t.Context(), Options{Root: census.Dir(t)})
+	s, err := Open(t.Context(), Options{Root: leakcheck.Dir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

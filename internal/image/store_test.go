@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/image"
-	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
@@ -36,11 +36,11 @@ type fixture struct {
 func newFixture(t *testing.T) *fixture { return newFixtureWith(t, image.Options{}, registry.Options{}) }
 
 // newFixtureWith makes a store in opts.Root, if it is given; then the caller
-// takes the census.
+// begins the leak check.
 func newFixtureWith(t *testing.T, opts image.Options, reg registry.Options) *fixture {
 	t.Helper()
 	if opts.Root == "" {
-		census.Check(t)
+		leakcheck.Check(t)
 		opts.Root = ramDisk(t, "1g")
 	}
 	f := &fixture{root: opts.Root, t: t, reg: registry.Run(t, reg)}
@@ -54,7 +54,7 @@ func newFixtureWith(t *testing.T, opts image.Options, reg registry.Options) *fix
 // syncs.
 func ramDisk(t *testing.T, size string) string {
 	t.Helper()
-	dir := census.Dir(t)
+	dir := leakcheck.Dir(t)
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0700,size="+size); err != nil {
 		t.Fatalf("mount a file system in memory: %v", err)
 	}

@@ -13,13 +13,13 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // everything asks for one namespace of each kind.
 func everything(t testing.TB) Request {
-	dir := filepath.Join(census.Dir(t), "ns")
+	dir := filepath.Join(leakcheck.Dir(t), "ns")
 	t.Cleanup(func() {
 		if err := Remove(context.Background(), dir); err != nil {
 			t.Errorf("Remove: %v", err)
@@ -40,7 +40,7 @@ func identity(t testing.TB, path string) uint64 {
 // The namespaces are new ones, configured, and the process stays in its own.
 func TestCreateMakesConfiguredNamespaces(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	req := everything(t)
 	req.Sysctls = map[string]string{
 		"net.ipv4.ip_unprivileged_port_start": "80",
@@ -106,7 +106,7 @@ func enter(t testing.TB, path string, flag int, fn func() error) {
 // Loopback is up, for IPv4 and IPv6, and a listener made by Do is inside the pod only.
 func TestDoListensInsideThePod(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
 	if err != nil {
@@ -138,7 +138,7 @@ func TestDoListensInsideThePod(t *testing.T) {
 
 func TestDoReturnsTheErrorOfItsFunction(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
 	if err != nil {
@@ -157,7 +157,7 @@ func TestDoReturnsTheErrorOfItsFunction(t *testing.T) {
 
 func TestRemoveIsIdempotent(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
 	if err != nil {
@@ -206,7 +206,7 @@ func TestCreateAfterACrash(t *testing.T) {
 	}
 	for name, leave := range leftovers {
 		t.Run(name, func(t *testing.T) {
-			census.Check(t)
+			leakcheck.Check(t)
 			req := everything(t)
 			leave(t, req)
 			if _, ok := Probe(req.Dir); ok != (name == "Finished" || name == "PinnedTwice") {
@@ -229,7 +229,7 @@ func TestCreateAfterACrash(t *testing.T) {
 
 func TestForeignFilesAreKept(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	req := everything(t)
 	must(t, os.Mkdir(req.Dir, 0o700))
 	foreign := filepath.Join(req.Dir, "foreign")
@@ -265,7 +265,7 @@ func TestBadRequestsLeaveNothing(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			census.Check(t)
+			leakcheck.Check(t)
 			req := everything(t)
 			dir := req.Dir
 			c.change(&req)
@@ -282,7 +282,7 @@ func TestBadRequestsLeaveNothing(t *testing.T) {
 
 func TestApplyLinkSysctls(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	req := everything(t)
 	paths, err := Create(t.Context(), req)
 	must(t, err)
@@ -297,7 +297,7 @@ func TestApplyLinkSysctls(t *testing.T) {
 
 func TestPinPID(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	dir := filepath.Join(t.TempDir(), "ns")
 	t.Cleanup(func() { must(t, Remove(context.Background(), dir)) })
 	for range 2 {
@@ -321,7 +321,7 @@ func TestPinPID(t *testing.T) {
 // Threads that were inside a pod come back or end; none of them serves other goroutines in the wrong namespace.
 func TestNoThreadStaysInside(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	home := identity(t, "/proc/self/ns/net")
 	for range 20 {
 		req := everything(t)

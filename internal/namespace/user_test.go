@@ -12,7 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -36,7 +36,7 @@ func owner(t testing.TB, path string) uint64 {
 // The namespaces of a pod belong to its user namespace, whose sysctls are set whoever may set them, and no process is left.
 func TestUserNamespaceOwnsTheOthers(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	req := everything(t)
 	req.UIDs, req.GIDs = userRange, userRange
 	req.Sysctls = map[string]string{
@@ -81,7 +81,7 @@ func TestUserNamespaceOwnsTheOthers(t *testing.T) {
 // Root of the pod owns the message queues of its IPC namespace: without that it could not change the directory.
 func TestUserNamespaceOwnsQueues(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	req := everything(t)
 	req.UIDs, req.GIDs = userRange, userRange
 	paths, err := Create(t.Context(), req)
@@ -102,7 +102,7 @@ func TestUserNamespaceOwnsQueues(t *testing.T) {
 // is seen by TestSELinux.
 func TestUnknownLabel(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	req := everything(t)
 	req.Label = "no_u:no_r:no_t:s0"
 	if _, err := Create(t.Context(), req); err == nil || !strings.Contains(err.Error(), req.Label) {
@@ -116,7 +116,7 @@ func TestUnknownLabel(t *testing.T) {
 // A pod on the network of the host has a user namespace alone.
 func TestUserNamespaceAlone(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	req := everything(t)
 	req.Net, req.IPC, req.UTS, req.Hostname = false, false, false, ""
 	req.UIDs, req.GIDs = userRange, userRange
@@ -138,7 +138,7 @@ func TestBadMappings(t *testing.T) {
 		"Overlapping": {slices.Concat(userRange, userRange), userRange, errdefs.IsFailedPrecondition},
 	} {
 		t.Run(name, func(t *testing.T) {
-			census.Check(t)
+			leakcheck.Check(t)
 			req := everything(t)
 			req.UIDs, req.GIDs = c.uids, c.gids
 			if _, err := Create(t.Context(), req); !c.kind(err) {
@@ -154,7 +154,7 @@ func TestBadMappings(t *testing.T) {
 // A value that nobody may set in a pod is refused with its name, also when it was tried as root of the pod.
 func TestUserNamespaceRefusesSysctl(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	req := everything(t)
 	req.UIDs, req.GIDs = userRange, userRange
 	for _, name := range []string{"kernel.sem", "net.ipv4.ip_forward"} {
@@ -177,7 +177,7 @@ func TestUserNamespaceGroupRange(t *testing.T) {
 		"1 0":          "1\t0",
 	} {
 		t.Run(value, func(t *testing.T) {
-			census.Check(t)
+			leakcheck.Check(t)
 			req := everything(t)
 			req.UIDs, req.GIDs = userRange, userRange
 			req.Sysctls = map[string]string{groupRange: value}
@@ -197,7 +197,7 @@ func TestUserNamespaceGroupRange(t *testing.T) {
 // NewUser gives a namespace that no process is in, with the mapping that was asked for.
 func TestNewUser(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	f, err := NewUser(userRange, userRange)
 	must(t, err)
 	var st unix.Stat_t

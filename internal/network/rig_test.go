@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/berth-runtime/berth/internal/namespace"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 // rig is a manager with what a test needs around it.
@@ -25,7 +25,7 @@ type rig struct {
 // left.
 func newRig(t testing.TB, change func(*Options)) *rig {
 	t.Helper()
-	census.Check(t)
+	leakcheck.Check(t)
 	before := hostState(t)
 	t.Cleanup(func() {
 		if threads := strays(t); len(threads) > 0 {
@@ -41,7 +41,7 @@ func newRig(t testing.TB, change func(*Options)) *rig {
 // openRig is for a second manager in one test.
 func openRig(t testing.TB, change func(*Options)) *rig {
 	t.Helper()
-	r := &rig{t: t, dir: census.Dir(t)}
+	r := &rig{t: t, dir: leakcheck.Dir(t)}
 	r.options = Options{
 		ConfDir: filepath.Join(r.dir, "net.d"), BinDirs: []string{cniBin}, Root: filepath.Join(r.dir, "network"),
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),

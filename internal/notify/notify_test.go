@@ -5,14 +5,14 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/servicemanager"
 )
 
 // TestTell: the service manager hears what it is told, and only from this process.
 func TestTell(t *testing.T) {
-	census.Check(t)
-	manager := servicemanager.Listen(t, filepath.Join(census.Dir(t), "notify"))
+	leakcheck.Check(t)
+	manager := servicemanager.Listen(t, filepath.Join(leakcheck.Dir(t), "notify"))
 	t.Setenv(variable, manager.Path)
 	m, err := Find()
 	if err != nil || m == nil {

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/servicemanager"
 )
 
@@ -69,7 +69,7 @@ func inherit(out io.Writer) error {
 // TestInherit: what the service manager kept comes back by name, once, and nobody else gets it; what is for another process
 // is left alone, and what makes no sense is refused.
 func TestInherit(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	const listen = "NOTIFY_SOCKET=/nowhere LISTEN_FDS=2 LISTEN_FDNAMES=one:two "
 	for name, tc := range map[string]struct{ env, want string }{
 		"two":      {listen + "FDSTORE=5 LISTEN_PID=$$", "one: first\ntwo: second\n"},
@@ -111,8 +111,8 @@ func TestInherit(t *testing.T) {
 // TestStore: the manager gets a duplicate of what it is to keep, with the mode that the open file has, and hears what to
 // drop. One that does not listen costs no more than the deadline.
 func TestStore(t *testing.T) {
-	census.Check(t)
-	manager := servicemanager.Listen(t, filepath.Join(census.Dir(t), "notify"))
+	leakcheck.Check(t)
+	manager := servicemanager.Listen(t, filepath.Join(leakcheck.Dir(t), "notify"))
 	t.Setenv(variable, manager.Path)
 	t.Setenv(capacityVariable, "7")
 	m, err := Find()

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -17,7 +17,7 @@ import (
 // host's is (containers/crun#1845).
 func TestOpenNull(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	null, err := openNull()
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +45,7 @@ func TestOpenNull(t *testing.T) {
 
 // TestStreamsThatNobodyAskedFor: a container's process has them all the same, and they are not the host's own device.
 func TestStreamsThatNobodyAskedFor(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	path := script(t, `
 for i in 0 1; do
 	test /proc/self/fd/$i -ef /dev/null || { echo stream $i is another >&2; exit 1; }

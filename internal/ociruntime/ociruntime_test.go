@@ -13,7 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -21,7 +21,7 @@ import (
 // controller mounted as v1, which the set-up of these tests provides.
 func TestProbeRunsAContainer(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	mountHugetlb(t)
 	for _, name := range []string{"runc", "crun"} {
 		t.Run(name, func(t *testing.T) {
@@ -41,7 +41,7 @@ func TestProbeRunsAContainer(t *testing.T) {
 // trials is a directory that is open to root of a user namespace.
 func trials(t *testing.T) string {
 	t.Helper()
-	dir := census.Dir(t)
+	dir := leakcheck.Dir(t)
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}

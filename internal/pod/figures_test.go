@@ -11,7 +11,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/internal/stats"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -19,8 +19,8 @@ import (
 // network has added.
 func TestNetworkUsage(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	dir := filepath.Join(census.Dir(t), "ns")
+	leakcheck.Check(t)
+	dir := filepath.Join(leakcheck.Dir(t), "ns")
 	paths, err := namespace.Create(t.Context(), namespace.Request{Dir: dir, Net: true})
 	if err != nil {
 		t.Fatal(err)

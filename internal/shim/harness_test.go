@@ -23,7 +23,7 @@ import (
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/shim"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -92,7 +92,7 @@ func newHost(t testing.TB) *host {
 	t.Helper()
 	mountHugetlb(t)
 	name := "t" + strings.ToLower(rand.Text()[:8])
-	census.Check(t, name)
+	leakcheck.Check(t, name)
 	state, err := os.MkdirTemp("/tmp", "b")
 	if err != nil {
 		t.Fatal(err)

@@ -12,14 +12,14 @@ import (
 
 	"github.com/berth-runtime/berth/internal/notify"
 	"github.com/berth-runtime/berth/internal/shim/wire"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/servicemanager"
 )
 
 // testShelf is a shelf whose service manager is the test.
 func testShelf(t *testing.T) (*shelf, *servicemanager.Socket) {
 	t.Helper()
-	manager := servicemanager.Listen(t, filepath.Join(census.Dir(t), "notify"))
+	manager := servicemanager.Listen(t, filepath.Join(leakcheck.Dir(t), "notify"))
 	t.Setenv("NOTIFY_SOCKET", manager.Path)
 	t.Setenv("FDSTORE", "1000")
 	m, err := notify.Find()
@@ -62,7 +62,7 @@ func testFiles(t *testing.T, kinds ...string) wire.Files {
 
 // TestShelf: the manager of services is told what is new and what is gone, each once; nobody waits longer than for that.
 func TestShelf(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	s, manager := testShelf(t)
 	ended := make(chan struct{})
 	t.Cleanup(func() {
@@ -101,7 +101,7 @@ func TestShelf(t *testing.T) {
 // TestShelfOfDead: while nobody listens, what comes and goes leaves nothing to be told; what is left is told later. Nobody
 // waits for long.
 func TestShelfOfDead(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	s, manager := testShelf(t)
 	t.Cleanup(s.close)
 	s.keep("gone", testFiles(t, wire.Pidfd))
@@ -133,7 +133,7 @@ func TestShelfOfDead(t *testing.T) {
 // TestShelfChangesItsMind: what is dropped while the manager is being told to keep it is dropped after that, and the other
 // way round.
 func TestShelfChangesItsMind(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	s, _ := testShelf(t)
 	t.Cleanup(s.close)
 	tell := func(meanwhile func()) string {
@@ -172,7 +172,7 @@ func TestShelfChangesItsMind(t *testing.T) {
 
 // TestShelfClaim: of what a predecessor has left, containers get their own, and the rest is dropped.
 func TestShelfClaim(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	s, _ := testShelf(t)
 	t.Cleanup(s.close)
 	left := notify.Inherited{}

@@ -22,7 +22,7 @@ import (
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/namespace"
 	"github.com/berth-runtime/berth/internal/spec"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 const runDeadline = 60 * time.Second
@@ -49,8 +49,8 @@ func onEach(t *testing.T, run func(b *bench)) {
 }
 
 func newBench(t *testing.T, runtime string) *bench {
-	census.Check(t)
-	dir := census.Dir(t) // the cgroup of the pod carries its name
+	leakcheck.Check(t)
+	dir := leakcheck.Dir(t) // the cgroup of the pod carries its name
 	b := &bench{t: t, runtime: runtime, dir: dir}
 	var err error
 	b.cgroups, err = cgroup.Detect()

@@ -14,7 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/berth-runtime/berth/internal/namespace"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -22,7 +22,7 @@ import (
 // itself packets through the other.
 func pinned(t testing.TB) string {
 	t.Helper()
-	dir := filepath.Join(census.Dir(t), "ns")
+	dir := filepath.Join(leakcheck.Dir(t), "ns")
 	paths, err := namespace.Create(t.Context(), namespace.Request{Dir: dir, Net: true})
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func pinned(t testing.TB) string {
 // kernel shows it inside the namespace.
 func TestReadInterfaces(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	path := pinned(t)
 	var got []Interface
 	// The kernel announces the addresses that it gave the devices by itself.
@@ -111,7 +111,7 @@ func BenchmarkReadInterfaces(b *testing.B) {
 // shown as valid UTF-8, and two that differ stay different.
 func TestInterfaceNamesAreText(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	path := pinned(t)
 	err := namespace.Do(path, func() error {
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "bad\xff"}, PeerName: "bad\xfe"})

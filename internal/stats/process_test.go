@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -24,7 +24,7 @@ import (
 func TestReadProcesses(t *testing.T) {
 	privilege.Root(t)
 	path := "/berth-test-" + strings.ToLower(rand.Text()[:10])
-	census.Check(t, filepath.Base(path))
+	leakcheck.Check(t, filepath.Base(path))
 	host, err := cgroup.Detect()
 	if err != nil {
 		t.Fatal(err)

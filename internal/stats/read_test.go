@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/cgroup"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -25,7 +25,7 @@ const testDeadline = 30 * time.Second
 func TestRead(t *testing.T) {
 	privilege.Root(t)
 	path := "/berth-test-" + strings.ToLower(rand.Text()[:10])
-	census.Check(t, filepath.Base(path))
+	leakcheck.Check(t, filepath.Base(path))
 	host, err := cgroup.Detect()
 	if err != nil {
 		t.Fatal(err)

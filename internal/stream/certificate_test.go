@@ -22,7 +22,7 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 // encrypted starts a server with TLS in whose files are in dir.
@@ -74,7 +74,7 @@ func echo() *program {
 
 // A client that trusts the generated certificate has a whole session, half-close included; one that does not has none.
 func TestSessionsAreEncrypted(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	files := filesIn(t.TempDir())
 	s := encrypted(t, echo(), files)
 	big := strings.Repeat("0123456789abcdef", 1<<16)
@@ -104,7 +104,7 @@ func unknownAuthority(err error) bool {
 
 // A certificate that is replaced is used from the next connection on; files that cannot be read change nothing.
 func TestCertificateIsReplaced(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	given, other := filesIn(t.TempDir()), filesIn(t.TempDir())
 	for _, f := range []TLS{given, other} {
 		if _, err := openCertificates(f, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, slog.New(slog.DiscardHandler)); err != nil {
@@ -194,7 +194,7 @@ func TestCertificateIsRenewed(t *testing.T) {
 
 // With authorities for clients, one without a certificate has no session.
 func TestClientsNeedCertificates(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	files, client := filesIn(t.TempDir()), filesIn(t.TempDir())
 	if _, err := openCertificates(client, &net.TCPAddr{IP: net.IPv6loopback}, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
@@ -224,7 +224,7 @@ func TestClientsNeedCertificates(t *testing.T) {
 
 // Ports are forwarded through TLS too.
 func TestPortForwardIsEncrypted(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "[::1]:0")
 	if err != nil {
 		t.Fatal(err)
@@ -278,7 +278,7 @@ func TestPortForwardIsEncrypted(t *testing.T) {
 
 // A session on which nothing moves ends after its time, with a reason, whatever the protocol.
 func TestIdleSessionsEnd(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	ended := make(chan error, 2)
 	s := serveWith(t, Options{IdleTimeout: time.Second, Runtime: &program{exec: func(ctx context.Context, _ []string, _ Streams) (int, error) {
 		<-ctx.Done()

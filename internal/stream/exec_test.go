@@ -14,13 +14,13 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/utils/exec"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 // A command without a terminal gets its input up to EOF; its two outputs stay
 // apart and its exit code arrives.
 func TestExecCarriesStreamsAndExitCode(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	s := serve(t, &program{exec: func(_ context.Context, cmd []string, s Streams) (int, error) {
 		input, err := io.ReadAll(s.Stdin)
 		if err != nil {
@@ -48,7 +48,7 @@ func TestExecCarriesStreamsAndExitCode(t *testing.T) {
 // Nothing of a long output is lost when the command ends at once and input of
 // the client is still unread.
 func TestExecDeliversAllOutputDespiteUnreadInput(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	want := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
 	s := serve(t, &program{exec: func(_ context.Context, _ []string, s Streams) (int, error) {
 		_, err := s.Stdout.Write(want)
@@ -96,7 +96,7 @@ func (r resizes) Next() *remotecommand.TerminalSize {
 }
 
 func TestAttachResizesTheTerminal(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	got := make(chan Size, 2)
 	s := serve(t, &program{attach: func(_ context.Context, s Streams) error {
 		if !s.Terminal || s.Stderr != nil {
@@ -131,7 +131,7 @@ func TestAttachResizesTheTerminal(t *testing.T) {
 
 // A failure of the runtime reaches the client in words.
 func TestExecReportsTheRuntimesError(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	s := serve(t, &program{exec: func(context.Context, []string, Streams) (int, error) {
 		return 0, errors.New("no such program: /bin/missing")
 	}})
@@ -148,7 +148,7 @@ func TestExecReportsTheRuntimesError(t *testing.T) {
 // A client that goes away ends its command although the command neither reads
 // nor writes.
 func TestClientHangUpEndsTheCommand(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	running, ended := make(chan struct{}), make(chan error, 1)
 	s := serve(t, &program{exec: func(ctx context.Context, _ []string, _ Streams) (int, error) {
 		close(running)
@@ -175,7 +175,7 @@ func TestClientHangUpEndsTheCommand(t *testing.T) {
 
 // End tells why, and voids the URLs that nobody has used yet.
 func TestEndOfTheOwnerEndsItsSessions(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	running := make(chan struct{})
 	s := serve(t, &program{exec: func(ctx context.Context, _ []string, _ Streams) (int, error) {
 		close(running)
@@ -204,7 +204,7 @@ func TestEndOfTheOwnerEndsItsSessions(t *testing.T) {
 
 // A command that is about to end may do so; one that is not is told to.
 func TestShutdownDrains(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	running, finish := make(chan string, 2), make(chan struct{})
 	s := serve(t, &program{exec: func(ctx context.Context, cmd []string, s Streams) (int, error) {
 		running <- cmd[0]
@@ -242,7 +242,7 @@ func TestShutdownDrains(t *testing.T) {
 
 // The older WebSocket protocol that the library knows works through our front.
 func TestExecOverWebSocket(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	s := serve(t, &program{exec: func(_ context.Context, _ []string, s Streams) (int, error) {
 		if s.Stdin != nil || s.Stderr != nil {
 			t.Errorf("streams = %+v, want only stdout", s)

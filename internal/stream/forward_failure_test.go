@@ -16,7 +16,7 @@ import (
 	"k8s.io/client-go/transport/spdy"
 	"k8s.io/streaming/pkg/httpstream"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -36,7 +36,7 @@ func TestPortForwardSurvivesFailedConnections(t *testing.T) {
 	privilege.Root(t)
 	for _, protocol := range []string{"spdy", "tunnel"} {
 		t.Run(protocol, func(t *testing.T) {
-			census.Check(t)
+			leakcheck.Check(t)
 			netns := podNet(t)
 			ports := map[string]int{
 				"open": listenIn(t, netns, "127.0.0.1:0", echoAfterEOF), "unread": listenIn(t, netns, "127.0.0.1:0", resetUnread),
@@ -80,7 +80,7 @@ func TestPortForwardStalledConnection(t *testing.T) {
 	privilege.Root(t)
 	for _, protocol := range []string{"spdy", "tunnel"} {
 		t.Run(protocol, func(t *testing.T) {
-			census.Check(t)
+			leakcheck.Check(t)
 			netns := podNet(t)
 			over := make(chan struct{})
 			ports := map[string]int{

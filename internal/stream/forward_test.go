@@ -17,14 +17,14 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/berth-runtime/berth/internal/namespace"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
 // podNet makes a pinned network namespace that lives as long as the test.
 func podNet(t *testing.T) string {
 	t.Helper()
-	dir := filepath.Join(census.Dir(t), "ns")
+	dir := filepath.Join(leakcheck.Dir(t), "ns")
 	paths, err := namespace.Create(t.Context(), namespace.Request{Dir: dir, Net: true})
 	if err != nil {
 		t.Fatal(err)
@@ -171,7 +171,7 @@ func TestPortForwardReachesLoopback(t *testing.T) {
 		{"host_ipv6", "[::1]:0", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			census.Check(t)
+			leakcheck.Check(t)
 			netns := ""
 			if !c.host {
 				netns = podNet(t)
@@ -222,7 +222,7 @@ func forwardOnce(t *testing.T, p *program, port int32, to io.Writer) error {
 // were tried.
 func TestPortForwardToAClosedPort(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	netns := podNet(t)
 	var log buffer
 	if err := forwardOnce(t, &program{netns: func(string) (string, error) { return netns, nil }}, 9, &log); err != nil {
@@ -238,7 +238,7 @@ func TestPortForwardToAClosedPort(t *testing.T) {
 // A pod or namespace that is gone, and even a panic, are errors of that
 // connection only.
 func TestPortForwardToWhatIsGone(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	for name, c := range map[string]struct {
 		netns func(string) (string, error)
 		want  string
@@ -256,7 +256,7 @@ func TestPortForwardToWhatIsGone(t *testing.T) {
 // When the pod goes away the session ends, connections in use and all.
 func TestPortForwardEndsWithItsPod(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	netns := podNet(t)
 	connected := make(chan struct{}, 1)
 	port := listenIn(t, netns, "127.0.0.1:0", func(conn *net.TCPConn) {

@@ -10,7 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 func TestTicketIsGoodForOneUseOfItsKind(t *testing.T) {
@@ -61,7 +61,7 @@ func TestTicketsAreBoundedUntilSomeExpire(t *testing.T) {
 }
 
 func TestGrantRefusesWhatCannotWork(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	s := serve(t, &program{})
 	for name, grant := range map[string]func() (string, error){
 		"no_command":        func() (string, error) { return s.Exec("c", nil, Pipes{Stdout: true}) },
@@ -76,7 +76,7 @@ func TestGrantRefusesWhatCannotWork(t *testing.T) {
 }
 
 func TestUnknownSessionsAreNotFound(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	s := serve(t, &program{})
 	u, err := s.Exec("c1", []string{"true"}, Pipes{Stdout: true})
 	if err != nil {

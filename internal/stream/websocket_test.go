@@ -15,7 +15,7 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/utils/exec"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -33,7 +33,7 @@ func runWebSocket(ctx context.Context, t *testing.T, sessionURL string, o remote
 // The end of the input is passed on while the outputs go on, and the exit code
 // arrives: the fifth version has what the fourth lacks.
 func TestWebSocketCarriesStreamsAndExitCode(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	s := serve(t, &program{exec: func(_ context.Context, cmd []string, s Streams) (int, error) {
 		input, err := io.ReadAll(s.Stdin)
 		if err != nil {
@@ -59,7 +59,7 @@ func TestWebSocketCarriesStreamsAndExitCode(t *testing.T) {
 }
 
 func TestWebSocketResizesTheTerminal(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	got := make(chan Size, 2)
 	s := serve(t, &program{attach: func(_ context.Context, s Streams) error {
 		if !s.Terminal || s.Stderr != nil {
@@ -94,7 +94,7 @@ func TestWebSocketResizesTheTerminal(t *testing.T) {
 
 // Failures of the runtime arrive in words, for exec and attach alike.
 func TestWebSocketReportsTheRuntimesError(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	s := serve(t, &program{
 		exec:   func(context.Context, []string, Streams) (int, error) { return 0, errors.New("no such program") },
 		attach: func(context.Context, Streams) error { return errors.New("no such container") },
@@ -120,7 +120,7 @@ func TestWebSocketReportsTheRuntimesError(t *testing.T) {
 // A client that goes away ends its command, and the end of the container ends
 // the session with its reason.
 func TestWebSocketSessionsEnd(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	running, ended := make(chan struct{}, 2), make(chan error, 2)
 	s := serve(t, &program{exec: func(ctx context.Context, _ []string, _ Streams) (int, error) {
 		running <- struct{}{}
@@ -161,7 +161,7 @@ func TestWebSocketSessionsEnd(t *testing.T) {
 // and half-close, as it does over SPDY.
 func TestPortForwardThroughATunnel(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	netns := podNet(t)
 	port := listenIn(t, netns, "127.0.0.1:0", echoAfterEOF)
 	s := serve(t, &program{netns: func(string) (string, error) { return netns, nil }})

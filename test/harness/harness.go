@@ -1,6 +1,6 @@
 // Package harness gives a test a node that runs the real programs: berthd with its own root, state and socket, its
 // berth-shim, an OCI runtime, a network, and a registry with a busybox image. What a test does not ask for is as a user
-// would find it. When the test ends, everything is removed through the API, and the leak census has the last word.
+// would find it. When the test ends, everything is removed through the API, and the leak check has the last word.
 package harness
 
 import (
@@ -22,8 +22,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-runtime/berth/internal/config"
-	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/node"
 	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
@@ -48,7 +48,7 @@ type Options struct {
 	Configure func(*config.Config)
 	// Managed gives the node a service manager, which keeps descriptors for berthd.
 	Managed bool
-	// Marks are further names that only this test uses, for the census.
+	// Marks are further names that only this test uses, for the leak check.
 	Marks []string
 }
 
@@ -76,14 +76,14 @@ func Start(t testing.TB, opts Options) *Node {
 	privilege.Root(t)
 	bin := programs(t)
 	n := &Node{t: t}
-	t.Cleanup(n.epilogue) // after the census
-	census.Check(t, opts.Marks...)
-	dir := census.Dir(t)
+	t.Cleanup(n.epilogue) // after the leak check
+	leakcheck.Check(t, opts.Marks...)
+	dir := leakcheck.Dir(t)
 	// As /run and /var/lib are: root of a user namespace has to find its way.
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	census.Mark(instance(filepath.Join(dir, "root")))
+	leakcheck.Mark(instance(filepath.Join(dir, "root")))
 	n.Registry = registry.Run(t, opts.Registry)
 	n.pushBusybox()
 
@@ -134,7 +134,7 @@ func (n *Node) end() {
 	}
 }
 
-// epilogue shows the whole log if the failure came with the end of the node or with the census.
+// epilogue shows the whole log if the failure came with the end of the node or with the leak check.
 func (n *Node) epilogue() {
 	if n.t.Failed() && !n.shown {
 		n.t.Logf("log of berthd:\n%s", n.log)
@@ -231,7 +231,7 @@ func (n *Node) Push(repository string, a *imagefactory.Artifact) string {
 func (n *Node) dump() {
 	n.shown = true
 	n.t.Logf("log of berthd:\n%s", n.Log())
-	n.t.Logf("processes of the test:\n%s", census.Processes())
+	n.t.Logf("processes of the test:\n%s", leakcheck.Processes())
 	for _, args := range [][]string{{"ip", "-br", "addr"}, {"nft", "list", "ruleset"}} {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(n.t.Context()), 10*time.Second)
 		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()

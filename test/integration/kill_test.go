@@ -284,7 +284,7 @@ func TestKillInARow(t *testing.T) {
 }
 
 // TestKillDuringRequests: the daemon is killed at many moments while pods are made and removed. Whatever it was doing, it
-// starts again, the same requests succeed, and nothing is left in the end, which the census sees.
+// starts again, the same requests succeed, and nothing is left in the end, which the leak check sees.
 func TestKillDuringRequests(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	n.Pull()

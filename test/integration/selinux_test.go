@@ -17,7 +17,7 @@ import (
 // the PID namespace among them, and all file systems. Another pod has another level. On a host without SELinux the same
 // things have no label, and work.
 func TestSELinux(t *testing.T) {
-	enabled := selinux.Enabled() // before the census: its library keeps /proc open for good
+	enabled := selinux.Enabled() // before the leak check: its library keeps /proc open for good
 	eachHandler(t, func(t *testing.T, n *harness.Node) {
 		ref := n.Push("data", data(t))
 		if _, err := pull(n, ref); err != nil {

@@ -17,7 +17,7 @@ import (
 )
 
 // TestKillDuringTrials kills the daemon at many instants of its start, while it tries its handlers. The next one removes
-// what is left of that: directories, mounts, cgroups, sockets, and processes, which the census counts.
+// what is left of that: directories, mounts, cgroups, sockets, and processes, which the leak check counts.
 func TestKillDuringTrials(t *testing.T) {
 	before := staleSockets(t)
 	n := harness.Start(t, harness.Options{Handler: "runc", Configure: allHandlers})

@@ -296,7 +296,7 @@ func TestUserNamespaceRefusals(t *testing.T) {
 }
 
 // TestUserNamespaceKill: the daemon is killed at many moments while a pod with a user namespace is made and removed, and
-// the supervisor with it. A pod that runs lives on; nothing is left of the others, which the census sees.
+// the supervisor with it. A pod that runs lives on; nothing is left of the others, which the leak check sees.
 func TestUserNamespaceKill(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	n.Pull()

@@ -21,7 +21,7 @@ import (
 // runtimes. Its warnings are in the verbose status, in `berth inspect` and in the metrics, once in the log, and outlive the
 // daemon.
 func TestUnsupportedRequestsAreAcceptedWithWarnings(t *testing.T) {
-	enabled := selinux.Enabled() // before the census: its library keeps /proc open for good
+	enabled := selinux.Enabled() // before the leak check: its library keeps /proc open for good
 	address := freeAddress(t)
 	n := harness.Start(t, harness.Options{Configure: func(c *config.Config) { c.Metrics.Address = address }})
 	n.Pull()

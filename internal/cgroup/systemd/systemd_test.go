@@ -17,7 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/godbus/dbus/v5"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -34,8 +34,8 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
 // process. systemd itself cannot run beside the init of a machine, so a
 // manager stands in for it on that bus.
 func startBus(t *testing.T) {
-	census.Check(t)
-	dir := census.Dir(t)
+	leakcheck.Check(t)
+	dir := leakcheck.Dir(t)
 	socket := filepath.Join(dir, "bus")
 	config := filepath.Join(dir, "bus.conf")
 	if err := os.WriteFile(config, fmt.Appendf(nil, busConfig, socket), 0o644); err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/config"
-	"github.com/berth-runtime/berth/test/census"
 	"github.com/berth-runtime/berth/test/criu"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -40,7 +40,7 @@ func find(t *testing.T, facts []Fact, area, name string) Fact {
 // leaves nothing behind.
 func TestRun(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	c := host(t)
 	facts := Run(t.Context(), c)
 	for _, want := range []struct{ area, name string }{
@@ -73,7 +73,7 @@ func TestRun(t *testing.T) {
 
 func TestHandlers(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	c := host(t)
 	c.Runtime.Handlers["gone"] = config.Handler{Type: config.HandlerOCI, Path: "/nowhere/runtime"}
 	c.Runtime.Handlers["false"] = config.Handler{Type: config.HandlerOCI, Path: "false"}

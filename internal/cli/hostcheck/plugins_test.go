@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/berth-runtime/berth/internal/config"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -57,8 +57,8 @@ func TestPlugins(t *testing.T) {
 // TestListens: it is seen whether somebody listens, and who does is not troubled with a connection.
 func TestListens(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	socket := filepath.Join(census.Dir(t), "nri socket")
+	leakcheck.Check(t)
+	socket := filepath.Join(leakcheck.Dir(t), "nri socket")
 	if listens(socket) {
 		t.Error("nobody listens, there is no socket")
 	}

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -15,7 +15,7 @@ import (
 const checkVariable = "BERTH_TEST_CHECK"
 
 // TestKilledCheck kills checks at many instants while they try handlers. The next one removes what they have left:
-// directories here, and mounts, cgroups and processes, which the census counts.
+// directories here, and mounts, cgroups and processes, which the leak check counts.
 func TestKilledCheck(t *testing.T) {
 	privilege.Root(t)
 	if os.Getenv(checkVariable) != "" {
@@ -23,8 +23,8 @@ func TestKilledCheck(t *testing.T) {
 		f.runtimes(t.Context(), host(t), true)
 		return
 	}
-	census.Check(t)
-	tmp := census.Dir(t)
+	leakcheck.Check(t)
+	tmp := leakcheck.Dir(t)
 	t.Setenv("TMPDIR", tmp)
 	var f facts
 	var whole time.Duration
@@ -72,8 +72,8 @@ func checks(t *testing.T, tmp string) []string {
 // TestSweepSpares: the directory of a check that lives stays, and so does what somebody else may have made or written.
 func TestSweepSpares(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	tmp := census.Dir(t)
+	leakcheck.Check(t)
+	tmp := leakcheck.Dir(t)
 	t.Setenv("TMPDIR", tmp)
 	live, err := newScratch(tmp, trialsPrefix)
 	if err != nil {

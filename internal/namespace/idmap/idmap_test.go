@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/usermap"
 )
@@ -44,8 +44,8 @@ func write(t testing.TB, path string, uid int) {
 // those that it came from. What is mounted below is mapped as well.
 func TestBind(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	dir := census.Dir(t)
+	leakcheck.Check(t)
+	dir := leakcheck.Dir(t)
 	source := place(t, dir, "source")
 	write(t, filepath.Join(source, "file"), 33)
 	below := place(t, source, "below")
@@ -78,8 +78,8 @@ func TestBind(t *testing.T) {
 // A file is bound as a directory is, and read-only if that is asked for.
 func TestBindFile(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	dir := census.Dir(t)
+	leakcheck.Check(t)
+	dir := leakcheck.Dir(t)
 	source, target := filepath.Join(dir, "source"), filepath.Join(dir, "target")
 	write(t, source, 0)
 	write(t, target, 0)
@@ -99,8 +99,8 @@ func TestBindFile(t *testing.T) {
 // of a copy take anything off the original.
 func TestBindPropagation(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	dir := census.Dir(t)
+	leakcheck.Check(t)
+	dir := leakcheck.Dir(t)
 	source := place(t, dir, "source")
 	if err := unix.Mount(source, source, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
@@ -135,8 +135,8 @@ func TestBindPropagation(t *testing.T) {
 // A file system that knows no mapping is named, and nothing is mounted. Below another it stays as it is.
 func TestBindRefused(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	dir := census.Dir(t)
+	leakcheck.Check(t)
+	dir := leakcheck.Dir(t)
 	target := place(t, dir, "target")
 	if _, err := Bind("/proc", target, usermap.User(t, root), Options{}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "proc") {
 		t.Errorf("got %v, want a failed precondition that names proc", err)

@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/usermap"
 )
@@ -36,8 +36,8 @@ func dirs(t *testing.T, dir string, names ...string) (paths []string) {
 // not even the main thread, which does not end with its goroutine.
 func TestManyLayers(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	dir := census.Dir(t)
+	leakcheck.Check(t)
+	dir := leakcheck.Dir(t)
 	var names []string
 	for i := range 400 {
 		names = append(names, fmt.Sprintf("layers/%03d/fs/file-%03d", i, i))
@@ -93,7 +93,7 @@ func TestTooManyLayers(t *testing.T) {
 // A directory that is not there is named.
 func TestNoDirectory(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
+	leakcheck.Check(t)
 	layers := make([]string, 200)
 	for i := range layers {
 		layers[i] = fmt.Sprintf("/nowhere/at-all/%010d", i)
@@ -127,8 +127,8 @@ func TestCommonDir(t *testing.T) {
 // Layers in a file system that knows no mapping are refused with its name; nothing is mounted, and nothing stays open.
 func TestMappedRefused(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	dir := census.Dir(t)
+	leakcheck.Check(t)
+	dir := leakcheck.Dir(t)
 	made := dirs(t, dir, "source", "target")
 	source, target := made[0], made[1]
 	if err := unix.Mount("ramfs", source, "ramfs", 0, ""); err != nil {
@@ -151,8 +151,8 @@ func TestMappedRefused(t *testing.T) {
 // The host that runs the tests can map, and the trial leaves nothing, neither its own nor that of one that was killed.
 func TestTryMapped(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	dir := filepath.Join(census.Dir(t), "try")
+	leakcheck.Check(t)
+	dir := filepath.Join(leakcheck.Dir(t), "try")
 	if err := os.MkdirAll(filepath.Join(dir, "target", "left"), 0o700); err != nil {
 		t.Fatal(err)
 	}

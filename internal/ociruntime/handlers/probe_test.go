@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -25,8 +25,8 @@ func TestProbeLeavesNothing(t *testing.T) {
 	privilege.Root(t)
 	for _, h := range installed {
 		t.Run(h.Name, func(t *testing.T) {
-			census.Check(t)
-			dir := census.Dir(t)
+			leakcheck.Check(t)
+			dir := leakcheck.Dir(t)
 			if _, err := Probe(t.Context(), h, dir); err != nil {
 				t.Fatal(err)
 			}
@@ -39,9 +39,9 @@ func TestProbeLeavesNothing(t *testing.T) {
 
 // TestCloseEndsTrials: at whatever instant handlers are no longer needed, nothing of their trials is left.
 func TestCloseEndsTrials(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	for round := range 12 {
-		dir := census.Dir(t)
+		dir := leakcheck.Dir(t)
 		var configured []Info
 		for _, h := range installed {
 			configured = append(configured, Info{Handler: h})

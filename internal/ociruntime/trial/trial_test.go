@@ -11,7 +11,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/proc"
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
@@ -56,8 +56,8 @@ func wantKilled(t *testing.T, what string, cmd *exec.Cmd) {
 // TestSweep: everything of a trial whose program has died is undone, also by way of a symbolic link, and nothing else.
 func TestSweep(t *testing.T) {
 	privilege.Root(t)
-	census.Check(t)
-	dir := census.Dir(t)
+	leakcheck.Check(t)
+	dir := leakcheck.Dir(t)
 	other := filepath.Join(dir, "parent/precious")
 	if err := errors.Join(os.MkdirAll(other, 0o700), os.Symlink("parent", filepath.Join(dir, "link"))); err != nil {
 		t.Fatal(err)

@@ -12,14 +12,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/berth-runtime/berth/test/census"
+	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
 // TestAdoptEarly: a container's process is adopted while its parent, a helper of the OCI runtime which outlives the
 // runtime by a moment, is still there. Its exit status is known all the same, on kernels too which keep no status in a
 // pidfd (Linux before 6.15: exit codes were reported as unknown there, now and then).
 func TestAdoptEarly(t *testing.T) {
-	census.Check(t)
+	leakcheck.Check(t)
 	if err := becomeSubreaper(); err != nil {
 		t.Fatal(err)
 	}

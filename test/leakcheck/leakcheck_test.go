@@ -1,4 +1,4 @@
-package census
+package leakcheck
 
 import (
 	"fmt"
@@ -52,7 +52,7 @@ func TestLeaksAreFound(t *testing.T) {
 		{"nftables", "new in nftables: table inet " + unique, leakTable(unique)},
 		{"cgroup", "new in cgroups: /sys/fs/cgroup", leakCgroup(unique)},
 		{"descriptor", "new in descriptors: ", leakDescriptor},
-		{"goroutine", "census.leakGoroutine", leakGoroutine},
+		{"goroutine", "leakcheck.leakGoroutine", leakGoroutine},
 		{"file", "new in files: ", leakFile},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -63,7 +63,7 @@ func TestLeaksAreFound(t *testing.T) {
 			report := inner.finish()
 			undo()
 			if !strings.Contains(report, c.want) {
-				t.Errorf("census reports %q, want it to contain %q", report, c.want)
+				t.Errorf("leak check reports %q, want it to contain %q", report, c.want)
 			}
 		})
 	}
@@ -76,7 +76,7 @@ func leakProcess(t *testing.T, _ string) func() {
 	}
 	return func() {
 		if left, err := descendants(); err != nil || len(left) > 0 {
-			t.Errorf("descendants after the census ended the leaked ones: %v (%v), want none", left, err)
+			t.Errorf("descendants after the leak check ended the leaked ones: %v (%v), want none", left, err)
 		}
 	}
 }
@@ -192,7 +192,7 @@ func TestNothingLeaks(t *testing.T) {
 		}
 	})
 	if report := inner.finish(); report != "" {
-		t.Errorf("census reports %q, want nothing", report)
+		t.Errorf("leak check reports %q, want nothing", report)
 	}
 }
 

@@ -1,4 +1,4 @@
-// Package census finds what a test leaves behind.
+// Package leakcheck finds what a test leaves behind.
 //
 // [Check] counts what there is before a test and counts again when the test and all its clean-ups are over. Whatever
 // is new then is a leak and fails the test: processes, mounts, pinned namespaces, links, nftables tables and rules,
@@ -17,9 +17,9 @@
 //
 //   - by default only what carries the mark of the test counts: one of the marks given to [Check], or a directory
 //     made by [Dir];
-//   - with BERTH_CENSUS=global in the environment everything on the machine counts, and what vanished counts too.
+//   - with BERTH_LEAKCHECK=global in the environment everything on the machine counts, and what vanished counts too.
 //     `make test` sets it and runs one package at a time.
-package census
+package leakcheck
 
 import (
 	"fmt"
@@ -39,7 +39,7 @@ const (
 	settleTimeFailed = time.Second
 	// settleStep is the pause between two counts.
 	settleStep = 20 * time.Millisecond
-	// globalMode is the value of BERTH_CENSUS that makes the whole machine count.
+	// globalMode is the value of BERTH_LEAKCHECK that makes the whole machine count.
 	globalMode = "global"
 )
 
@@ -56,15 +56,15 @@ type kind struct {
 	count   func() (counts, error)
 }
 
-// census is one [Check] at work.
-type census struct {
+// check is one [Check] at work.
+type check struct {
 	t      testing.TB
 	global bool
 	kinds  []kind
 	before map[string]counts
 }
 
-// running holds the censuses that have begun and not ended, and the marks of their tests.
+// running holds the checks that have begun and not ended, and the marks of their tests.
 var running struct {
 	sync.Mutex
 	tests []string
@@ -82,11 +82,11 @@ var running struct {
 func Check(t testing.TB, marks ...string) {
 	t.Helper()
 	if err := becomeSubreaper(); err != nil {
-		t.Fatalf("take the census: %v", err)
+		t.Fatalf("begin the leak check: %v", err)
 	}
 	begin(t, marks)
 	t.Cleanup(func() { end(t, marks) })
-	c := &census{t: t, global: os.Getenv("BERTH_CENSUS") == globalMode, before: map[string]counts{}}
+	c := &check{t: t, global: os.Getenv("BERTH_LEAKCHECK") == globalMode, before: map[string]counts{}}
 	c.kinds = kinds(c.global, directories(marks))
 	for _, k := range c.kinds {
 		found, err := k.count()
@@ -98,7 +98,7 @@ func Check(t testing.TB, marks ...string) {
 	t.Cleanup(c.settle)
 }
 
-// Mark gives the census of the running tests further marks, such as names that are known only later. Marks are unique, so
+// Mark gives the leak check of the running tests further marks, such as names that are known only later. Marks are unique, so
 // they are kept for good.
 func Mark(marks ...string) {
 	running.Lock()
@@ -112,8 +112,8 @@ func begin(t testing.TB, marks []string) {
 	defer running.Unlock()
 	for _, other := range running.tests {
 		if !strings.HasPrefix(t.Name(), other+"/") {
-			t.Fatalf("take the census of %s: %s is still running, and two tests of one process cannot be told apart; "+
-				"remove t.Parallel or the second call of census.Check", t.Name(), other)
+			t.Fatalf("begin the leak check of %s: %s is still running, and two tests of one process cannot be told apart; "+
+				"remove t.Parallel or the second call of leakcheck.Check", t.Name(), other)
 		}
 	}
 	running.tests = append(running.tests, t.Name())
@@ -150,7 +150,7 @@ func directories(marks []string) []string {
 }
 
 // settle counts until nothing is left over, and reports what does not go away.
-func (c *census) settle() {
+func (c *check) settle() {
 	c.t.Helper()
 	wait := settleTime
 	if c.t.Failed() {
@@ -164,7 +164,7 @@ func (c *census) settle() {
 		reapOrphans(c.before[kindProcesses], waited)
 		report, err := c.compare()
 		if err != nil {
-			c.t.Errorf("take the census after the test: %v", err)
+			c.t.Errorf("check for leaks after the test: %v", err)
 			return
 		}
 		if report == "" {
@@ -180,7 +180,7 @@ func (c *census) settle() {
 }
 
 // compare returns the difference to the first count, or "" if there is none.
-func (c *census) compare() (string, error) {
+func (c *check) compare() (string, error) {
 	var out strings.Builder
 	for _, k := range c.kinds {
 		now, err := k.count()
@@ -206,7 +206,7 @@ func (c *census) compare() (string, error) {
 }
 
 // ours tells whether the test answers for a thing.
-func (c *census) ours(k kind, id, words string) bool {
+func (c *check) ours(k kind, id, words string) bool {
 	if !k.shared || c.global {
 		return true
 	}
