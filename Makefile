@@ -30,10 +30,10 @@ demo: build ## pull an image, run a pod, exec, logs, remove, each step timed (ne
 	@tools/prepare demo
 	@$(GO) run ./test/demo -bin bin
 
-# One package at a time: the leak check then answers for the whole machine. Tests shuffle; a failure prints the seed.
-test: ## run all tests, with the race detector and the machine-wide leak check, critest once, and two virtual machines (needs root and, for the last two, Debian; 40 min, first time 50)
+# Two packages at a time, each in namespaces of its own (test/isolation). Tests shuffle; a failure prints the seed.
+test: ## run all tests, with the race detector and the leak check, critest once, and two virtual machines (needs root and, for the last two, Debian; 40 min, first time 50)
 	@tools/prepare test
-	BERTH_LEAKCHECK=global $(GO) test -p 1 -count=1 -race -shuffle=on -timeout 30m ./...
+	$(GO) test -p 2 -count=1 -race -shuffle=on -timeout 30m ./...
 ifneq ($(CONFORMANCE),)
 	@tools/prepare conformance
 	@mkdir -p bin

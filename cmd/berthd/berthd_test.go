@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-runtime/berth/internal/config"
+	"github.com/berth-runtime/berth/test/isolation"
 	"github.com/berth-runtime/berth/test/leakcheck"
 )
 
@@ -81,7 +82,7 @@ const lockHelper = "BERTHD_TEST_LOCK"
 func TestMain(m *testing.M) {
 	dir := os.Getenv(lockHelper)
 	if dir == "" {
-		os.Exit(m.Run())
+		os.Exit(isolation.Main(m))
 	}
 	if _, err := lockDir(dir); err != nil {
 		fmt.Println(err)

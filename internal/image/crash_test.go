@@ -16,6 +16,7 @@ import (
 
 	"github.com/berth-runtime/berth/internal/image"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/isolation"
 	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
 	"github.com/berth-runtime/berth/test/registry"
@@ -31,7 +32,7 @@ const (
 func TestMain(m *testing.M) {
 	root, ref := os.Getenv(childRoot), os.Getenv(childRef)
 	if root == "" {
-		os.Exit(m.Run())
+		os.Exit(isolation.Main(m))
 	}
 	if err := pullAsChild(root, ref); err != nil {
 		fmt.Fprintln(os.Stderr, err)

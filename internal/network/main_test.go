@@ -12,21 +12,17 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/namespace"
+	"github.com/berth-runtime/berth/test/isolation"
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
 const (
-	// insideHost marks the process that runs the tests, in a network namespace that plays the host. Its value names the
-	// namespaces of the process that started it.
-	insideHost = "BERTH_NETWORK_TEST_HOST"
 	// cniBin is where Debian installs the plugins.
 	cniBin = "/usr/lib/cni"
 	// answerTime bounds a test's wait for a packet.
@@ -54,11 +50,12 @@ func TestMain(m *testing.M) {
 	if !privilege.Package() {
 		return
 	}
-	if os.Getenv(insideHost) == "" {
-		os.Exit(runInside())
+	if err := isolation.Enter(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
-	if !apart() {
-		fmt.Fprintf(os.Stderr, "%s is for the tests themselves: these are namespaces of the machine\n", insideHost)
+	if !isolation.Active() {
+		fmt.Fprintln(os.Stderr, "what these tests do must not meet the machine: they run in namespaces of their own only")
 		os.Exit(1)
 	}
 	dir, err := os.MkdirTemp("/tmp", "b")
@@ -70,47 +67,21 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "make the host of the tests:", err)
 		os.Exit(1)
 	}
-	hostNetNS, _, _ = strings.Cut(home(), " ")
+	if hostNetNS, err = os.Readlink("/proc/self/ns/net"); err != nil {
+		fmt.Fprintln(os.Stderr, "find the network namespace of the tests:", err)
+		os.Exit(1)
+	}
 	code := m.Run()
 	err = errors.Join(namespace.Remove(context.Background(), filepath.Dir(outsideNetNS)), os.Remove(dir))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "remove the host of the tests:", err)
 		code = 1
 	}
-	os.Exit(code)
+	os.Exit(isolation.Leave(code))
 }
 
-func runInside() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideHost+"="+home())
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := runOnThread(cmd)
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		return exit.ExitCode()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "run the tests in namespaces of their own (this needs root):", err)
-		return 1
-	}
-	return 0
-}
-
-// makeHost brings loopback up and connects the host with the outside.
+// makeHost connects the host with the outside.
 func makeHost(outside string) error {
-	// host-local and iptables keep files here; those of the machine stay out of it.
-	for _, dir := range []string{"/var/lib", "/run"} {
-		if err := unix.Mount("berth-test", dir, "tmpfs", 0, ""); err != nil {
-			return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
-		}
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return err
-	}
 	paths, err := namespace.Create(context.Background(), namespace.Request{Dir: outside, Net: true})
 	if err != nil {
 		return err
@@ -146,34 +117,6 @@ func filterBridges(t testing.TB, value string) {
 	t.Helper()
 	must(t, setSysctl("bridge/bridge-nf-call-iptables", value))
 	must(t, setSysctl("bridge/bridge-nf-call-ip6tables", value))
-}
-
-// home names the network and mount namespaces of this process.
-func home() string {
-	var names []string
-	for _, kind := range []string{"net", "mnt"} {
-		name, err := os.Readlink("/proc/self/ns/" + kind)
-		if err != nil {
-			name = err.Error()
-		}
-		names = append(names, name)
-	}
-	return strings.Join(names, " ")
-}
-
-// apart reports whether this process has namespaces other than those that runInside has put on record. Whoever sets the
-// variable by hand has none on record: what the tests do must never meet the machine.
-func apart() bool {
-	outer, inner := strings.Fields(os.Getenv(insideHost)), strings.Fields(home())
-	if len(outer) != 2 || len(inner) != 2 {
-		return false
-	}
-	for i, kind := range []string{"net:[", "mnt:["} {
-		if !strings.HasPrefix(outer[i], kind) || !strings.HasPrefix(inner[i], kind) || outer[i] == inner[i] {
-			return false
-		}
-	}
-	return true
 }
 
 func configureLink(name string, addresses, gateways []netip.Prefix) error {

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-runtime/berth/test/isolation"
 	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/servicemanager"
 )
@@ -25,7 +26,7 @@ const heir = "BERTH_NOTIFY_TEST_HEIR"
 // TestMain plays the heir if it is to be one.
 func TestMain(m *testing.M) {
 	if os.Getenv(heir) == "" {
-		os.Exit(m.Run())
+		os.Exit(isolation.Main(m))
 	}
 	if err := inherit(os.Stdout); err != nil {
 		fmt.Println(err)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -23,8 +22,10 @@ import (
 	"github.com/berth-runtime/berth/internal/cgroup"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/shim"
+	"github.com/berth-runtime/berth/test/isolation"
 	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/privilege"
+	"github.com/berth-runtime/berth/test/programs"
 )
 
 // patience bounds every wait of these tests.
@@ -33,7 +34,7 @@ const patience = 20 * time.Second
 // clientEnv makes the test binary a client of its own, to be killed: see TestMain.
 const clientEnv = "BERTH_SHIM_TEST_CLIENT"
 
-var binary string // berth-shim, built by TestMain
+var binary string // berth-shim
 
 // TestMain builds the program under test. Containers of a killed supervisor fall
 // to this process, since it is a child subreaper; tests reap them.
@@ -45,21 +46,18 @@ func TestMain(m *testing.M) {
 	if !privilege.Package() {
 		return
 	}
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		panic(err)
-	}
-	dir, err := os.MkdirTemp("/tmp", "b")
+	dir, err := programs.Prepare()
 	if err != nil {
 		panic(err)
 	}
 	binary = filepath.Join(dir, "berth-shim")
-	build := exec.Command("go", append(append([]string{"build"}, buildFlags...), "-o", binary, "github.com/berth-runtime/berth/cmd/berth-shim")...)
-	if out, err := build.CombinedOutput(); err != nil {
-		panic(fmt.Sprintf("build berth-shim: %v\n%s", err, out))
+	if err := isolation.Enter(); err != nil {
+		panic(err)
 	}
-	code := m.Run()
-	_ = os.RemoveAll(dir)
-	os.Exit(code)
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	os.Exit(isolation.Leave(m.Run()))
 }
 
 // host is a state directory with a client.

@@ -2,5 +2,5 @@
 
 package shim_test
 
-// buildFlags are those of a program without the race detector.
-var buildFlags []string
+// raceDetector tells that the program under test has the race detector.
+const raceDetector = false

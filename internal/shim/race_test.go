@@ -2,5 +2,5 @@
 
 package shim_test
 
-// buildFlags make the program under test watch itself, too.
-var buildFlags = []string{"-race"}
+// raceDetector tells that the program under test has the race detector.
+const raceDetector = true

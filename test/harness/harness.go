@@ -12,9 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -23,17 +21,17 @@ import (
 
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/test/imagefactory"
+	"github.com/berth-runtime/berth/test/isolation"
 	"github.com/berth-runtime/berth/test/leakcheck"
 	"github.com/berth-runtime/berth/test/node"
 	"github.com/berth-runtime/berth/test/privilege"
+	"github.com/berth-runtime/berth/test/programs"
 	"github.com/berth-runtime/berth/test/registry"
 )
 
 const (
 	// callDeadline bounds each CRI call of a test that sets no other.
 	callDeadline = 2 * time.Minute
-	// buildDeadline bounds the build of the programs.
-	buildDeadline = 15 * time.Minute
 )
 
 // Options choose what a test's node is like.
@@ -70,11 +68,25 @@ type Node struct {
 	shown bool
 }
 
+// Main runs the tests of a package that starts nodes, in namespaces of their own. Call it in TestMain with os.Exit.
+func Main(m *testing.M) int {
+	if isolation.Wanted() && !isolation.Active() {
+		if _, err := programs.Prepare(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return isolation.Main(m)
+}
+
 // Start brings up a node for the length of t.
 func Start(t testing.TB, opts Options) *Node {
 	t.Helper()
 	privilege.Root(t)
-	bin := programs(t)
+	bin, err := programs.Dir()
+	if err != nil {
+		t.Fatal(err)
+	}
 	n := &Node{t: t}
 	t.Cleanup(n.epilogue) // after the leak check
 	leakcheck.Check(t, opts.Marks...)
@@ -146,40 +158,6 @@ func instance(root string) string {
 	sum := sha256.Sum256([]byte(root))
 	return hex.EncodeToString(sum[:])[:8]
 }
-
-// programs returns the directory of the programs under test: BERTH_BIN, or else they are built once for this process,
-// with the race detector if the test has it.
-func programs(t testing.TB) string {
-	t.Helper()
-	if dir := os.Getenv("BERTH_BIN"); dir != "" {
-		return dir
-	}
-	dir, err := built()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
-var built = sync.OnceValues(func() (string, error) {
-	// Every process uses the same directory: the go command replaces a program only when it has changed.
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("go-build-berth-%d", os.Getuid()))
-	args := []string{"build"}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "-race" && s.Value == "true" {
-				args, dir = append(args, "-race"), dir+"-race"
-			}
-		}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), buildDeadline)
-	defer cancel()
-	args = append(args, "-o", dir+"/", "../../cmd/berthd", "../../cmd/berth-shim", "../../cmd/berth")
-	if out, err := exec.CommandContext(ctx, "go", args...).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the programs under test: %w: %s", err, out)
-	}
-	return dir, nil
-})
 
 // freeSubnets picks addresses that a node of another test is unlikely to use at the same time.
 func freeSubnets() []string {

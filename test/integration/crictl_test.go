@@ -27,8 +27,14 @@ import (
 // crictlDeadline bounds one call of crictl.
 const crictlDeadline = time.Minute
 
+// crictlVariable is the environment variable that tells the isolated test binary where crictl is.
+const crictlVariable = "BERTH_TEST_CRICTL"
+
 // crictlProgram builds crictl, which is pinned in tools/go.mod, unless the build cache has it.
 var crictlProgram = sync.OnceValues(func() (string, error) {
+	if program := os.Getenv(crictlVariable); program != "" {
+		return program, nil
+	}
 	cmd := exec.Command("go", "tool", "-modfile=../../tools/go.mod", "-n", "crictl")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

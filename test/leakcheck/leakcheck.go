@@ -12,13 +12,11 @@
 // child subreaper: a daemon which left its session, or a container whose supervisor was killed, then becomes a child
 // of the test instead of one of PID 1, and it cannot get away.
 //
-// Mounts, links, nftables rules, cgroups and files belong to the machine, and the tests of several packages may run on
-// it at the same time. So there are two modes:
+// Mounts, links, nftables rules and temporary files are attributed exactly where package isolation has given the test
+// binary namespaces of its own: no other program changes what it counts. What vanished is reported too.
 //
-//   - by default only what carries the mark of the test counts: one of the marks given to [Check], or a directory
-//     made by [Dir];
-//   - with BERTH_LEAKCHECK=global in the environment everything on the machine counts, and what vanished counts too.
-//     `make test` sets it and runs one package at a time.
+// Cgroups belong to the machine, and so does everything where the binary is not isolated. Of these only what carries the
+// mark of the test counts: one of the marks given to [Check], or a directory made by [Dir].
 package leakcheck
 
 import (
@@ -30,6 +28,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/berth-runtime/berth/test/isolation"
 )
 
 const (
@@ -39,8 +39,6 @@ const (
 	settleTimeFailed = time.Second
 	// settleStep is the pause between two counts.
 	settleStep = 20 * time.Millisecond
-	// globalMode is the value of BERTH_LEAKCHECK that makes the whole machine count.
-	globalMode = "global"
 )
 
 // counts maps the identity of a thing to words for people.
@@ -49,9 +47,9 @@ type counts map[string]string
 // kind is one sort of thing that can leak.
 type kind struct {
 	name string
-	// shared things belong to the machine: they are attributed by mark unless the mode is global.
+	// shared things belong to the machine: they are attributed by mark.
 	shared bool
-	// durable things must also still be there at the end, if nobody else is at work on the machine.
+	// durable things must also still be there at the end, unless they are shared.
 	durable bool
 	count   func() (counts, error)
 }
@@ -59,7 +57,6 @@ type kind struct {
 // check is one [Check] at work.
 type check struct {
 	t      testing.TB
-	global bool
 	kinds  []kind
 	before map[string]counts
 }
@@ -81,13 +78,15 @@ var running struct {
 // another one; Check refuses that. Subtests may have a Check of their own.
 func Check(t testing.TB, marks ...string) {
 	t.Helper()
+	if isolation.Wanted() && !isolation.Active() {
+		t.Fatalf("begin the leak check: the TestMain of this package must call isolation.Main")
+	}
 	if err := becomeSubreaper(); err != nil {
 		t.Fatalf("begin the leak check: %v", err)
 	}
 	begin(t, marks)
 	t.Cleanup(func() { end(t, marks) })
-	c := &check{t: t, global: os.Getenv("BERTH_LEAKCHECK") == globalMode, before: map[string]counts{}}
-	c.kinds = kinds(c.global, directories(marks))
+	c := &check{t: t, kinds: kinds(isolation.Active(), directories(marks)), before: map[string]counts{}}
 	for _, k := range c.kinds {
 		found, err := k.count()
 		if err != nil {
@@ -193,7 +192,7 @@ func (c *check) compare() (string, error) {
 				fmt.Fprintf(&out, "  new in %s: %s\n", k.name, now[id])
 			}
 		}
-		if !k.durable || !c.global {
+		if !k.durable || k.shared {
 			continue
 		}
 		for _, id := range sortedKeys(before) {
@@ -207,7 +206,7 @@ func (c *check) compare() (string, error) {
 
 // ours tells whether the test answers for a thing.
 func (c *check) ours(k kind, id, words string) bool {
-	if !k.shared || c.global {
+	if !k.shared {
 		return true
 	}
 	running.Lock()

@@ -28,7 +28,7 @@ func (r *recorder) Helper()                   {}
 func (r *recorder) Cleanup(f func())          { r.cleanups = append(r.cleanups, f) }
 func (r *recorder) Failed() bool              { return len(r.errors) > 0 || strings.HasSuffix(r.name, "Leak") }
 func (r *recorder) Errorf(f string, a ...any) { r.errors = append(r.errors, fmt.Sprintf(f, a...)) }
-func (r *recorder) Fatalf(f string, a ...any) { r.TB.Fatalf(f, a...) }
+func (r *recorder) Fatalf(f string, a ...any) { panic(fmt.Sprintf(f, a...)) }
 
 func (r *recorder) finish() string {
 	for _, f := range slices.Backward(r.cleanups) {

@@ -34,21 +34,21 @@ var pluginChains = []string{
 const nftTime = 20 * time.Second
 
 // kinds lists what is counted, in the order in which a report reads best.
-func kinds(global bool, dirs []string) []kind {
+func kinds(isolated bool, dirs []string) []kind {
 	all := []kind{{name: kindProcesses, count: countProcesses}}
 	if privilege.Available() { // only root makes these, and lists rules
 		all = append(all,
-			kind{name: "mounts", shared: true, durable: true, count: countMounts},
-			kind{name: "links", shared: true, durable: true, count: countLinks},
-			kind{name: "nftables", shared: true, durable: true, count: countNft},
+			kind{name: "mounts", shared: !isolated, durable: true, count: countMounts},
+			kind{name: "links", shared: !isolated, durable: true, count: countLinks},
+			kind{name: "nftables", shared: !isolated, durable: true, count: countNft},
 			kind{name: "cgroups", shared: true, count: countCgroups})
 	}
 	all = append(all, kind{name: "descriptors", count: countDescriptors}, kind{name: "goroutines", count: countGoroutines})
 	if len(dirs) > 0 {
 		all = append(all, kind{name: "files", durable: true, count: func() (counts, error) { return countFiles(dirs) }})
 	}
-	if global {
-		all = append(all, kind{name: "places for temporary files", shared: true, count: countPlaces})
+	if isolated {
+		all = append(all, kind{name: "places for temporary files", count: countPlaces})
 	}
 	return all
 }
@@ -165,25 +165,16 @@ func builtinChain(words string) bool {
 	return false
 }
 
-// countCgroups lists the directories of all hierarchies, without those in which only strangers run: all processes of
-// a test are its descendants, so such a cgroup is somebody else's.
+// countCgroups lists the directories of all hierarchies.
 func countCgroups() (counts, error) {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup hierarchies: %w", err)
 	}
-	found, err := descendants()
-	if err != nil {
-		return nil, err
-	}
-	own := map[string]bool{}
-	for _, p := range found {
-		own[fmt.Sprint(p.pid)] = true
-	}
 	all := counts{}
 	for _, m := range mounts {
 		if err := walk(m.Mountpoint, func(path string, d fs.DirEntry) {
-			if d.IsDir() && path != m.Mountpoint && !strange(path, own) {
+			if d.IsDir() && path != m.Mountpoint {
 				all[path] = path
 			}
 		}); err != nil {
@@ -191,20 +182,6 @@ func countCgroups() (counts, error) {
 		}
 	}
 	return all, nil
-}
-
-func strange(dir string, own map[string]bool) bool {
-	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-	if err != nil {
-		return false
-	}
-	procs := strings.Fields(string(data))
-	for _, p := range procs {
-		if own[p] {
-			return false
-		}
-	}
-	return len(procs) > 0
 }
 
 // countFiles lists everything beneath dirs.
@@ -220,7 +197,7 @@ func countFiles(dirs []string) (counts, error) {
 	return all, nil
 }
 
-// countPlaces lists what tests and plugins leave in the shared directories of the machine.
+// countPlaces lists what tests and plugins leave outside of the directories of tests.
 func countPlaces() (counts, error) {
 	all := counts{}
 	for _, dir := range []string{os.TempDir(), "/run", "/var/lib", "/run/netns", "/etc/cni/net.d"} {
@@ -233,7 +210,7 @@ func countPlaces() (counts, error) {
 		}
 		for _, e := range entries {
 			path := filepath.Join(dir, e.Name())
-			if !foreignPlace(path) {
+			if !keptForGood(path) {
 				all[path] = path
 			}
 		}
@@ -247,13 +224,13 @@ func countPlaces() (counts, error) {
 	return all, err
 }
 
-// foreignPlace names what other programs make: the go command, and plugins and iptables on their first use.
-func foreignPlace(path string) bool {
+// keptForGood names what CNI plugins, iptables and containerd's shims make on their first use and keep.
+func keptForGood(path string) bool {
 	switch path {
-	case "/run/netns", "/run/xtables.lock", "/var/lib/cni", "/run/cni":
+	case "/run/netns", "/run/xtables.lock", "/var/lib/cni", "/run/cni", "/run/containerd":
 		return true
 	}
-	return strings.HasPrefix(filepath.Base(path), "go-build") || strings.HasPrefix(filepath.Base(path), "go-link")
+	return false
 }
 
 // walk visits a tree that may change under way: what is gone is no error.

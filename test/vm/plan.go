@@ -4,6 +4,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"github.com/berth-runtime/berth/test/isolation"
 )
 
 // testProgram is the name of a package's test binary, in the directory of the package.
@@ -15,7 +17,8 @@ func testStep(name, pkg, pattern string, deadline time.Duration, env ...string) 
 	return Step{
 		Name: name, Dir: dir, Deadline: deadline,
 		Argv: []string{path.Join(dir, testProgram), "-test.v", "-test.timeout=0", "-test.run=" + pattern},
-		Env:  append([]string{"BERTH_BIN=" + binDir}, env...),
+		// The machine exists for these tests, and systemd starts some of their processes.
+		Env: append([]string{"BERTH_BIN=" + binDir, isolation.Variable + "=" + isolation.Machine}, env...),
 	}
 }
 
