@@ -125,6 +125,16 @@ func (h *Host) Exists(path string) bool {
 	return false
 }
 
+// Complete reports whether the cgroup exists in every hierarchy that [Host.Create] makes it in.
+func (h *Host) Complete(path string) bool {
+	for _, root := range h.roots() {
+		if _, err := os.Lstat(join(root, path)); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // dirs returns the directories of the cgroup at path, one per hierarchy.
 func (h *Host) dirs(path string) []string {
 	var dirs []string

@@ -210,7 +210,8 @@ func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, from 
 		return nil, err
 	}
 	rec.From = from
-	c := e.adoptContainer(s, rec, machine.State{Uses: containerUses(&rec)})
+	c := e.adoptContainer(s, rec, machine.State{})
+	c.state.Uses = containerSteps.usedBy(c)
 	c.fresh = true
 	return c, nil
 }
@@ -222,7 +223,7 @@ func (e *Engine) adoptContainer(s *sandbox, rec containerRecord, state machine.S
 	if rec.Exit != nil {
 		close(c.exited)
 	}
-	c.object = object{kind: containerKind, what: c, owner: &e.drivers, state: state, log: s.log.With(
+	c.object = object{kind: containerSteps.Kind, what: c, owner: &e.drivers, state: state, log: s.log.With(
 		slog.String("container", rec.Config.M.GetMetadata().GetName()), slog.String("container_id", rec.ID))}
 	return c
 }

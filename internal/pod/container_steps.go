@@ -20,18 +20,6 @@ import (
 	"github.com/berth-runtime/berth/internal/spec"
 )
 
-// The steps of a container, in the order of doing.
-const (
-	stepSnapshot = iota
-	stepRootfs
-	stepCheckpoint
-	stepVolumes
-	stepIDMap
-	stepBundle
-	stepNRI
-	stepProcess
-)
-
 // The levels of a container. One that has exited is at the level created
 // again; that it ran is in its record. Of one that a reboot has taken the
 // record remains, with its exit, until it is removed.
@@ -42,127 +30,140 @@ const (
 	containerRunning
 )
 
-var allContainerSteps = machine.Steps(stepSnapshot, stepRootfs, stepCheckpoint, stepVolumes, stepIDMap, stepBundle, stepNRI, stepProcess)
+// containerSteps is the step table of containers, in the order of doing.
+var containerSteps stepTable[*container]
 
-var containerKind = &machine.Kind{
-	Name:  "container",
-	Steps: []string{"snapshot", "rootfs", "checkpoint", "volumes", "idmap", "bundle", "nri", "process"},
-	Adopt: machine.Steps(stepProcess),
-	Levels: []machine.LevelSpec{
+func init() { // its functions refer to it
+	containerSteps = newStepTable("container", []machine.Level{
 		{Name: "gone"},
-		{Name: "lost", Steps: machine.Steps(stepNRI)},
-		{Name: "created", Steps: machine.Steps(stepSnapshot, stepRootfs, stepCheckpoint, stepVolumes, stepIDMap, stepBundle, stepNRI), Fallback: containerGone, Lost: containerLost},
-		{Name: "running", Steps: allContainerSteps, Fallback: containerCreated, Lost: containerCreated},
-	},
+		{Name: "lost"},
+		{Name: "created", Fallback: containerGone, Lost: containerLost},
+		{Name: "running", Fallback: containerCreated, Lost: containerCreated},
+	}, []step[*container]{
+		{
+			name: "snapshot", from: containerCreated,
+			do: (*container).prepareRootfs, undo: (*container).removeSnapshot,
+		},
+		{
+			name: "rootfs", from: containerCreated,
+			do: (*container).mountRootfs, undo: (*container).removeRootfs, probe: (*container).probeRootfs,
+		},
+		{
+			name: "checkpoint", from: containerCreated, uses: func(c *container) bool { return c.rec.From != "" },
+			do: (*container).unpack, undo: (*container).removeUnpacked, probe: (*container).probeUnpacked,
+		},
+		{
+			name: volumesStep, from: containerCreated, uses: func(c *container) bool { return len(c.rec.Volumes) > 0 },
+			do: (*container).mountVolumes, undo: (*container).unmountVolumes, probe: (*container).probeVolumes,
+		},
+		{
+			name: "idmap", from: containerCreated, uses: (*container).hasMapped,
+			do: (*container).mapMounts, undo: (*container).unmapMounts, probe: (*container).probeMapped,
+		},
+		{
+			name: "bundle", from: containerCreated,
+			do: (*container).makeBundle, undo: (*container).removeBundle, probe: (*container).probeBundle,
+		},
+		{
+			name: containerPluginsStep, from: containerLost, late: true,
+			do: (*container).askPlugins, undo: (*container).tellRemoved,
+		},
+		{
+			name: processStep, from: containerRunning,
+			do: (*container).start, undo: (*container).endProcess, probe: (*container).probeProcess, adopt: (*container).adoptProcess,
+		},
+	})
 }
 
-// stepDeadline bounds every step that does not say otherwise.
-const stepDeadline = 2 * time.Minute
+// Steps of a container that other code asks for.
+const (
+	volumesStep          = "volumes"
+	containerPluginsStep = "nri"
+	processStep          = "process"
+)
 
-func (c *container) deadline(int) time.Duration { return stepDeadline }
+func (c *container) do(ctx context.Context, step int) error { return containerSteps.do(ctx, c, step) }
+
+func (c *container) undo(ctx context.Context, step int) error {
+	return containerSteps.undo(ctx, c, step)
+}
+
+func (c *container) probe(step int) error { return containerSteps.probe(c, step) }
+
+func (c *container) deadline(step int) time.Duration { return containerSteps.deadline(c, step) }
 
 func (e *Engine) bundleDir(id string) string { return filepath.Join(e.opts.State, "containers", id) }
 
 func (e *Engine) rootfsDir(id string) string { return filepath.Join(e.bundleDir(id), "rootfs") }
 
-func (c *container) do(ctx context.Context, step int) error {
-	e, id := c.engine, c.rec.ID
-	switch step {
-	case stepSnapshot:
-		return e.opts.Images.PrepareRootfs(ctx, id, c.rec.ImageID)
-	case stepRootfs:
-		if err := e.makeRootfsDir(id, rootOf(c.sandbox.rec.Config.M)); err != nil {
-			return err
-		}
-		if label := c.rec.Labels.Mount; label != "" {
-			if err := e.opts.Images.LabelRootfs(id, label); err != nil {
-				return err
-			}
-		}
-		return e.opts.Images.MountRootfs(ctx, id, e.rootfsDir(id), false, c.sandbox.mapping())
-	case stepCheckpoint:
-		return c.unpack(ctx)
-	case stepVolumes:
-		return c.mountVolumes(ctx)
-	case stepIDMap:
-		if err := c.createHostPaths(c.rec.Config.M.GetMounts()); err != nil {
-			return err
-		}
-		return errors.Join(c.mapMounts(), c.bindDeclared(ctx))
-	case stepBundle:
-		if err := c.createHostPaths(c.rec.Config.M.GetMounts()); err != nil {
-			return err
-		}
-		return c.writeBundle(ctx, c.rec.Config.M)
-	case stepNRI:
-		return c.askPlugins(ctx)
-	case stepProcess:
-		return c.start(ctx)
-	}
-	return fmt.Errorf("container has no step %d", step)
+func (c *container) prepareRootfs(ctx context.Context) error {
+	return c.engine.opts.Images.PrepareRootfs(ctx, c.rec.ID, c.rec.ImageID)
 }
 
-func (c *container) undo(ctx context.Context, step int) error {
+func (c *container) removeSnapshot(ctx context.Context) error {
+	return c.engine.opts.Images.RemoveRootfs(ctx, c.rec.ID)
+}
+
+func (c *container) mountRootfs(ctx context.Context) error {
 	e, id := c.engine, c.rec.ID
-	switch step {
-	case stepSnapshot:
-		return e.opts.Images.RemoveRootfs(ctx, id)
-	case stepRootfs:
-		return e.removeRootfs(ctx, id)
-	case stepCheckpoint:
-		return os.RemoveAll(string(e.checkpointDir(id)))
-	case stepVolumes:
-		return c.unmountVolumes(ctx)
-	case stepIDMap:
-		return e.unmapMounts(ctx, id)
-	case stepBundle:
-		c.bundling.Lock()
-		defer c.bundling.Unlock()
-		return e.removeSpec(id)
-	case stepNRI:
-		c.tellRemoved(ctx)
-		return nil
-	case stepProcess:
-		if err := c.endProcess(ctx); err != nil {
+	if err := e.makeRootfsDir(id, rootOf(c.sandbox.rec.Config.M)); err != nil {
+		return err
+	}
+	if label := c.rec.Labels.Mount; label != "" {
+		if err := e.opts.Images.LabelRootfs(id, label); err != nil {
 			return err
 		}
-		c.tellStopped(ctx)
-		return nil
 	}
-	return fmt.Errorf("container has no step %d", step)
+	return e.opts.Images.MountRootfs(ctx, id, e.rootfsDir(id), false, c.sandbox.mapping())
 }
 
-// probe looks whether a step survived what stopped the daemon. Without its
-// files a container has ended, also one that never ran.
-func (c *container) probe(_ context.Context, step int) error {
-	err := c.look(step)
-	if _, known := c.engine.supervised[c.rec.ID]; err != nil && step != stepProcess && !known {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.noteExitLocked(exitUnknown(err.Error()), time.Now())
-	}
-	return err
+func (c *container) removeRootfs(ctx context.Context) error {
+	return c.engine.removeRootfs(ctx, c.rec.ID)
 }
 
-func (c *container) look(step int) error {
-	e, id := c.engine, c.rec.ID
-	switch step {
-	case stepRootfs:
-		if _, err := os.Stat(e.rootfsDir(id)); err != nil {
-			return errors.New("its root file system is not mounted any more, as after a reboot of the node")
-		}
-	case stepCheckpoint:
-		return c.probeUnpacked()
-	case stepVolumes:
-		return c.probeVolumes()
-	case stepIDMap:
-		return c.probeMapped()
-	case stepBundle:
-		if _, err := os.Stat(filepath.Join(e.bundleDir(id), "config.json")); err != nil {
-			return errors.New("its bundle is gone, as after a reboot of the node")
-		}
-	case stepProcess:
-		return c.adoptProcess()
+func (c *container) probeRootfs() error {
+	if _, err := os.Stat(c.engine.rootfsDir(c.rec.ID)); err != nil {
+		return errors.New("its root file system is not mounted any more, as after a reboot of the node")
+	}
+	return nil
+}
+
+func (c *container) removeUnpacked(context.Context) error {
+	return os.RemoveAll(string(c.engine.checkpointDir(c.rec.ID)))
+}
+
+// hasMapped reports whether the container has idmapped mounts, or volumes that its image declares.
+func (c *container) hasMapped() bool {
+	return usesIDMap(c.rec.Config.M) || len(c.rec.Declared.bound()) > 0
+}
+
+func (c *container) mapMounts(ctx context.Context) error {
+	if err := c.createHostPaths(c.rec.Config.M.GetMounts()); err != nil {
+		return err
+	}
+	return errors.Join(c.idmapMounts(), c.bindDeclared(ctx))
+}
+
+func (c *container) unmapMounts(ctx context.Context) error {
+	return c.engine.unmapMounts(ctx, c.rec.ID)
+}
+
+func (c *container) makeBundle(ctx context.Context) error {
+	if err := c.createHostPaths(c.rec.Config.M.GetMounts()); err != nil {
+		return err
+	}
+	return c.writeBundle(ctx, c.rec.Config.M)
+}
+
+func (c *container) removeBundle(context.Context) error {
+	c.bundling.Lock()
+	defer c.bundling.Unlock()
+	return c.engine.removeSpec(c.rec.ID)
+}
+
+func (c *container) probeBundle() error {
+	if _, err := os.Stat(filepath.Join(c.engine.bundleDir(c.rec.ID), "config.json")); err != nil {
+		return errors.New("its bundle is gone, as after a reboot of the node")
 	}
 	return nil
 }
@@ -324,9 +325,17 @@ func (c *container) startProcess(ctx context.Context) error {
 	return nil
 }
 
-// endProcess kills whatever of the container lives, waits for its exit code
-// and has the OCI runtime clean up.
+// endProcess kills every process of the container, has the OCI runtime clean up and tells plugins.
 func (c *container) endProcess(ctx context.Context) error {
+	if err := c.killAndDelete(ctx); err != nil {
+		return err
+	}
+	return c.tellStopped(ctx)
+}
+
+// killAndDelete kills every process of the container, waits for its exit code and has the OCI runtime
+// clean up.
+func (c *container) killAndDelete(ctx context.Context) error {
 	e, id := c.engine, c.rec.ID
 	if !c.hasExited() {
 		if err := c.kill(ctx); err != nil {

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/berth-runtime/berth/internal/pod/machine"
 	"github.com/berth-runtime/berth/internal/selinux"
 	"github.com/berth-runtime/berth/internal/spec"
 )
@@ -20,7 +19,7 @@ const passwdName = "passwd"
 
 // applyDefaults decides what a new pod gets that its request leaves open. The record keeps it: a restart with another
 // configuration changes no pod.
-func (e *Engine) applyDefaults(rec *sandboxRecord, uses machine.Set) {
+func (e *Engine) applyDefaults(rec *sandboxRecord) {
 	d := e.opts.Defaults
 	rec.Defaults = map[string]string{}
 	var added map[string]string
@@ -31,7 +30,7 @@ func (e *Engine) applyDefaults(rec *sandboxRecord, uses machine.Set) {
 		}
 		rec.Defaults["sysctls"] = strings.Join(texts, ", ")
 	}
-	if uses.Has(stepShm) {
+	if rec.hasIPC() {
 		rec.ShmBytes = d.ShmBytes
 		rec.Defaults["shm_size"] = strconv.FormatInt(d.ShmBytes, 10)
 	}

@@ -32,7 +32,10 @@ var errStopped = fmt.Errorf("another request stopped it meanwhile: %w", errdefs.
 type performer interface {
 	do(ctx context.Context, step int) error
 	undo(ctx context.Context, step int) error
-	probe(ctx context.Context, step int) error
+	// probe looks whether a step survived what ended the previous daemon.
+	probe(step int) error
+	// lost records what it means that a probe did not find a step, which is not done again.
+	lost(step string, err error)
 	// save writes the record down as it is now; forget removes it.
 	save() error
 	forget() error
@@ -218,11 +221,11 @@ func (o *object) begin(base context.Context, e machine.Effect) (context.Context,
 	ctx, cancel := context.WithTimeout(base, limit)
 	switch e.Kind {
 	case machine.Do:
-		o.stage, o.since, o.cancel = o.kind.Steps[e.Step], time.Now(), cancel
+		o.stage, o.since, o.cancel = o.kind.Steps[e.Step].Name, time.Now(), cancel
 	case machine.Undo:
-		o.stage, o.since = "undo "+o.kind.Steps[e.Step], time.Now()
+		o.stage, o.since = "undo "+o.kind.Steps[e.Step].Name, time.Now()
 	case machine.Probe:
-		o.stage, o.since = "probe "+o.kind.Steps[e.Step], time.Now()
+		o.stage, o.since = "probe "+o.kind.Steps[e.Step].Name, time.Now()
 	default:
 		return ctx, cancel
 	}
@@ -273,7 +276,10 @@ func (o *object) carryOut(ctx context.Context, e machine.Effect) machine.Event {
 		return machine.Event{Kind: machine.DidUndo, Err: o.wrap(e, err)}
 	}
 	if err == nil {
-		err = o.what.probe(ctx, e.Step)
+		err = o.what.probe(e.Step)
+	}
+	if err != nil && !o.kind.Steps[e.Step].Again {
+		o.what.lost(o.kind.Steps[e.Step].Name, err)
 	}
 	return machine.Event{Kind: machine.Probed, Err: o.wrap(e, err)}
 }
@@ -284,7 +290,7 @@ func (o *object) name(e machine.Effect) string {
 		return "save"
 	}
 	verb := map[machine.EffectKind]string{machine.Do: "do", machine.Undo: "undo", machine.Probe: "probe"}[e.Kind]
-	return verb + " " + o.kind.Steps[e.Step]
+	return verb + " " + o.kind.Steps[e.Step].Name
 }
 
 func (o *object) report(e machine.Effect, err error, took time.Duration) {

@@ -146,20 +146,37 @@ func (s *sandbox) holder() string {
 	return "process that held the pod's PID namespace"
 }
 
-// adoptProcess looks for the process after a restart of the daemon. One that
-// was being started then has started; one that ended is reported as an exit.
-func (c *container) adoptProcess() error {
-	known, ok := c.engine.supervised[c.rec.ID]
-	if !ok {
+// probeProcess looks for the process after a restart of the daemon. One that has ended is there: its
+// end is reported as an exit.
+func (c *container) probeProcess() error {
+	if _, ok := c.engine.supervised[c.rec.ID]; !ok {
 		return errors.New("the supervisor does not know its process, as after a reboot of the node")
 	}
+	return nil
+}
+
+// adoptProcess records a process that was being started when the daemon was killed, and has started.
+func (c *container) adoptProcess() {
+	known := c.engine.supervised[c.rec.ID]
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.rec.StartedAt.IsZero() {
 		c.rec.StartedAt, c.rec.PID = known.Started, known.PID
 	}
-	return nil
 }
+
+// lost: without its files a container has ended, also one that never ran. The end of a process that
+// the supervisor has is reported by it.
+func (c *container) lost(step string, err error) {
+	if _, supervised := c.engine.supervised[c.rec.ID]; supervised || step == processStep {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.noteExitLocked(exitUnknown(err.Error()), time.Now())
+}
+
+func (s *sandbox) lost(string, error) {} // settled records the reason
 
 // settled notes that the container has reached a level, and tells who listens.
 func (c *container) settled(e machine.Effect) {

@@ -122,10 +122,11 @@ func (s *sandbox) setKnown(known bool) {
 }
 
 // tellStopped tells plugins that no process of the pod lives.
-func (s *sandbox) tellStopped(ctx context.Context) {
+func (s *sandbox) tellStopped(ctx context.Context) error {
 	if s.isKnown() {
 		s.engine.opts.Plugins.StopPod(ctx, s.subject())
 	}
+	return nil
 }
 
 // tellRemoved tells plugins that nothing of the pod is left.
@@ -248,15 +249,17 @@ func (c *container) start(ctx context.Context) error {
 
 // tellStopped tells plugins that no process of the container lives. One that
 // never began to start has not stopped.
-func (c *container) tellStopped(ctx context.Context) {
+func (c *container) tellStopped(ctx context.Context) error {
 	if c.isKnown() && c.hasExited() {
 		c.engine.opts.Plugins.StopContainer(ctx, c.subject())
 	}
+	return nil
 }
 
 // tellRemoved tells plugins that the container goes.
-func (c *container) tellRemoved(ctx context.Context) {
+func (c *container) tellRemoved(ctx context.Context) error {
 	if c.isKnown() {
 		c.engine.opts.Plugins.RemoveContainer(ctx, c.subject(), func() { c.setKnown(false) })
 	}
+	return nil
 }

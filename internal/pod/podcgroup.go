@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -60,6 +61,19 @@ func (s *sandbox) makeCgroup(ctx context.Context) error {
 		return nil
 	}
 	return systemd.Start(ctx, filepath.Base(path))
+}
+
+// probeCgroup looks whether the pod's cgroup is there. A reboot takes it; it is made again for a pod
+// that needs nothing else of which that is true.
+func (s *sandbox) probeCgroup() error {
+	there := s.engine.opts.Cgroups.Exists // systemd removes and adds controllers by itself
+	if s.engine.opts.CgroupDriver == cgroup.Cgroupfs {
+		there = s.engine.opts.Cgroups.Complete
+	}
+	if !there(s.rec.CgroupParent) {
+		return errors.New("the cgroup is gone, as after a reboot of the node")
+	}
+	return nil
 }
 
 // removeCgroup removes the pod's cgroup if it was not there before the pod.

@@ -148,8 +148,8 @@ func (s *sandbox) save() error {
 	}
 	s.mu.Lock()
 	rec := s.rec
-	rec.Listed = rec.Listed || s.state.Goal == sandboxReady && sandboxKind.Complete(s.state)
-	rec.Machine = sandboxKind.Save(s.state)
+	rec.Listed = rec.Listed || s.state.Goal == sandboxReady && sandboxSteps.Complete(s.state)
+	rec.Machine = sandboxSteps.Save(s.state)
 	s.mu.Unlock()
 	if err := s.engine.store.Write(s.engine.store.SandboxFile(rec.ID), rec); err != nil {
 		return err
@@ -186,8 +186,8 @@ func (c *container) save() error {
 	}
 	c.mu.Lock()
 	rec := c.rec
-	rec.Listed = rec.Listed || c.state.Goal == containerCreated && containerKind.Complete(c.state)
-	rec.Machine = containerKind.Save(c.state)
+	rec.Listed = rec.Listed || c.state.Goal == containerCreated && containerSteps.Complete(c.state)
+	rec.Machine = containerSteps.Save(c.state)
 	c.mu.Unlock()
 	if err := c.engine.store.Write(c.engine.store.ContainerFile(rec.SandboxID, rec.ID), rec); err != nil {
 		return err

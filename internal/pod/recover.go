@@ -85,7 +85,7 @@ func (e *Engine) recoverSandbox(id string) ([]*object, error) {
 	var state machine.State
 	err := e.store.Read(e.store.SandboxFile(id), &rec)
 	if err == nil {
-		state, err = sandboxKind.Load(rec.Machine)
+		state, err = sandboxSteps.Load(rec.Machine)
 	}
 	if err == nil && rec.ID != id {
 		err = fmt.Errorf("%w: it is of sandbox %q", store.ErrDamaged, rec.ID)
@@ -99,13 +99,12 @@ func (e *Engine) recoverSandbox(id string) ([]*object, error) {
 	}
 	s := e.adoptSandbox(rec, state)
 	s.skipTold()
-	s.state = sandboxKind.Adapt(s.state, stepNRIPod)
 	if err := selinux.Reserve(rec.Labels); err != nil {
 		s.log.Error("reserve the SELinux level of the pod", "error", err)
 	}
 	s.claimed, s.stopping = true, err != nil
 	s.logged.Append(rec.Warnings...)
-	s.known = rec.Listed || s.state.Marks[stepNRIPod] != machine.Absent
+	s.known = rec.Listed || sandboxSteps.Present(s.state, pluginsStep)
 	e.mu.Lock()
 	e.sandboxes.add(s)
 	e.names[sandboxName(rec.Config.M.GetMetadata())] = s
@@ -159,8 +158,7 @@ func (e *Engine) damagedSandbox(id string, why error) (sandboxRecord, machine.St
 		rec.Namespaces = paths
 	}
 	rec.NetNS = e.netPin(id)
-	uses := machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork, stepContainer, stepNRIPod)
-	return rec, sandboxKind.Whole(uses)
+	return rec, sandboxSteps.Whole()
 }
 
 // recoverContainer lists a container again; intact tells whether its record is. An error wraps [store.ErrNewer].
@@ -170,7 +168,7 @@ func (e *Engine) recoverContainer(s *sandbox, id string) (_ *container, intact b
 	file := e.store.ContainerFile(s.rec.ID, id)
 	err := e.store.Read(file, &rec)
 	if err == nil {
-		state, err = containerKind.Load(rec.Machine)
+		state, err = containerSteps.Load(rec.Machine)
 	}
 	if err == nil && (rec.ID != id || rec.SandboxID != s.rec.ID) {
 		err = fmt.Errorf("%w: it is of container %q in sandbox %q", store.ErrDamaged, rec.ID, rec.SandboxID)
@@ -186,9 +184,8 @@ func (e *Engine) recoverContainer(s *sandbox, id string) (_ *container, intact b
 		c.log.Error("reserve SELinux level", "error", err)
 	}
 	s.logged.Append(rec.Warnings...)
-	c.state = containerKind.Adapt(c.state, stepNRI)
-	c.claimed, c.known = true, c.state.Marks[stepNRI] != machine.Absent
-	if state.Marks[stepVolumes] != machine.Absent {
+	c.claimed, c.known = true, containerSteps.Present(c.state, containerPluginsStep)
+	if containerSteps.Present(state, volumesStep) {
 		c.claimVolumes()
 	}
 	e.mu.Lock()
@@ -215,7 +212,7 @@ func (e *Engine) damagedContainer(s *sandbox, id string, why error) (containerRe
 	rec.Config.M = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "unreadable-" + id[:shortID]}}
 	rec.CgroupPath = filepath.Join(s.rec.CgroupParent, id)
 	rec.CreatedAt = s.rec.CreatedAt
-	return rec, containerKind.Whole(allContainerSteps)
+	return rec, containerSteps.Whole()
 }
 
 // orphans are things on this host that no record tells of.
@@ -325,7 +322,7 @@ func (e *Engine) collectNetwork(ctx context.Context, going string) error {
 	live := map[string]bool{}
 	for _, s := range e.allSandboxes() {
 		s.mu.Lock()
-		live[s.rec.ID] = s.rec.ID != going && s.state.Marks[stepNetwork] != machine.Absent
+		live[s.rec.ID] = s.rec.ID != going && sandboxSteps.Present(s.state, networkStep)
 		s.mu.Unlock()
 	}
 	return e.opts.Network.Collect(ctx, live)

@@ -189,12 +189,11 @@ func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string, co
 	rec := sandboxRecord{ID: store.NewID(), Handler: handler, CreatedAt: time.Now()}
 	rec.Config.M = proto.CloneOf(cfg)
 	rec.Overhead.M, rec.Resources.M = rec.Config.M.GetLinux().GetOverhead(), rec.Config.M.GetLinux().GetResources()
-	uses := sandboxUses(cfg, container)
-	e.applyDefaults(&rec, uses)
+	e.applyDefaults(&rec)
 	if err := e.placeCgroup(&rec); err != nil {
 		return nil, err
 	}
-	if uses.Has(stepNetwork) {
+	if namespaceOptions(cfg).GetNetwork() == runtimeapi.NamespaceMode_POD {
 		if _, err := bandwidthOf(cfg.GetAnnotations()); err != nil {
 			return nil, err
 		}
@@ -212,14 +211,17 @@ func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string, co
 	if rec.Labels, err = e.podLabels(cfg); err != nil {
 		return nil, err
 	}
-	return e.adoptSandbox(rec, machine.State{Uses: uses}), nil
+	s := e.adoptSandbox(rec, machine.State{})
+	s.hasContainer = container
+	s.state.Uses = sandboxSteps.usedBy(s)
+	return s, nil
 }
 
 // adoptSandbox makes the object for a record.
 func (e *Engine) adoptSandbox(rec sandboxRecord, state machine.State) *sandbox {
-	s := &sandbox{engine: e, rec: rec, hasContainer: state.Uses.Has(stepContainer), containers: map[string]*container{}}
+	s := &sandbox{engine: e, rec: rec, hasContainer: state.Uses&sandboxSteps.Set("container") != 0, containers: map[string]*container{}}
 	m := rec.Config.M.GetMetadata()
-	s.object = object{kind: sandboxKind, what: s, owner: &e.drivers, state: state, log: e.opts.Log.With(
+	s.object = object{kind: sandboxSteps.Kind, what: s, owner: &e.drivers, state: state, log: e.opts.Log.With(
 		slog.String("pod", m.GetNamespace()+"/"+m.GetName()), slog.String("uid", m.GetUid()), slog.String("sandbox", rec.ID))}
 	return s
 }

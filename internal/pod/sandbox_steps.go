@@ -21,18 +21,6 @@ import (
 	"github.com/berth-runtime/berth/internal/spec"
 )
 
-// The steps of a sandbox, in the order of doing.
-const (
-	stepFiles = iota
-	stepCgroup
-	stepNamespaces
-	stepShm
-	stepInfra
-	stepNetwork
-	stepContainer
-	stepNRIPod
-)
-
 // The levels of a sandbox.
 const (
 	sandboxGone = iota
@@ -40,15 +28,55 @@ const (
 	sandboxReady
 )
 
-var sandboxKind = &machine.Kind{
-	Name:  "sandbox",
-	Steps: []string{"files", "cgroup", "namespaces", "shm", "infra", "network", "container", "nri-pod"},
-	Levels: []machine.LevelSpec{
+// sandboxSteps is the step table of sandboxes, in the order of doing.
+var sandboxSteps stepTable[*sandbox]
+
+func init() { // its functions refer to it
+	sandboxSteps = newStepTable("sandbox", []machine.Level{
 		{Name: "gone"},
-		{Name: "stopped", Steps: machine.Steps(stepFiles), Fallback: sandboxGone},
-		{Name: "ready", Steps: machine.Steps(stepFiles, stepCgroup, stepNamespaces, stepShm, stepInfra, stepNetwork, stepContainer, stepNRIPod), Fallback: sandboxGone, Lost: sandboxStopped},
-	},
+		{Name: "stopped", Fallback: sandboxGone}, // also where a sandbox stays after a probe has found a step missing
+		{Name: "ready", Fallback: sandboxGone, Lost: sandboxStopped},
+	}, []step[*sandbox]{
+		{
+			name: "files", from: sandboxStopped,
+			do: (*sandbox).makeFiles, undo: (*sandbox).removeFiles, probe: (*sandbox).probeFiles,
+		},
+		{
+			name: "cgroup", from: sandboxReady,
+			do: (*sandbox).makeCgroup, undo: (*sandbox).removeCgroup, probe: (*sandbox).probeCgroup, again: true,
+		},
+		{
+			name: "namespaces", from: sandboxReady, uses: (*sandbox).hasNamespaces,
+			do: (*sandbox).makeNamespaces, undo: (*sandbox).removeNamespaces, probe: (*sandbox).probeNamespaces,
+		},
+		{
+			name: "shm", from: sandboxReady, uses: (*sandbox).hasIPC,
+			do: (*sandbox).mountShm, undo: (*sandbox).unmountShm, probe: (*sandbox).probeShm,
+		},
+		{
+			name: "infra", from: sandboxReady, uses: (*sandbox).hasInfra,
+			do: (*sandbox).startInfra, undo: (*sandbox).endInfra, probe: (*sandbox).probeInit,
+		},
+		{ // It lives in the network namespace, which the step namespaces probes.
+			name: networkStep, from: sandboxReady, uses: (*sandbox).hasNetwork,
+			do: (*sandbox).attachNetwork, undo: (*sandbox).detachNetwork, deadline: (*sandbox).networkDeadline,
+		},
+		{ // A sandbox container is PID 1 of the pod's PID namespace, too.
+			name: "container", from: sandboxReady, uses: func(s *sandbox) bool { return s.hasContainer },
+			do: (*sandbox).startContainer, undo: (*sandbox).endContainer, probe: (*sandbox).probeInit,
+		},
+		{
+			name: pluginsStep, from: sandboxReady, late: true,
+			do: (*sandbox).tellStarted, undo: (*sandbox).tellStopped,
+		},
+	})
 }
+
+// networkStep and pluginsStep are the steps of a sandbox that other code asks for.
+const (
+	networkStep = "network"
+	pluginsStep = "nri-pod"
+)
 
 // shmBytes is the size of a pod's /dev/shm unless configured, which other runtimes give too.
 const shmBytes = 64 << 20
@@ -58,114 +86,101 @@ func namespaceOptions(cfg *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOpt
 	return cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
 }
 
-// sandboxUses tells which steps a sandbox has at all, with a container that stands
-// for the pod or without: one is PID 1 of the pod's PID namespace, too. After a level was lost
-// to a probe, sandboxStopped is where it stays.
-func sandboxUses(cfg *runtimeapi.PodSandboxConfig, container bool) machine.Set {
-	o := namespaceOptions(cfg)
-	uses := machine.Steps(stepFiles, stepCgroup, stepNRIPod)
-	if o.GetNetwork() == runtimeapi.NamespaceMode_POD {
-		uses |= machine.Steps(stepNamespaces, stepNetwork)
-	}
-	if o.GetIpc() == runtimeapi.NamespaceMode_POD {
-		uses |= machine.Steps(stepNamespaces, stepShm)
-	}
-	if container {
-		uses |= machine.Steps(stepContainer)
-	} else if o.GetPid() == runtimeapi.NamespaceMode_POD {
-		uses |= machine.Steps(stepInfra)
-	}
-	if _, _, ok := spec.UserNamespace(cfg); ok {
-		uses |= machine.Steps(stepNamespaces)
-	}
-	return uses
+// hasNetwork reports whether the pod has a network of its own, not the node's.
+func (s *sandbox) hasNetwork() bool {
+	return namespaceOptions(s.rec.Config.M).GetNetwork() == runtimeapi.NamespaceMode_POD
 }
 
-func (s *sandbox) deadline(step int) time.Duration {
-	if step == stepNetwork {
-		return s.engine.opts.NetworkDeadline
-	}
-	return stepDeadline
+// hasIPC reports whether the pod has an IPC namespace and a /dev/shm of its own.
+func (s *sandbox) hasIPC() bool { return s.rec.hasIPC() }
+
+func (r *sandboxRecord) hasIPC() bool {
+	return namespaceOptions(r.Config.M).GetIpc() == runtimeapi.NamespaceMode_POD
 }
 
-func (s *sandbox) do(ctx context.Context, step int) error {
-	switch step {
-	case stepFiles:
-		if err := s.engine.writeFiles(&s.rec); err != nil {
-			return err
-		}
-		return labelFiles(s.engine.store.FilesDir(s.rec.ID), s.rec.Labels.Mount)
-	case stepCgroup:
-		return s.makeCgroup(ctx)
-	case stepNamespaces:
-		return s.makeNamespaces(ctx)
-	case stepShm:
-		return mountShm(s.engine.shmDir(s.rec.ID), cmp.Or(s.rec.ShmBytes, shmBytes), rootOf(s.rec.Config.M), s.rec.Labels.Mount)
-	case stepInfra:
-		return s.startInfra(ctx)
-	case stepNetwork:
-		return s.attachNetwork(ctx)
-	case stepContainer:
-		return s.startContainer(ctx)
-	case stepNRIPod:
-		return s.engine.opts.Plugins.RunPod(ctx, s.subject(), func() { s.setKnown(true) })
-	}
-	return fmt.Errorf("sandbox has no step %d", step)
+// hasNamespaces reports whether the pod has a namespace that exists without a process.
+func (s *sandbox) hasNamespaces() bool {
+	_, _, user := spec.UserNamespace(s.rec.Config.M)
+	return s.hasNetwork() || s.hasIPC() || user
 }
 
-func (s *sandbox) undo(ctx context.Context, step int) error {
-	e := s.engine
-	switch step {
-	case stepFiles:
-		return os.RemoveAll(e.store.FilesDir(s.rec.ID))
-	case stepCgroup:
-		return s.removeCgroup(ctx)
-	case stepNamespaces:
-		return e.removeNamespaces(ctx, s.rec.ID, s.rec.NetNS)
-	case stepShm:
-		return unmountShm(e.shmDir(s.rec.ID))
-	case stepInfra:
-		return s.endInfra(ctx)
-	case stepNetwork:
-		if s.rec.Network == nil { // its record was lost, and the plan with it
-			return e.collectNetwork(ctx, s.rec.ID)
-		}
-		return e.opts.Network.Detach(ctx, e.networkPod(&s.rec), *s.rec.Network)
-	case stepContainer:
-		return s.endContainer(ctx)
-	case stepNRIPod:
-		s.tellStopped(ctx)
-		return nil
-	}
-	return fmt.Errorf("sandbox has no step %d", step)
+// hasInfra reports whether the pod needs an infra process: its containers share a PID namespace and no
+// sandbox container is PID 1 of that.
+func (s *sandbox) hasInfra() bool {
+	return !s.hasContainer && namespaceOptions(s.rec.Config.M).GetPid() == runtimeapi.NamespaceMode_POD
 }
 
-// probe looks whether a step survived what stopped the daemon: a reboot takes
-// everything but files on disk with it.
-func (s *sandbox) probe(ctx context.Context, step int) error {
-	e := s.engine
-	switch step {
-	case stepFiles:
-		_, err := os.Stat(e.store.FilesDir(s.rec.ID))
+func (s *sandbox) do(ctx context.Context, step int) error { return sandboxSteps.do(ctx, s, step) }
+
+func (s *sandbox) undo(ctx context.Context, step int) error { return sandboxSteps.undo(ctx, s, step) }
+
+func (s *sandbox) probe(step int) error { return sandboxSteps.probe(s, step) }
+
+func (s *sandbox) deadline(step int) time.Duration { return sandboxSteps.deadline(s, step) }
+
+func (s *sandbox) makeFiles(context.Context) error {
+	if err := s.engine.writeFiles(&s.rec); err != nil {
 		return err
-	case stepCgroup:
-		return s.makeCgroup(ctx)
-	case stepNamespaces:
-		if _, ok := namespace.Probe(e.namespaceDir(s.rec.ID)); !ok {
-			return errors.New("the namespaces are gone, as after a reboot of the node")
-		}
-	case stepShm:
-		if !isShm(e.shmDir(s.rec.ID)) {
-			return errors.New("/dev/shm of the pod is gone, as after a reboot of the node")
-		}
-	case stepInfra, stepContainer:
-		if _, ok := e.supervised[s.rec.ID]; !ok { // one that has ended is reported as an exit
-			return fmt.Errorf("the %s is gone, as after a reboot of the node", s.holder())
-		}
-	case stepNetwork:
-		// It lives in the network namespace, which stepNamespaces probes.
+	}
+	return labelFiles(s.engine.store.FilesDir(s.rec.ID), s.rec.Labels.Mount)
+}
+
+func (s *sandbox) removeFiles(context.Context) error {
+	return os.RemoveAll(s.engine.store.FilesDir(s.rec.ID))
+}
+
+// probeFiles: files on disk are all that survives a reboot.
+func (s *sandbox) probeFiles() error {
+	_, err := os.Stat(s.engine.store.FilesDir(s.rec.ID))
+	return err
+}
+
+func (s *sandbox) removeNamespaces(ctx context.Context) error {
+	return s.engine.removeNamespaces(ctx, s.rec.ID, s.rec.NetNS)
+}
+
+func (s *sandbox) probeNamespaces() error {
+	if _, ok := namespace.Probe(s.engine.namespaceDir(s.rec.ID)); !ok {
+		return errors.New("the namespaces are gone, as after a reboot of the node")
 	}
 	return nil
+}
+
+func (s *sandbox) mountShm(context.Context) error {
+	return mountShm(s.engine.shmDir(s.rec.ID), cmp.Or(s.rec.ShmBytes, shmBytes), rootOf(s.rec.Config.M), s.rec.Labels.Mount)
+}
+
+func (s *sandbox) unmountShm(context.Context) error { return unmountShm(s.engine.shmDir(s.rec.ID)) }
+
+func (s *sandbox) probeShm() error {
+	if !isShm(s.engine.shmDir(s.rec.ID)) {
+		return errors.New("/dev/shm of the pod is gone, as after a reboot of the node")
+	}
+	return nil
+}
+
+// probeInit looks for the infra process or the sandbox container. One that has ended is there: its end
+// is reported as an exit.
+func (s *sandbox) probeInit() error {
+	if _, ok := s.engine.supervised[s.rec.ID]; !ok {
+		return fmt.Errorf("the %s is gone, as after a reboot of the node", s.holder())
+	}
+	return nil
+}
+
+func (s *sandbox) networkDeadline() time.Duration { return s.engine.opts.NetworkDeadline }
+
+func (s *sandbox) detachNetwork(ctx context.Context) error {
+	e := s.engine
+	if s.rec.Network == nil { // the record was lost, and the plan with it
+		return e.collectNetwork(ctx, s.rec.ID)
+	}
+	return e.opts.Network.Detach(ctx, e.networkPod(&s.rec), *s.rec.Network)
+}
+
+// tellStarted tells plugins of the pod, which they may refuse.
+func (s *sandbox) tellStarted(ctx context.Context) error {
+	return s.engine.opts.Plugins.RunPod(ctx, s.subject(), func() { s.setKnown(true) })
 }
 
 func (s *sandbox) makeNamespaces(ctx context.Context) error {

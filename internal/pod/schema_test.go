@@ -59,7 +59,7 @@ func TestGoldenRecords(t *testing.T) {
 		sandbox.NetNS == "" || sandbox.PID != 4242 || !sandbox.Listed || !sandbox.OwnsParent || sandbox.CreatedAt.IsZero() || len(sandbox.Warnings) != 1 {
 		t.Errorf("sandbox is %+v", sandbox)
 	}
-	if _, err := sandboxKind.Load(sandbox.Machine); err != nil {
+	if _, err := sandboxSteps.Load(sandbox.Machine); err != nil {
 		t.Errorf("load state of the sandbox: %v", err)
 	}
 	var container containerRecord
@@ -68,7 +68,7 @@ func TestGoldenRecords(t *testing.T) {
 		container.FinishedAt.Before(container.StartedAt) || container.StopSignal != "SIGTERM" || container.Resources.M.GetMemoryLimitInBytes() != 64<<20 {
 		t.Errorf("container is %+v", container)
 	}
-	if _, err := containerKind.Load(container.Machine); err != nil {
+	if _, err := containerSteps.Load(container.Machine); err != nil {
 		t.Errorf("load state of the container: %v", err)
 	}
 }

@@ -14,10 +14,10 @@ import (
 // effects names every effect of sandboxes and containers.
 func effects() []string {
 	all := []string{"save"}
-	for _, kind := range []*machine.Kind{sandboxKind, containerKind} {
+	for _, kind := range []*machine.Kind{sandboxSteps.Kind, containerSteps.Kind} {
 		for _, step := range kind.Steps {
-			if step != "infra" && step != "checkpoint" { // no shared PID namespace without a supervisor
-				all = append(all, "do "+step, "undo "+step)
+			if name := step.Name; name != "infra" && name != "checkpoint" { // no shared PID namespace without a supervisor
+				all = append(all, "do "+name, "undo "+name)
 			}
 		}
 	}

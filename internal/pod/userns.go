@@ -70,8 +70,8 @@ func usesIDMap(cfg *runtimeapi.ContainerConfig) bool {
 
 func (e *Engine) mappedDir(id string) string { return filepath.Join(e.bundleDir(id), "mounts") }
 
-// mapMounts mounts the sources of all mounts that have mappings.
-func (c *container) mapMounts() error {
+// idmapMounts mounts the sources of all mounts that have mappings.
+func (c *container) idmapMounts() error {
 	for i, m := range c.rec.Config.M.GetMounts() {
 		if !isMapped(m) {
 			continue
@@ -137,7 +137,7 @@ func makeMountPoint(source, target string) error {
 	return f.Close()
 }
 
-// unmapMounts removes what mapMounts and bindDeclared have made. It looks for what is there, not
+// unmapMounts removes what idmapMounts and bindDeclared have made. It looks for what is there, not
 // into the record, which may be lost.
 func (e *Engine) unmapMounts(ctx context.Context, id string) error {
 	dir := e.mappedDir(id)

@@ -13,8 +13,6 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/berth-runtime/berth/internal/pod/machine"
 )
 
 // An image that containers of a pod mount is a volume of the pod: it is mounted
@@ -91,21 +89,6 @@ func (e *Engine) resolveVolumes(cfg *runtimeapi.ContainerConfig) ([]volumeRecord
 		volumes = append(volumes, volumeRecord{Mount: i, ImageID: img.ID})
 	}
 	return volumes, nil
-}
-
-// containerUses tells which steps a container has at all.
-func containerUses(rec *containerRecord) machine.Set {
-	uses := allContainerSteps
-	if len(rec.Volumes) == 0 {
-		uses &^= machine.Steps(stepVolumes)
-	}
-	if !usesIDMap(rec.Config.M) && len(rec.Declared.bound()) == 0 {
-		uses &^= machine.Steps(stepIDMap)
-	}
-	if rec.From == "" {
-		uses &^= machine.Steps(stepCheckpoint)
-	}
-	return uses
 }
 
 // claimVolumes notes which volumes the container uses.

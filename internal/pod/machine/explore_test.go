@@ -7,15 +7,11 @@ import (
 	"testing"
 )
 
-var sandboxKind = &Kind{
-	Name:  "sandbox",
-	Steps: []string{"files", "cgroup", "namespaces", "infra", "network"},
-	Levels: []LevelSpec{
-		{Name: "gone"},
-		{Name: "stopped", Steps: Steps(0), Fallback: 0},
-		{Name: "ready", Steps: Steps(0, 1, 2, 3, 4), Fallback: 0, Lost: 1},
-	},
-}
+var sandboxKind = NewKind("sandbox", []Level{
+	{Name: "gone"},
+	{Name: "stopped", Fallback: 0},
+	{Name: "ready", Fallback: 0, Lost: 1},
+}, []Step{{Name: "files", From: 1}, {Name: "cgroup", From: 2, Again: true}, {Name: "namespaces", From: 2}, {Name: "infra", From: 2}, {Name: "network", From: 2}})
 
 // world is what a driver would have made: what exists, and what is on disk.
 type world struct {
@@ -157,7 +153,7 @@ func (w *world) perform(e Effect) []Effect {
 func (w *world) checkDisk() {
 	for i := range w.kind.Steps {
 		if w.exists.Has(i) && (w.disk == nil || w.disk.Marks[i] == Absent) {
-			w.fail("step %s exists but the disk does not tell", w.kind.Steps[i])
+			w.fail("step %s exists but the disk does not tell", w.kind.Steps[i].Name)
 		}
 	}
 }

@@ -32,9 +32,6 @@ package machine
 
 import "fmt"
 
-// MaxSteps bounds the steps of one kind of object.
-const MaxSteps = 8
-
 // Mark says how far a step is.
 type Mark uint8
 
@@ -48,44 +45,6 @@ const (
 // String names the mark.
 func (m Mark) String() string {
 	return [...]string{"absent", "intended", "done"}[m]
-}
-
-// Set is a set of step indexes.
-type Set uint8
-
-// Has reports whether step i is in the set.
-func (s Set) Has(i int) bool { return s&(1<<i) != 0 }
-
-// Steps makes a set of step indexes.
-func Steps(indexes ...int) Set {
-	var s Set
-	for _, i := range indexes {
-		s |= 1 << i
-	}
-	return s
-}
-
-// Kind describes one kind of object: its steps in order and its levels from
-// the lowest, which is always "gone", to the highest.
-type Kind struct {
-	Name   string
-	Steps  []string
-	Levels []LevelSpec
-	// Adopt are the steps that may have succeeded although nobody noted it:
-	// after a restart they are probed and kept, not undone.
-	Adopt Set
-}
-
-// LevelSpec is a level of a kind.
-type LevelSpec struct {
-	Name string
-	// Steps are those which shall be done at this level.
-	Steps Set
-	// Fallback is the level to go to when this one cannot be reached.
-	Fallback int
-	// Lost is the level to go to when this one was reached and a step of it is
-	// found to be gone, as after a reboot: a lower one.
-	Lost int
 }
 
 // Op says what is in flight.
@@ -126,6 +85,7 @@ type State struct {
 	settled  bool // the goal is reached and was announced
 	failure  error
 	suspects Set    // steps to probe after a restart
+	missing  Set    // steps that a probe did not find and that are done again
 	fall     *Event // a Fall that waits for the rise under way to end
 }
 
@@ -249,7 +209,7 @@ func (k *Kind) recover(s State) (State, []Effect) {
 	s.tried = k.present(s)
 	for i := range k.Steps {
 		switch {
-		case s.Marks[i] == Done && want.Has(i), s.Marks[i] == Intended && want.Has(i) && k.Adopt.Has(i):
+		case s.Marks[i] == Done && want.Has(i), s.Marks[i] == Intended && want.Has(i) && k.Steps[i].Adopt:
 			s.suspects |= 1 << i
 		case s.Marks[i] != Done && want.Has(i):
 			s.Goal, s.suspects = k.Levels[s.Goal].Fallback, 0
@@ -269,11 +229,16 @@ func (k *Kind) ended(s State, ev Event) (State, []Effect) {
 			return k.unsaved(s, ev.Err)
 		}
 	case op == Doing && ev.Kind == DidDo:
-		if ev.Err == nil {
+		again := s.missing.Has(at)
+		s.missing &^= 1 << at
+		switch {
+		case ev.Err != nil && again:
+			s = k.lost(s, at, ev.Err)
+		case ev.Err != nil:
+			s = k.giveUp(s, ev.Err)
+		case s.Marks[at] != Done:
 			s.Marks[at], s.dirty = Done, true
-			break
 		}
-		s = k.giveUp(s, ev.Err)
 	case op == Undoing && ev.Kind == DidUndo:
 		if ev.Err != nil {
 			s.blocked = true
@@ -282,9 +247,12 @@ func (k *Kind) ended(s State, ev Event) (State, []Effect) {
 		s.Marks[at], s.dirty = Absent, true
 	case op == Probing && ev.Kind == Probed:
 		s.suspects &^= 1 << at
-		if ev.Err != nil {
+		switch {
+		case ev.Err != nil && k.Steps[at].Again:
+			s.missing |= 1 << at
+		case ev.Err != nil:
 			s = k.lost(s, at, ev.Err)
-		} else if s.Marks[at] != Done {
+		case s.Marks[at] != Done:
 			s.Marks[at], s.dirty = Done, true
 		}
 	default:

@@ -14,7 +14,7 @@ func (k *Kind) present(s State) Set {
 }
 
 func (k *Kind) want(s State) Set {
-	return k.Levels[s.Goal].Steps & s.Uses
+	return k.Levels[s.Goal].steps & s.Uses
 }
 
 // next compares the marks with the goal.
@@ -42,7 +42,7 @@ func (k *Kind) next(s State) (State, []Effect) {
 		return s, []Effect{{Kind: Save}}
 	}
 	for i := range k.Steps {
-		if s.Marks[i] == Intended {
+		if s.Marks[i] == Intended || (s.missing & want).Has(i) {
 			s.op, s.at, s.tried = Doing, i, s.tried|1<<i
 			return s, []Effect{{Kind: Do, Step: i}}
 		}

@@ -2,8 +2,8 @@ package machine
 
 import "fmt"
 
-// Record is a State as it is written down: by names, so that steps and levels
-// may be added later without misreading old records.
+// Record is a State as it is stored: by names, so that steps and levels can be added later without
+// misreading old records.
 type Record struct {
 	// Goal is the name of a level.
 	Goal string `json:"goal"`
@@ -12,22 +12,22 @@ type Record struct {
 	Steps map[string]string `json:"steps"`
 }
 
-// Save turns a state into its written form.
+// Save turns a state into its stored form.
 func (k *Kind) Save(s State) Record {
 	saved := Record{Goal: k.Levels[s.Goal].Name, Steps: map[string]string{}}
-	for i, name := range k.Steps {
+	for i, step := range k.Steps {
 		if s.Uses.Has(i) {
-			saved.Uses = append(saved.Uses, name)
+			saved.Uses = append(saved.Uses, step.Name)
 		}
 		if s.Marks[i] != Absent {
-			saved.Steps[name] = s.Marks[i].String()
+			saved.Steps[step.Name] = s.Marks[i].String()
 		}
 	}
 	return saved
 }
 
-// Load turns a written state back. Names that this version does not know are
-// errors: what they stand for could not be undone.
+// Load turns a recorded state back. A name that this version does not know is an error: its step could
+// not be undone. Steps that are newer than the record count as done where the goal has them.
 func (k *Kind) Load(saved Record) (State, error) {
 	var s State
 	goal := -1
@@ -61,12 +61,17 @@ func (k *Kind) Load(saved Record) (State, error) {
 			return s, fmt.Errorf("%s record has unknown mark %q at step %s", k.Name, mark, name)
 		}
 	}
+	for i, step := range k.Steps {
+		if step.Late && !s.Uses.Has(i) {
+			s = k.adapt(s, i)
+		}
+	}
 	return s, nil
 }
 
 func (k *Kind) index(step string) (int, error) {
-	for i, name := range k.Steps {
-		if name == step {
+	for i := range k.Steps {
+		if k.Steps[i].Name == step {
 			return i, nil
 		}
 	}
@@ -84,27 +89,22 @@ func (k *Kind) Complete(s State) bool {
 	return true
 }
 
-// Adapt gives a step to a state that was saved before there was such a step. It
-// counts as done where the goal wants it.
-func (k *Kind) Adapt(s State, step int) State {
-	if s.Uses.Has(step) {
-		return s
-	}
-	s.Uses |= Steps(step)
-	if k.Levels[s.Goal].Steps.Has(step) {
+// adapt gives a step to a state that was saved before there was such a step. It counts as done where
+// the goal wants it.
+func (k *Kind) adapt(s State, step int) State {
+	s.Uses |= 1 << step
+	if k.Levels[s.Goal].steps.Has(step) {
 		s.Marks[step] = Done
 	}
 	return s
 }
 
-// Whole is the state of an object of which every step may exist and whose
-// record is lost: it is left alone until somebody lowers it.
-func (k *Kind) Whole(uses Set) State {
-	s := State{Goal: len(k.Levels) - 1, Uses: uses, settled: true}
+// Whole is the state of an object whose record is lost: every step may exist. It is left alone until a
+// request lowers it.
+func (k *Kind) Whole() State {
+	s := State{Goal: len(k.Levels) - 1, Uses: k.All(), settled: true}
 	for i := range k.Steps {
-		if uses.Has(i) {
-			s.Marks[i] = Done
-		}
+		s.Marks[i] = Done
 	}
 	return s
 }
