@@ -76,9 +76,9 @@ func TestPage(t *testing.T) {
 	}
 }
 
-var testFunction = regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+var testFunction = regexp.MustCompile(`(?m)^func ((?:Test|Benchmark)\w+)\(`)
 
-// existingTests returns the names of all test functions of the tree.
+// existingTests returns the names of all tests and benchmarks of the tree.
 func existingTests(t *testing.T) map[string]bool {
 	t.Helper()
 	out, err := exec.Command("git", "ls-files", "-co", "--exclude-standard", "../../*_test.go").Output()
