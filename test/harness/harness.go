@@ -36,6 +36,8 @@ const (
 
 // Options choose what a test's node is like.
 type Options struct {
+	// Bin is the directory of the programs. Empty: those under test.
+	Bin string
 	// Handler is the default OCI runtime: "runc" or "crun". Empty leaves the choice to Berth.
 	Handler string
 	// Conflist, if not nil, gives a CNI configuration; the network is built in otherwise.
@@ -83,9 +85,12 @@ func Main(m *testing.M) int {
 func Start(t testing.TB, opts Options) *Node {
 	t.Helper()
 	privilege.Root(t)
-	bin, err := programs.Dir()
-	if err != nil {
-		t.Fatal(err)
+	bin := opts.Bin
+	if bin == "" {
+		var err error
+		if bin, err = programs.Dir(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	n := &Node{t: t}
 	t.Cleanup(n.epilogue) // after the leak check

@@ -199,6 +199,15 @@ func (n *Node) Restart(ctx context.Context, sig unix.Signal) error {
 	return n.StartDaemon(ctx)
 }
 
+// Change ends berthd and starts the one of another directory of programs.
+func (n *Node) Change(ctx context.Context, bin string) error {
+	if err := n.StopDaemon(); err != nil {
+		return err
+	}
+	n.opts.Bin = bin
+	return n.StartDaemon(ctx)
+}
+
 // Log is everything that berthd has written so far, and what its berth-shim has.
 func (n *Node) Log() string {
 	data, err := os.ReadFile(n.logFile())
