@@ -68,6 +68,9 @@ type fakeNetwork struct{ *books }
 func (f fakeNetwork) Plan(network.Pod) (network.Plan, error) { return network.Plan{}, nil }
 
 func (f fakeNetwork) Attach(ctx context.Context, pod network.Pod, _ network.Plan) (network.Result, error) {
+	if _, err := os.Stat(pod.NetNS); err != nil {
+		return network.Result{}, fmt.Errorf("network namespace %s: %w", pod.NetNS, errdefs.ErrNotFound)
+	}
 	f.set(pod.ID, true)
 	return network.Result{IPs: []netip.Addr{netip.MustParseAddr("10.1.2.3")}}, ctx.Err()
 }
@@ -97,6 +100,9 @@ type fakeImages struct {
 	imported *sync.Map
 }
 
+// missingImage is the ID of the image that fakeImages does not have.
+const missingImage = "sha256:missing"
+
 func (f fakeImages) Resolve(ref string) (*image.Image, error) {
 	if ref == "missing" {
 		return nil, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
@@ -108,7 +114,10 @@ func (f fakeImages) Resolve(ref string) (*image.Image, error) {
 	return img, nil
 }
 
-func (f fakeImages) PrepareRootfs(_ context.Context, key, _ string) error {
+func (f fakeImages) PrepareRootfs(_ context.Context, key, imageID string) error {
+	if imageID == missingImage {
+		return fmt.Errorf("image %q: %w", imageID, errdefs.ErrNotFound)
+	}
 	f.set(key, true)
 	return nil
 }
@@ -130,7 +139,10 @@ func (f fakeImages) PrepareVolumeDirs(context.Context, string, string, []string,
 	return nil, nil
 }
 
-func (f fakeImages) PrepareVolume(_ context.Context, key, _ string) error {
+func (f fakeImages) PrepareVolume(_ context.Context, key, imageID string) error {
+	if imageID == missingImage {
+		return fmt.Errorf("image %q: %w", imageID, errdefs.ErrNotFound)
+	}
 	f.volumes.set(key, true)
 	return nil
 }
@@ -246,6 +258,12 @@ func (f *fakeShim) Kill(_ context.Context, id string, sig syscall.Signal) error 
 		f.deaf = nil
 		return fmt.Errorf("container %s: %w", id, errdefs.ErrUnavailable)
 	}
+	f.mu.Lock()
+	exited := f.known[id].Exit != nil
+	f.mu.Unlock()
+	if exited {
+		return fmt.Errorf("container %s is not running: %w", id, errdefs.ErrNotFound)
+	}
 	return f.finish(id, 128+int(sig))
 }
 
@@ -303,9 +321,21 @@ func (f *fakeShim) Exits() <-chan shim.Exit {
 	return f.exits
 }
 
-func (f *fakeShim) Update(context.Context, string, *specs.LinuxResources) error { return nil }
+func (f *fakeShim) Update(_ context.Context, id string, _ *specs.LinuxResources) error {
+	return f.find(id)
+}
 
-func (f *fakeShim) ReopenLog(context.Context, string) error { return nil }
+func (f *fakeShim) ReopenLog(_ context.Context, id string) error { return f.find(id) }
+
+// find is an error for a container that is not known.
+func (f *fakeShim) find(id string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.known[id]; !ok {
+		return fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+	}
+	return nil
+}
 
 // Checkpoint writes what CRIU would; a container that runs meanwhile is an error.
 func (f *fakeShim) Checkpoint(ctx context.Context, req shim.CheckpointRequest) error {
