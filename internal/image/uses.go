@@ -2,6 +2,7 @@ package image
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -161,29 +162,41 @@ func (s *Store) recoverUses(stale bool) error {
 		return fmt.Errorf("list root filesystems: %w", err)
 	}
 	for _, entry := range entries {
-		s.recoverUse(entry.Name(), s.rootfsPath(entry.Name(), rootfsRecord), stale)
+		if err := s.recoverUse(entry.Name(), s.rootfsPath(entry.Name(), rootfsRecord), stale); err != nil {
+			return err
+		}
 	}
 	volumes, err := os.ReadDir(s.volumePath(""))
 	if err != nil {
 		return fmt.Errorf("list volumes: %w", err)
 	}
 	for _, entry := range volumes {
-		s.recoverUse(volumeUse+entry.Name(), s.volumePath(entry.Name()), stale)
+		if err := s.recoverUse(volumeUse+entry.Name(), s.volumePath(entry.Name()), stale); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-func (s *Store) recoverUse(key, file string, stale bool) {
+// recoverUse reads one record. One that a newer version wrote is an error: it is left as it is.
+func (s *Store) recoverUse(key, file string, stale bool) error {
 	record, err := readRootfs(file)
+	if errors.Is(err, errNewer) {
+		return fmt.Errorf("read %s: %w", file, err)
+	}
 	if err != nil {
 		s.log.Warn("root filesystem or volume is not complete and can only be removed", "key", key, "error", err)
-		return
+		return nil
 	}
 	s.uses.rootfs[key] = &use{record: record, complete: true, stale: stale}
 	if !stale {
 		s.uses.byChain[record.Chain]++
 	}
+	return nil
 }
+
+// errNewer is the record of a writable layer or volume that a newer version wrote.
+var errNewer = errors.New("record of a newer version")
 
 func readRootfs(path string) (*rootfs, error) {
 	data, err := os.ReadFile(path)
@@ -193,6 +206,9 @@ func readRootfs(path string) (*rootfs, error) {
 	var record rootfs
 	if err := json.Unmarshal(data, &record); err != nil {
 		return nil, err
+	}
+	if record.Version > rootfsVersion {
+		return nil, fmt.Errorf("%w: version %d, this version reads up to %d", errNewer, record.Version, rootfsVersion)
 	}
 	if record.Version != rootfsVersion {
 		return nil, fmt.Errorf("version %d is not known", record.Version)

@@ -28,6 +28,9 @@ const (
 	maxLeaseSize = 1 << 20
 )
 
+// errNewer is a lease that a newer version wrote. It is left as it is, for the version that can read it.
+var errNewer = errors.New("network lease of a newer version")
+
 // lease is what a pod holds of the node: addresses of the built-in network and host ports. It is written before either is
 // used and removed after both are gone.
 type lease struct {
@@ -67,6 +70,9 @@ func openLedger(dir string, log *slog.Logger) (*ledger, error) {
 	for _, entry := range entries {
 		path := filepath.Join(dir, entry.Name())
 		held, changed, err := readLease(path)
+		if errors.Is(err, errNewer) {
+			return nil, fmt.Errorf("open network leases: %s: %w", path, err)
+		}
 		if err != nil {
 			log.Warn("removing unreadable network lease", "file", path, "error", err)
 			if err := os.Remove(path); err != nil {
@@ -109,6 +115,9 @@ func parseLease(raw []byte) (*lease, error) {
 	var held lease
 	if err := json.Unmarshal(raw, &held); err != nil {
 		return nil, err
+	}
+	if held.Version > leaseVersion {
+		return nil, fmt.Errorf("%w: version %d, this version reads up to %d", errNewer, held.Version, leaseVersion)
 	}
 	if held.Version != leaseVersion {
 		return nil, fmt.Errorf("version %d, want %d", held.Version, leaseVersion)
