@@ -198,6 +198,7 @@ type fakeShim struct {
 	cgroups *cgroup.Host
 	dump    func(context.Context, shim.CheckpointRequest) error // in place of CRIU
 	deaf    func()                                              // is told of the one Kill that fails
+	fault   func(effect string) error                           // holds or fails what follows a Delete
 	restore func(cgroup string) error                           // starts processes in the cgroup of a restored container
 	exits   chan shim.Exit
 	known   map[string]shim.Container
@@ -299,10 +300,13 @@ func (f *fakeShim) finish(id string, code int) error {
 
 func (f *fakeShim) Delete(_ context.Context, id string) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	delete(f.known, id)
 	delete(f.ids, id)
-	return nil
+	f.mu.Unlock()
+	if f.fault == nil {
+		return nil
+	}
+	return f.fault("supervisor delete")
 }
 
 func (f *fakeShim) List(context.Context) ([]shim.Container, error) {

@@ -114,6 +114,15 @@ func (n *node) command(words []string) string {
 		return n.result(n.engine.StartContainer(ctx, n.ids[name]))
 	case "update":
 		return n.result(n.engine.UpdateContainer(ctx, n.ids[name], &runtimeapi.LinuxContainerResources{CpuShares: 512}))
+	case "begin-stop-container":
+		return n.begin(name, func(ctx context.Context) error { return n.engine.StopContainer(ctx, n.ids[name], 0) })
+	case "stop-unheard": // the signal cannot be sent, and the caller gives up
+		ctx, giveUp := context.WithCancel(ctx)
+		defer giveUp()
+		n.shim.deaf = giveUp
+		return n.result(n.engine.StopContainer(ctx, n.ids[name], time.Hour))
+	case "stop-with-grace":
+		return n.result(n.engine.StopContainer(ctx, n.ids[name], time.Hour))
 	case "stop-container":
 		return n.result(n.engine.StopContainer(ctx, n.ids[name], 0))
 	case "remove-container":

@@ -67,6 +67,7 @@ func newNode(t *testing.T) *node {
 		Log:      slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 		fault:    func(effect string) error { return n.faults.check(effect) },
 	}
+	n.shim.fault = n.faults.check
 	n.open()
 	t.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {

@@ -195,7 +195,7 @@ func (k *Kind) lower(s State, ev Event) (State, []Effect) {
 		s.Goal, s.failure, s.fall = ev.Level, ev.Err, nil
 		s.rising, s.settled, s.ungoaled = false, false, true
 		s = k.dropUntried(s)
-		if s.op == Doing && !k.want(s).Has(s.at) {
+		if s.op == Doing && !k.Want(s).Has(s.at) {
 			return s, []Effect{{Kind: Cancel, Step: s.at}}
 		}
 	}
@@ -205,7 +205,7 @@ func (k *Kind) lower(s State, ev Event) (State, []Effect) {
 // recover looks at a state that a previous daemon saved. A goal that it had
 // not reached is given up: whoever asked for it is gone.
 func (k *Kind) recover(s State) (State, []Effect) {
-	want := k.want(s)
+	want := k.Want(s)
 	s.tried = k.present(s)
 	for i := range k.Steps {
 		switch {
@@ -273,7 +273,7 @@ func (k *Kind) giveUp(s State, err error) State {
 // begun: it needs no undo.
 func (k *Kind) dropUntried(s State) State {
 	for i := range k.Steps {
-		if s.Marks[i] == Intended && !s.tried.Has(i) && !k.want(s).Has(i) {
+		if s.Marks[i] == Intended && !s.tried.Has(i) && !k.Want(s).Has(i) {
 			s.Marks[i], s.dirty = Absent, true
 		}
 	}
@@ -282,18 +282,32 @@ func (k *Kind) dropUntried(s State) State {
 
 // lost lowers the goal to the first level that can do without the step.
 func (k *Kind) lost(s State, at int, err error) State {
-	for k.want(s).Has(at) {
+	for k.Want(s).Has(at) {
 		s.Goal = k.Levels[s.Goal].Lost
 	}
 	s.failure = err
 	return s
 }
 
-// unsaved handles a record that cannot be written. On the way up the goal is
-// given up: a successor would not know of the object. On the way down the work
-// is done all the same: an old record only makes a successor do it again.
+// unsaved handles a record that cannot be written. On the way up the goal is given up, down to a level
+// that needs nothing of the plan: a successor would not know of the object. On the way down the work is
+// done all the same: an old record only makes a successor do it again.
 func (k *Kind) unsaved(s State, err error) (State, []Effect) {
 	s = k.giveUp(s, err)
+	for k.hasPlan(s) {
+		s.Goal = k.Levels[s.Goal].Fallback
+	}
+	s = k.dropUntried(s)
 	s.dirty = false
 	return k.next(s)
+}
+
+// hasPlan reports whether a step that was never begun is intended for the goal.
+func (k *Kind) hasPlan(s State) bool {
+	for i := range k.Steps {
+		if s.Marks[i] == Intended && !s.tried.Has(i) && k.Want(s).Has(i) {
+			return true
+		}
+	}
+	return false
 }

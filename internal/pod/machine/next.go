@@ -13,7 +13,8 @@ func (k *Kind) present(s State) Set {
 	return set
 }
 
-func (k *Kind) want(s State) Set {
+// Want returns the steps that an object shall have at its goal.
+func (k *Kind) Want(s State) Set {
 	return k.Levels[s.Goal].steps & s.Uses
 }
 
@@ -22,7 +23,7 @@ func (k *Kind) next(s State) (State, []Effect) {
 	if s.op != Idle || s.blocked {
 		return s, nil
 	}
-	want := k.want(s)
+	want := k.Want(s)
 	if i := highest(s.suspects & want); i >= 0 {
 		s.op, s.at = Probing, i
 		return s, []Effect{{Kind: Probe, Step: i}}
@@ -66,7 +67,7 @@ func (k *Kind) settle(s State) (State, []Effect) {
 		return s, nil
 	}
 	if s.Goal == 0 {
-		s.settled = true
+		s.settled, s.suspects, s.missing = true, 0, 0
 		return s, []Effect{{Kind: Forget}, {Kind: Settle, Level: s.Goal, Err: s.failure}}
 	}
 	if s.dirty || s.ungoaled {

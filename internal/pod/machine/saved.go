@@ -80,7 +80,7 @@ func (k *Kind) index(step string) (int, error) {
 
 // Complete reports whether every step that the goal wants is done.
 func (k *Kind) Complete(s State) bool {
-	want := k.want(s)
+	want := k.Want(s)
 	for i := range k.Steps {
 		if want.Has(i) && s.Marks[i] != Done {
 			return false
