@@ -5,6 +5,8 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 
 PROGRAMS := berthd berth-shim berth
+# go test, and at the end what was skipped and why.
+TEST     := $(GO) run ./test/summary
 LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
 # The programs are static: they run in any image and on any distribution.
 BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w'
@@ -31,9 +33,9 @@ demo: build ## pull an image, run a pod, exec, logs, remove, each step timed (ne
 	@$(GO) run ./test/demo -bin bin
 
 # Two packages at a time, each in namespaces of its own (test/isolation). Tests shuffle; a failure prints the seed.
-test: ## run all tests, with the race detector and the leak check, critest once, and two virtual machines (needs root and, for the last two, Debian; 40 min, first time 50)
+test: ## run all tests, with the race detector and the leak check, list what was skipped, critest once, and two virtual machines (needs root and, for the last two, Debian; 40 min, first time 50)
 	@tools/prepare test
-	$(GO) test -p 2 -count=1 -race -shuffle=on -timeout 30m ./...
+	$(TEST) -p 2 -count=1 -race -shuffle=on -timeout 30m ./...
 ifneq ($(CONFORMANCE),)
 	@tools/prepare conformance
 	@mkdir -p bin
@@ -48,7 +50,7 @@ endif
 check: ## check format and vet, lint the last commit and what is not committed, run the tests that need no root (any user; 1 min with warm caches)
 	@test -z "$$(gofmt -l cmd internal test api)" || { gofmt -d cmd internal test api; exit 1; }
 	$(GO) vet ./...
-	BERTH_TESTS=unprivileged $(GO) test ./...
+	BERTH_TESTS=unprivileged $(TEST) ./...
 	@tools/prepare lint
 	$(LINT) run --new-from-rev=HEAD~1 ./...
 
