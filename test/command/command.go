@@ -1,4 +1,4 @@
-// Package command runs the programs that prepare a test: bounded in time, and with their last words in the error.
+// Package command runs the programs that prepare a test: bounded in time, and with the end of their output in the error.
 package command
 
 import (
@@ -14,8 +14,8 @@ import (
 // deadline bounds each program. Compiling busybox and installing a Debian are the longest of them.
 const deadline = 15 * time.Minute
 
-// lastWords is how many lines of a program's output its error shows.
-const lastWords = 20
+// outputLines is how many lines of a program's output its error shows.
+const outputLines = 20
 
 // Command is how a program is run, where that matters.
 type Command struct {
@@ -41,7 +41,7 @@ func (c Command) Run(ctx context.Context, argv ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("run %s: %w: %s", strings.Join(argv, " "), err, Tail(stdout.String()+stderr.String(), lastWords))
+		return "", fmt.Errorf("run %s: %w: %s", strings.Join(argv, " "), err, Tail(stdout.String()+stderr.String(), outputLines))
 	}
 	return strings.TrimSpace(stdout.String()), nil
 }

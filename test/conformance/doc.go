@@ -6,5 +6,5 @@
 // interface, which the node knows as a mirror of registry.k8s.io, k8s.gcr.io and gcr.io.
 //
 // The suite takes a minute or so, needs root and Debian, and uses ports of the host which it chooses itself, so `go test`
-// runs it only when it is told with which OCI runtime, network and protocol; `make conformance` does.
+// runs it only if OCI runtime, network and protocol are given; `make conformance` does.
 package conformance

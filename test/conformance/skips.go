@@ -12,7 +12,7 @@ type excuse struct {
 	message string
 	// why says it in our words.
 	why string
-	// holds tells whether it is true on this machine.
+	// holds returns whether it is true on this machine.
 	holds func() (bool, error)
 }
 

@@ -1,6 +1,6 @@
-// Package criu tells tests whether CRIU works on this machine. Where it does,
-// containers must be written down and restored; where it does not, the refusal
-// must say why.
+// Package criu checks for tests whether CRIU works on this machine. Where it does,
+// containers must be checkpointed and restored; where it does not, the refusal
+// must have the reason.
 package criu
 
 import (
@@ -14,7 +14,7 @@ import (
 // checkTimeout bounds `criu check`.
 const checkTimeout = 30 * time.Second
 
-// Works tells whether CRIU works with this kernel, and logs why not.
+// Works returns whether CRIU works with this kernel, and logs why not.
 func Works(t testing.TB) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)

@@ -20,9 +20,9 @@ const (
 	webPort = 8080
 	// page is what it serves.
 	page = "hello from a pod"
-	// patience is how long the demo waits for the container to have begun.
-	patience = 10 * time.Second
-	logFile  = "web.log"
+	// startTimeout bounds the wait for the start of the container.
+	startTimeout = 10 * time.Second
+	logFile      = "web.log"
 )
 
 // script is what the container runs.
@@ -88,7 +88,7 @@ func (s *story) exec(ctx context.Context, command ...string) (string, error) {
 
 // fetch asks the pod for its page through the host port, on loopback.
 func (s *story) fetch(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	url := fmt.Sprintf("http://127.0.0.1:%d/", s.hostPort)
 	for {
@@ -96,7 +96,7 @@ func (s *story) fetch(ctx context.Context) (string, error) {
 		if err == nil {
 			return fmt.Sprintf("%s: %s", url, body), nil
 		}
-		// The container may have only just begun.
+		// The container may have just started.
 		select {
 		case <-ctx.Done():
 			return "", err
@@ -139,7 +139,7 @@ func (s *story) state(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s %v started %d", c.GetId(), c.GetState(), c.GetStartedAt()), nil
 }
 
-// freePort asks the kernel for a port that nobody uses.
+// freePort asks the kernel for an unused port.
 func freePort(ctx context.Context) (int32, error) {
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, "tcp4", "0.0.0.0:0")
@@ -150,7 +150,7 @@ func freePort(ctx context.Context) (int32, error) {
 	return int32(port), l.Close()
 }
 
-// short abbreviates an ID for people.
+// short abbreviates an ID.
 func short(id string) string {
 	const digits = 12
 	algorithm, hex, found := strings.Cut(id, ":")

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/term"
 )
 
-// show writes what happens, for people.
+// show writes what happens.
 type show struct {
 	out   io.Writer
 	color bool

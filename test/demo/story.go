@@ -155,7 +155,7 @@ func (s *story) work(ctx context.Context) error {
 	)
 }
 
-// survive kills the daemon, and shows that nobody but kubelet would notice.
+// survive kills the daemon, and shows that the container is not affected.
 func (s *story) survive(ctx context.Context) error {
 	s.chapter("kill -9 berthd")
 	before := ""
@@ -196,7 +196,7 @@ func (s *story) end(ctx context.Context) error {
 		}),
 		s.do("stop the pod", func() (string, error) {
 			_, err := s.node.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.podID})
-			return "address given back", err
+			return "address released", err
 		}),
 		s.do("remove it", func() (string, error) {
 			_, err := s.node.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.podID})

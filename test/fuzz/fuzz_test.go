@@ -177,7 +177,7 @@ var expected = map[string]string{
 	"RegistryUnavailable": "kubelet prescribes text and code",
 }
 
-// isExpected tells whether an error without a code says nothing about the request.
+// isExpected returns whether an error without a code says nothing about the request.
 func isExpected(err error) bool {
 	message := status.Convert(err).Message()
 	for text := range expected {
@@ -219,7 +219,7 @@ func newMessage(d protoreflect.MessageDescriptor) proto.Message {
 	return kind.New().Interface()
 }
 
-// clean removes all pods, whatever the calls have made of them.
+// clean removes all pods, in any state.
 func (f *fuzzer) clean() {
 	pods, err := f.n.Runtime.ListPodSandbox(f.n.Context(), &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 )
 
 // PortmapList is a CNI configuration of bridge, host-local and portmap with names and addresses of its own. The plugins
-// keep their bridge and their lease directory for good, so they are removed when the test ends; a lease that is left
+// never remove their bridge and their lease directory, so these are removed when the test ends; a lease that is left
 // fails it.
 func PortmapList(version string) func(testing.TB) string {
 	return func(t testing.TB) string {
@@ -56,7 +56,7 @@ func SeedConflist(t testing.TB) string {
 }`
 }
 
-// removeLater takes away what the plugins keep of a network.
+// removeLater removes what the plugins leave of a network when the test ends.
 func removeLater(t testing.TB, name, bridge string) {
 	t.Helper()
 	t.Cleanup(func() {

@@ -1,6 +1,6 @@
 // Package harness gives a test a node that runs the real programs: berthd with its own root, state and socket, its
-// berth-shim, an OCI runtime, a network, and a registry with a busybox image. What a test does not ask for is as a user
-// would find it. When the test ends, everything is removed through the API, and the leak check has the last word.
+// berth-shim, an OCI runtime, a network, and a registry with a busybox image. Everything else has its
+// default. When the test ends, everything is removed through the API, and the leak check has the last word.
 package harness
 
 import (
@@ -63,7 +63,7 @@ type Node struct {
 	Manager *Manager
 
 	t testing.TB
-	// systemd tells that it makes the cgroups.
+	// systemd is set if systemd manages the cgroups.
 	systemd bool
 	// log is what the programs said until their end; shown is whether a report has it already.
 	log   string
@@ -158,7 +158,7 @@ func (n *Node) epilogue() {
 	}
 }
 
-// instance is how berthd tells its names on the host from those of other daemons: a hash of its root.
+// instance is the hash of a root that berthd has in its names on the host.
 func instance(root string) string {
 	sum := sha256.Sum256([]byte(root))
 	return hex.EncodeToString(sum[:])[:8]

@@ -110,7 +110,7 @@ func (m *Manager) serve() {
 	}
 }
 
-// take does what a message asks for. Whatever else it says, systemd closes descriptors that are not for its store.
+// take handles a message. systemd closes descriptors that are not for its store.
 func (m *Manager) take(lines []string, fds []int) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

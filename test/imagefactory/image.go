@@ -118,7 +118,7 @@ func Index(images ...*Artifact) (*Artifact, error) {
 // Entry is one entry of an index.
 type Entry struct {
 	*Artifact
-	// Platform is what the index says, whatever the image says; nil says nothing.
+	// Platform is that in the index, independent of the image; nil leaves it out.
 	Platform    *ocispec.Platform
 	Annotations map[string]string
 }

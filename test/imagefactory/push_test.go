@@ -68,7 +68,7 @@ func TestBuildIsReproducible(t *testing.T) {
 }
 
 // Pushing works against every way in which the registry asks for a password,
-// and a stranger gets nothing.
+// and an anonymous client is refused.
 func TestPushLogsIn(t *testing.T) {
 	image, err := imagefactory.Build(imagefactory.Spec{Config: imagefactory.MinimalConfig("sh")})
 	if err != nil {

@@ -23,7 +23,7 @@ const (
 	// Machine. It is for virtual machines that exist for their tests, where systemd starts some of the programs.
 	Variable = "BERTH_TEST_NAMESPACES"
 	Machine  = "machine"
-	// stateVariable tells a test binary that it is isolated: its PID, the mount namespace, and the directory that is its
+	// stateVariable marks an isolated test binary: its PID, the mount namespace, and the directory that is its
 	// /tmp.
 	stateVariable = "BERTH_TEST_ISOLATED"
 )
@@ -72,12 +72,12 @@ func Leave(code int) int {
 	return code
 }
 
-// Wanted tells whether tests that may make namespaces are to be isolated.
+// Wanted returns whether tests that may make namespaces are to be isolated.
 func Wanted() bool {
 	return privilege.Available() && !off && os.Getenv(Variable) != Machine
 }
 
-// Active tells whether this process is in the namespaces that Main made.
+// Active returns whether this process is in the namespaces that Main made.
 func Active() bool {
 	s, err := readState()
 	if err != nil {

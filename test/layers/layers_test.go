@@ -20,7 +20,7 @@ var order = [][]string{
 
 // ban forbids imports.
 type ban struct {
-	// from and except are packages of ours; to are import paths of anybody.
+	// from and except are packages of ours; to are import paths of any module.
 	from, except, to []string
 	// deep looks at everything that is linked, not only at what is imported by name.
 	deep bool

@@ -57,7 +57,7 @@ func TestNothingUnfinished(t *testing.T) {
 	}
 }
 
-// TestLengths: a file tells one subject, a function one step.
+// TestLengths: a file has one subject, a function one step.
 func TestLengths(t *testing.T) {
 	for _, f := range files(t, ".go") {
 		source := read(t, f)

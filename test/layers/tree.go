@@ -66,7 +66,7 @@ func packages(t testing.TB) []pkg {
 	}
 }
 
-// within tells whether a package path is that of a pattern or beneath it. The pattern "..." matches everything.
+// within returns whether a package path is that of a pattern or beneath it. The pattern "..." matches everything.
 func within(path, pattern string) bool {
 	return pattern == "..." || path == pattern || strings.HasPrefix(path, pattern+"/")
 }
@@ -108,5 +108,5 @@ func read(t testing.TB, rel string) string {
 	return string(data)
 }
 
-// where names a place for people.
+// where names a place in a file.
 func where(rel string, line int) string { return fmt.Sprintf("%s:%d", rel, line) }

@@ -12,8 +12,8 @@ import (
 )
 
 // Dir makes a directory for t whose path is short enough to hold unix sockets (the kernel allows 107 bytes), and removes
-// it when t ends. A mount that is then still beneath it fails the test, and is taken away before anything is deleted, so
-// that the removal never reaches through it. Whatever has the directory's name in its own counts as the test's.
+// it when t ends. A mount that is still below it fails the test, and is detached before anything is deleted, so that
+// the removal never reaches through it. Anything whose name contains the directory's name belongs to the test.
 func Dir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "b")
@@ -32,7 +32,7 @@ func Dir(t testing.TB) string {
 	return dir
 }
 
-// unmountBeneath reports and detaches what is mounted beneath dir, deepest first. It tells whether dir is free now.
+// unmountBeneath reports and detaches what is mounted beneath dir, deepest first. It returns whether dir is free of mounts.
 func unmountBeneath(t testing.TB, dir string) bool {
 	t.Helper()
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))

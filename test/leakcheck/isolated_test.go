@@ -22,8 +22,8 @@ import (
 // value names what the subject leaks.
 const subjectRole = "BERTH_LEAKCHECK_SUBJECT"
 
-// begun is what a subject writes when its leak check has begun.
-const begun = "begun"
+// started is what a subject writes when its leak check has started.
+const started = "started"
 
 func TestMain(m *testing.M) {
 	if leak := os.Getenv(subjectRole); leak != "" {
@@ -40,7 +40,7 @@ func playSubject(leak string) int {
 	}
 	subject := &recorder{name: "TestSubject/Leak"}
 	Check(subject)
-	fmt.Println(begun)
+	fmt.Println(started)
 	_, err := bufio.NewReader(os.Stdin).ReadString('\n')
 	if err == nil {
 		err = makeThings(leak)
@@ -118,8 +118,8 @@ func runSubject(t *testing.T, leak, shared string, meanwhile func()) string {
 		t.Fatal(err)
 	}
 	out := bufio.NewReader(stdout)
-	if line, err := out.ReadString('\n'); err != nil || strings.TrimSpace(line) != begun {
-		t.Fatalf("subject says %q (%v), want %q", line, err, begun)
+	if line, err := out.ReadString('\n'); err != nil || strings.TrimSpace(line) != started {
+		t.Fatalf("subject says %q (%v), want %q", line, err, started)
 	}
 	meanwhile()
 	if _, err := io.WriteString(stdin, "\n"); err != nil {

@@ -35,13 +35,13 @@ import (
 const (
 	// settleTime is how long things may take to go away after a test that passed.
 	settleTime = 10 * time.Second
-	// settleTimeFailed is the same for a test that has failed anyway: its leaks are a consequence, not the news.
+	// settleTimeFailed is the same for a test that has failed already: its leaks are a consequence.
 	settleTimeFailed = time.Second
 	// settleStep is the pause between two counts.
 	settleStep = 20 * time.Millisecond
 )
 
-// counts maps the identity of a thing to words for people.
+// counts maps the identity of a resource to its description.
 type counts map[string]string
 
 // kind is one sort of thing that can leak.
@@ -61,7 +61,7 @@ type check struct {
 	before map[string]counts
 }
 
-// running holds the checks that have begun and not ended, and the marks of their tests.
+// running holds the checks in progress, and the marks of their tests.
 var running struct {
 	sync.Mutex
 	tests []string
@@ -98,7 +98,7 @@ func Check(t testing.TB, marks ...string) {
 }
 
 // Mark gives the leak check of the running tests further marks, such as names that are known only later. Marks are unique, so
-// they are kept for good.
+// they are never removed.
 func Mark(marks ...string) {
 	running.Lock()
 	defer running.Unlock()
@@ -111,7 +111,7 @@ func begin(t testing.TB, marks []string) {
 	defer running.Unlock()
 	for _, other := range running.tests {
 		if !strings.HasPrefix(t.Name(), other+"/") {
-			t.Fatalf("begin the leak check of %s: %s is still running, and two tests of one process cannot be told apart; "+
+			t.Fatalf("begin the leak check of %s: %s is still running, and the resources of two tests of one process cannot be attributed; "+
 				"remove t.Parallel or the second call of leakcheck.Check", t.Name(), other)
 		}
 	}
@@ -155,11 +155,11 @@ func (c *check) settle() {
 	if c.t.Failed() {
 		wait = settleTimeFailed
 	}
-	begun := time.Now()
+	start := time.Now()
 	for {
 		// Idle connections of the default client are a cache, not a leak.
 		http.DefaultClient.CloseIdleConnections()
-		waited := time.Since(begun)
+		waited := time.Since(start)
 		reapOrphans(c.before[kindProcesses], waited)
 		report, err := c.compare()
 		if err != nil {
@@ -204,7 +204,7 @@ func (c *check) compare() (string, error) {
 	return out.String(), nil
 }
 
-// ours tells whether the test answers for a thing.
+// ours returns whether a new resource is attributed to the test.
 func (c *check) ours(k kind, id, words string) bool {
 	if !k.shared {
 		return true

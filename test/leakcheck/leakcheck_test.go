@@ -15,7 +15,7 @@ import (
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
-// recorder is a test that collects its failures and runs its clean-ups when told to.
+// recorder is a test that collects its failures and runs its clean-ups on finish.
 type recorder struct {
 	testing.TB
 	name     string
@@ -222,7 +222,7 @@ func TestDirRefusesMounts(t *testing.T) {
 	}
 }
 
-// TestParseNft: rules are told apart by their place, and what iptables and the CNI plugins keep for good is left out.
+// TestParseNft: rules are identified by their place; permanent state of iptables and of the CNI plugins is left out.
 func TestParseNft(t *testing.T) {
 	got := parseNft([]byte(`table ip nat {
 	chain PREROUTING {

@@ -25,7 +25,7 @@ var kernelLinks = map[string]bool{
 	"ip_vti0": true, "ip6_vti0": true, "ip6tnl0": true, "ip6gre0": true,
 }
 
-// pluginChains are made by the CNI plugins on first use and kept by them for good, by their design.
+// pluginChains are created by the CNI plugins on first use and never removed, by design.
 var pluginChains = []string{
 	"CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-SNAT", "CNI-FORWARD", "CNI-ADMIN",
 }
@@ -139,7 +139,7 @@ func parseNft(out []byte) counts {
 	return all
 }
 
-// ofPlugins tells whether a rule or chain is the permanent frame of the CNI plugins or of iptables: a table of
+// ofPlugins returns whether a rule or chain is permanent state of the CNI plugins or of iptables: a table of
 // iptables and its built-in chains exist from the first use of that program on.
 func ofPlugins(words string) bool {
 	for _, c := range pluginChains {
@@ -210,7 +210,7 @@ func countPlaces() (counts, error) {
 		}
 		for _, e := range entries {
 			path := filepath.Join(dir, e.Name())
-			if !keptForGood(path) {
+			if !permanentPath(path) {
 				all[path] = path
 			}
 		}
@@ -224,8 +224,8 @@ func countPlaces() (counts, error) {
 	return all, err
 }
 
-// keptForGood names what CNI plugins, iptables and containerd's shims make on their first use and keep.
-func keptForGood(path string) bool {
+// permanentPath returns whether CNI plugins, iptables or containerd's shims create a path on first use and never remove it.
+func permanentPath(path string) bool {
 	switch path {
 	case "/run/netns", "/run/xtables.lock", "/var/lib/cni", "/run/cni", "/run/containerd":
 		return true

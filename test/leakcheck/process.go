@@ -17,8 +17,8 @@ import (
 
 const (
 	kindProcesses = "processes"
-	// orphanGrace is how long a dead child waits for whoever started it to ask for its exit status. After that it is
-	// an orphan that came to the test as its subreaper, and is reaped as PID 1 would do it.
+	// orphanGrace is how long a zombie child is left to the code that started it. After that it is an orphan, reparented
+	// to the test as its subreaper, and is reaped.
 	orphanGrace = 300 * time.Millisecond
 	// maxCommandLine is how much of a command line a report shows.
 	maxCommandLine = 160
@@ -29,13 +29,13 @@ type process struct {
 	pid, parent int
 	state       byte
 	comm        string
-	// started is the start time in ticks since boot: with the PID it identifies a process for good.
+	// started is the start time in ticks since boot: with the PID it identifies a process uniquely.
 	started string
 }
 
 func (p process) id() string { return fmt.Sprintf("%d@%s", p.pid, p.started) }
 
-// words describes the process to people.
+// words describes the process.
 func (p process) words() string {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
 	command := strings.TrimSpace(string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
@@ -135,7 +135,7 @@ func readProcess(pid int) (process, error) {
 	return process{pid: pid, parent: parent, state: rest[0][0], comm: comm, started: rest[fieldsAfterName-1]}, nil
 }
 
-// reapOrphans collects dead children which nobody asks for.
+// reapOrphans reaps zombie children that no code waits for.
 func reapOrphans(before counts, waited time.Duration) {
 	if waited < orphanGrace {
 		return

@@ -13,10 +13,10 @@ import (
 // maxStacks bounds the text of all goroutines.
 const maxStacks = 16 << 20
 
-// lasting are functions whose goroutines, once begun, live as long as the process, by design of their library.
-var lasting = []string{
+// permanent are functions whose goroutines run until the process exits, by design of their library.
+var permanent = []string{
 	"testing.",           // the test itself and its runner
-	"os/signal.",         // begun by the first signal.Notify
+	"os/signal.",         // started by the first signal.Notify
 	"runtime.ensureSigM", // the same
 	"k8s.io/klog/v2.",    // flushes its buffers every few seconds
 }
@@ -47,7 +47,7 @@ func countDescriptors() (counts, error) {
 	return all, nil
 }
 
-// countGoroutines lists the goroutines of this process, without those that live as long as it does.
+// countGoroutines lists the goroutines of this process, without permanent ones.
 func countGoroutines() (counts, error) {
 	buf := make([]byte, 1<<20)
 	n := runtime.Stack(buf, true)
@@ -62,9 +62,9 @@ func parseStacks(text string) counts {
 	all := counts{}
 	for i, stack := range strings.Split(text, "\n\n") {
 		head, body, _ := strings.Cut(stack, "\n")
-		// "goroutine 12 [running]:"; the number is never used again. The first one is the caller.
+		// "goroutine 12 [running]:"; the number is not reused. The first one is the caller.
 		id, _, _ := strings.Cut(head, " [")
-		if i == 0 || id == "" || isLasting(body) {
+		if i == 0 || id == "" || isPermanent(body) {
 			continue
 		}
 		all[id] = head + "\n      " + strings.ReplaceAll(strings.TrimSpace(body), "\n", "\n      ")
@@ -72,8 +72,8 @@ func parseStacks(text string) counts {
 	return all
 }
 
-// isLasting looks at where a goroutine begins: its first function and the one which created it.
-func isLasting(stack string) bool {
+// isPermanent looks at where a goroutine begins: its first function and the one which created it.
+func isPermanent(stack string) bool {
 	lines := strings.Split(strings.TrimSpace(stack), "\n")
 	creator := ""
 	if n := len(lines); n >= 2 && strings.HasPrefix(lines[n-2], "created by ") {
@@ -84,7 +84,7 @@ func isLasting(stack string) bool {
 	if n := len(lines); n >= 2 {
 		first = lines[n-2]
 	}
-	for _, f := range lasting {
+	for _, f := range permanent {
 		if strings.HasPrefix(first, f) || strings.HasPrefix(creator, f) {
 			return true
 		}

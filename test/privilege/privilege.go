@@ -14,7 +14,7 @@ const Variable = "BERTH_TESTS"
 // unprivileged is the value of Variable.
 const unprivileged = "unprivileged"
 
-// Available tells whether tests may make namespaces, mounts and cgroups.
+// Available returns whether tests may make namespaces, mounts and cgroups.
 func Available() bool { return os.Geteuid() == 0 && os.Getenv(Variable) != unprivileged }
 
 // Root skips a test that makes namespaces, mounts or cgroups if it must not. `make test` skips none.

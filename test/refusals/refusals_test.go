@@ -49,7 +49,7 @@ func refusalsOf(t *testing.T, dir string) map[string]int {
 	return counts
 }
 
-// refuses tells whether a call makes an error about a request.
+// refuses returns whether a call makes an error about a request.
 func refuses(call *ast.CallExpr) bool {
 	if f, ok := call.Fun.(*ast.Ident); ok && slices.Contains(makers, f.Name) {
 		return true

@@ -37,7 +37,7 @@ type Fault struct {
 	Header http.Header
 	// Delay is waited before anything is answered.
 	Delay time.Duration
-	// Answer answers in the registry's place, whatever it likes.
+	// Answer replaces the registry's response.
 	Answer http.HandlerFunc
 	// Change changes what the registry answered, before Rewrite.
 	Change func(*http.Response)

@@ -34,8 +34,8 @@ const (
 // Options choose how a registry authenticates its clients. The zero value is
 // an open registry.
 type Options struct {
-	// Username and Password are the only account. With both empty anybody may
-	// read and write.
+	// Username and Password are the only account. With both empty access is
+	// anonymous.
 	Username, Password string
 	// Bearer hands out tokens from an own token endpoint instead of checking
 	// the account on each request (HTTP basic).
@@ -154,7 +154,7 @@ func (r *Registry) end() error {
 	}
 }
 
-// unlessExit drops an exit status: a process that was told to go has none that
+// unlessExit drops an exit status: a process that was terminated has none that
 // says anything.
 func unlessExit(err error) error {
 	if _, ok := errors.AsType[*exec.ExitError](err); ok {

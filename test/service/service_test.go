@@ -134,9 +134,9 @@ func (h *host) logGoesOn(name string) func() error {
 // eventually waits until check returns nil and fails the test if it never does.
 func (h *host) eventually(what string, check func() error) {
 	h.t.Helper()
-	const step, patience = 50 * time.Millisecond, time.Minute
+	const step, timeout = 50 * time.Millisecond, time.Minute
 	var err error
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(step) {
+	for end := time.Now().Add(timeout); time.Now().Before(end); time.Sleep(step) {
 		if err = check(); err == nil {
 			return
 		}

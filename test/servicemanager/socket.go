@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// patience bounds the wait for a message.
-	patience = 10 * time.Second
+	// messageTimeout bounds the wait for a message.
+	messageTimeout = 10 * time.Second
 	// maxText bounds a message, maxFDs its descriptors.
 	maxText, maxFDs = 4096, 16
 )
@@ -60,7 +60,7 @@ func (s *Socket) Receive() (text string, fds []int, err error) {
 // Hear returns the next message, which comes soon, and its descriptor, nil without one.
 func (s *Socket) Hear(t testing.TB) (string, *os.File) {
 	t.Helper()
-	if err := s.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := s.conn.SetReadDeadline(time.Now().Add(messageTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	text, fds, err := s.Receive()

@@ -54,7 +54,7 @@ warning in the verbose status, or refused with the field, the value and the reas
 	tableHead = "| %s | supported | since | shown by | remark |\n|---|---|---|---|---|\n"
 )
 
-// render makes the page, and tells what is missing or too much in the list.
+// render makes the page, and reports what is missing or too much in the list.
 func (l *list) render(d description) (page string, problems []string) {
 	var b strings.Builder
 	b.WriteString(pageHead)

@@ -146,7 +146,7 @@ func TestThreatModelNamesTests(t *testing.T) {
 	}
 }
 
-// TestListIsUnderstood: what is wrong in a list is told with its line.
+// TestListIsUnderstood: an error in a list is reported with its line.
 func TestListIsUnderstood(t *testing.T) {
 	for text, want := range map[string]string{
 		"A.b | maybe | TestX":       `line 1: "maybe"`,
@@ -185,7 +185,7 @@ func TestProblemsAreTold(t *testing.T) {
 	text := strings.Join(problems, "\n")
 	for _, want := range []string{"VersionRequest.version has no line", "line 3: Nothing.* is about nothing"} {
 		if !strings.Contains(text, want) {
-			t.Errorf("%q is not told", want)
+			t.Errorf("%q is not reported", want)
 		}
 	}
 	if !slices.ContainsFunc(api.messages, func(m protoreflect.MessageDescriptor) bool { return m.Name() == "LinuxContainerResources" }) {

@@ -61,7 +61,7 @@ func (w *workload) running() []*harness.Container {
 	return []*harness.Container{w.counter, w.reader, w.sleeper}
 }
 
-// process is the first process of a container, as the daemon tells it.
+// process is the first process of a container, as reported by the daemon.
 func (w *workload) process(c *harness.Container) proc.Stat {
 	w.t.Helper()
 	answer, err := w.n.Runtime.ContainerStatus(w.n.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ID, Verbose: true})
