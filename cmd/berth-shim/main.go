@@ -42,7 +42,7 @@ const (
 )
 
 // init keeps the main goroutine on the main thread. OCI runtimes are forked there:
-// they are told to die with the thread that forked them, and it never ends before
+// they get the parent death signal of the thread that forked them, and it never ends before
 // the process. No other goroutine can get it and enter a pod's namespaces on it.
 func init() { runtime.LockOSThread() }
 
@@ -87,13 +87,13 @@ func run(args []string) error {
 		return err
 	}
 	if err != nil && report != nil {
-		// Nobody listens any more once it serves, and then the log has the error.
+		// The daemon reads no more once it serves, and then the log has the error.
 		_, _ = io.WriteString(report, err.Error())
 	}
 	return err
 }
 
-// execLimited begins anew with a soft limit of open files, which the programs of this process then have too: the Go runtime
+// execLimited executes the program again with a soft limit of open files, which the programs of this process then have too: the Go runtime
 // raises its own limit, and gives the former one to what it executes. Runc before 1.1.14, built with Go 1.19.9 or later, gives
 // containers the limit that it was started with instead of theirs. So that is the one which most containers get.
 func execLimited(soft uint64, args []string) error {

@@ -12,7 +12,7 @@ import (
 )
 
 func main() {
-	// Whoever reads our output may leave before we are done; commands that made
+	// The reader of our output may leave before we are done; commands that made
 	// something then still have to clean up.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

@@ -17,7 +17,7 @@ func TestProfile(t *testing.T) {
 	}
 	for name, has := range map[string]func(string) bool{"alone": func(string) bool { return false }, "with_includes": exists} {
 		t.Run(name, func(t *testing.T) {
-			// It is compiled and shown to nobody.
+			// It is compiled and not loaded.
 			parser := exec.CommandContext(t.Context(), "apparmor_parser", "--skip-kernel-load", "--skip-cache", "--stdout")
 			parser.Stdin = strings.NewReader(profile(has))
 			parser.Stderr = os.Stderr

@@ -21,7 +21,7 @@ const maxBroken = 8
 // methods may be called at the same time from anywhere.
 type Devices struct {
 	dirs []string
-	// cache is read anew whenever it is used: that is rare, and a device plugin
+	// cache is read again at each use: that is rare, and a device plugin
 	// writes its file just before it names the device.
 	cache *cdi.Cache
 }
@@ -41,7 +41,7 @@ func Open(dirs []string) (*Devices, error) {
 // one is not known, and tells of files that may have it but cannot be read.
 // After an error the spec must not be used.
 func (d *Devices) Inject(s *specs.Spec, names []string) error {
-	// What this returns is about all files, also those that nobody needs now.
+	// What this returns is about all files, also those that no request needs now.
 	broken := d.cache.Refresh() != nil
 	unknown, err := d.cache.InjectDevices(s, names...)
 	switch {

@@ -78,7 +78,7 @@ func TestInjectRefusals(t *testing.T) {
 	refuse("example.com/gpu=gone", errdefs.IsFailedPrecondition, "/dev/no-such-device")
 	write(t, dir, "broken.json", "{")
 	refuse("example.com/gpu=1", errdefs.IsInvalidArgument, filepath.Join(dir, "broken.json"))
-	// The same name in two files of one directory is nobody's.
+	// The same name in two files of one directory belongs to neither.
 	write(t, dir, "again.json", vendor)
 	refuse("example.com/gpu=0", errdefs.IsInvalidArgument, "again.json", "conflicting")
 }

@@ -89,7 +89,7 @@ func TestContainerPath(t *testing.T) {
 		driver                Driver
 	}{
 		{"kubelet", "/kubepods/burstable/pod42", "/kubepods/burstable/pod42/" + id, "/kubepods/burstable/pod42/" + id, Cgroupfs},
-		{"nobody", "", "/berth/" + id, "/berth/" + id, Cgroupfs},
+		{"unset", "", "/berth/" + id, "/berth/" + id, Cgroupfs},
 		{"relative", "a//b/", "/a/b/" + id, "/a/b/" + id, Cgroupfs},
 		{
 			"kubelet-systemd", "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod42_7.slice",
@@ -97,7 +97,7 @@ func TestContainerPath(t *testing.T) {
 			"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod42_7.slice/berth-" + id + ".scope", Systemd,
 		},
 		{"critest-systemd", "/test.slice", "test.slice:berth:" + id, "/test.slice/berth-" + id + ".scope", Systemd},
-		{"nobody-systemd", "", "berth.slice:berth:" + id, "/berth.slice/berth-" + id + ".scope", Systemd},
+		{"unset-systemd", "", "berth.slice:berth:" + id, "/berth.slice/berth-" + id + ".scope", Systemd},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -23,7 +23,7 @@ const (
 	legacyFreezingFile = "freezer.self_freezing"
 )
 
-// frozenLegacy is what a v1 freezer is told, and what it says when it is done.
+// frozenLegacy is the value written to a v1 freezer, and the value that it shows when it is done.
 const frozenLegacy = "FROZEN"
 
 // Freeze stops every process of the cgroup. Nil means that none of them runs

@@ -174,7 +174,7 @@ func awaitChange(ctx context.Context, fd int) error {
 	})
 	defer func() {
 		if stop() {
-			unix.Close(pipe[1]) //nolint:errcheck // nobody listens any more
+			unix.Close(pipe[1]) //nolint:errcheck // the reader is gone
 			return
 		}
 		<-closed

@@ -62,7 +62,7 @@ func OfImage(annotations map[string]string) bool {
 	return false
 }
 
-// Container tells what a container was when it was written down.
+// Container describes a container as it was checkpointed.
 type Container struct {
 	// ID and Name are the container's.
 	ID, Name string

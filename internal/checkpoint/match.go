@@ -16,7 +16,7 @@ import (
 // hostnameEnv names the pod, which may be another one.
 const hostnameEnv = "HOSTNAME="
 
-// Match compares what was written down with the spec that a request makes. Its
+// Match compares a checkpoint with the spec that a request makes. Its
 // processes go on as they were, so what is theirs must be the same; what is set
 // around them may differ. The error names the first thing that differs and is of
 // kind ErrInvalidArgument.

@@ -57,7 +57,7 @@ func (d Dir) Pack(ctx context.Context, to string) (err error) {
 	return nil
 }
 
-// pack writes the small files first: whoever looks into an archive needs no more.
+// pack writes the small files first: tools that inspect an archive need no more.
 func (d Dir) pack(ctx context.Context, w io.Writer) error {
 	var rest []string
 	err := filepath.WalkDir(string(d), func(file string, entry fs.DirEntry, err error) error {

@@ -24,7 +24,7 @@ const (
 	archiveExt = ".tar"
 )
 
-// Pod tells what a pod was when it was written down.
+// Pod describes a pod as it was checkpointed.
 type Pod struct {
 	// ID, Name, Namespace and UID are the pod's.
 	ID, Name, Namespace, UID string
@@ -38,7 +38,7 @@ type Pod struct {
 func ArchiveOf(dir, containerID string) string { return filepath.Join(dir, containerID+archiveExt) }
 
 // WritePod completes the checkpoint of a pod: the archives are there, now it can
-// be told what they are.
+// need to know their kind.
 func WritePod(dir string, p Pod) error {
 	text, err := json.MarshalIndent(metadata.CheckpointedPodOptions{
 		Version: podVersion, Containers: p.Containers,

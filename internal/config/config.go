@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// DefaultFile is where the configuration is read from unless told otherwise.
+// DefaultFile is where the configuration is read from by default.
 const DefaultFile = "/etc/berth/config.toml"
 
 // DefaultRoot is the default of Config.Root. A daemon with this root may use
@@ -21,7 +21,7 @@ const DefaultRoot = "/var/lib/berth"
 const DefaultState = "/run/berth"
 
 // DefaultListen is the default of Config.Listen, and the endpoint that the
-// command line talks to unless told otherwise.
+// command line talks to by default.
 const DefaultListen = "unix:///run/berth/berth.sock"
 
 // Config is everything that can be configured. The settings table in

@@ -91,7 +91,7 @@ func imageSection(i *Image) section {
 			}},
 		{key: "verifier_dir", value: &i.VerifierDir, example: `"/etc/berth/verifiers"`,
 			doc: "Directory of programs that decide whether an image may be pulled, with the arguments and the input that\n" +
-				"containerd's image verifiers get; each must agree. Empty asks nobody.",
+				"containerd's image verifiers get; each must agree. Empty means no verifiers.",
 			check: func() string { return checkOptionalDir(i.VerifierDir) }},
 	}}
 }

@@ -146,7 +146,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// All problems are told at once and in the order of the file.
+// All problems are reported at once and in the order of the file.
 func TestParseTellsEverything(t *testing.T) {
 	_, err := Parse("f.toml", []byte("root = 1\nlisten = \"x\"\n[log]\nlevel = \"loud\"\nnope = 1\n"))
 	got := Problems(err)

@@ -88,11 +88,11 @@ func duration(text string) time.Duration {
 func nriSection(n *NRI) section {
 	return section{name: "nri", doc: "How plugins of the Node Resource Interface take part in the life of pods.", settings: []setting{
 		{key: "enabled", value: &n.Enabled, example: "true",
-			doc: "Whether plugins are told of pods and containers, and may change them.", check: fine},
+			doc: "Whether plugins receive the events of pods and containers, and may change them.", check: fine},
 		{key: "socket_path", value: &n.SocketPath, example: `"/var/run/nri/nri.sock"`,
 			doc: "Socket that plugins connect to. Empty means /var/run/nri/nri.sock with the default root, and with any other\n" +
 				"root nri.sock under state. If it cannot be had, because another runtime serves it, pods run without plugins,\n" +
-				"and the log, `berth check` and the verbose status say so; required_plugins is for who does not want that.",
+				"and the log, `berth check` and the verbose status say so; to refuse such containers, set required_plugins.",
 			check: func() string { return checkSocket(n.SocketPath) }},
 		{key: "disable_connections", value: &n.DisableConnections, example: "false",
 			doc: "Whether only plugins from plugin_dir take part: no socket is made.", check: fine},

@@ -168,7 +168,7 @@ func podPathSettings(p *Pod) []setting {
 		{key: "hooks_dir", value: &p.HooksDir, example: `["/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"]`, single: true,
 			doc: "Directories of OCI hooks: JSON files in the form 1.0.0 of oci-hooks(5), as CRI-O reads them. A file takes the place of\n" +
 				"one with its name in an earlier directory. They are read at start, and may be absent. Directories, files and programs\n" +
-				"must belong to root and be writable by nobody else: the programs run as root on the host. Empty means no hooks.",
+				"must belong to root and be writable by root only: the programs run as root on the host. Empty means no hooks.",
 			check: func() string { return checkList(p.HooksDir, checkDir) }},
 		{key: "create_host_paths", value: &p.CreateHostPaths, example: "true",
 			doc:   "Whether a directory of the host that a container mounts is created if it is missing, as by containerd and CRI-O.\nIt belongs to root, and the container has a warning. Else the container is refused.",

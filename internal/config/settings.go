@@ -61,8 +61,8 @@ func topSection(c *Config) section {
 			doc:   "Socket that kubelet, crictl and berth connect to.",
 			check: func() string { return checkListen(c.Listen) }},
 		{key: "listen_group", value: &c.ListenGroup, example: `"berth"`,
-			doc: "Group whose members may connect beside root, by name or number; the socket then has mode 0660, else 0600. Whoever\n" +
-				"connects can run privileged containers: the members of the group are root on this node.",
+			doc: "Group whose members may connect beside root, by name or number; the socket then has mode 0660, else 0600. Clients\n" +
+				"can run privileged containers: the members of the group are root on this node.",
 			check: func() string { return checkGroup(c.ListenGroup) }},
 	}}
 }
@@ -120,8 +120,8 @@ func runtimeSection(c *Config) section {
 				"works; `berth check` says which.",
 			check: func() string { return checkDefaultHandler(r) }},
 		{key: "cgroup_driver", value: &r.CgroupDriver, example: `"systemd"`,
-			doc: "Who makes the cgroups of pods: systemd, cgroupfs (nobody is asked), or auto: systemd where it runs, else\n" +
-				"cgroupfs. Kubelet follows by itself; one that was told otherwise must be told the same.",
+			doc: "Cgroup driver: systemd, cgroupfs or auto (systemd where it runs, else cgroupfs); must match kubelet, which\n" +
+				"asks for it by itself unless its configuration names one.",
 			check: func() string {
 				return checkOneOf(r.CgroupDriver, CgroupDriverAuto, CgroupDriverSystemd, CgroupDriverCgroupfs)
 			}},
@@ -214,7 +214,7 @@ func streamSection(s *Stream) section {
 			check: func() string { return "" }},
 		{key: "tls_cert_file", value: &s.TLSCertFile, example: `"/etc/berth/stream.crt"`,
 			doc: "Certificate for tls, in PEM, with its chain. A file that is replaced is used from the next session on. Empty\n" +
-				"means a self-signed one, stream/tls.crt under root, which is made anew before it expires.",
+				"means a self-signed one, stream/tls.crt under root, which is renewed before it expires.",
 			check: func() string { return checkTLSFile(s, s.TLSCertFile, s.TLSKeyFile, "tls_key_file") }},
 		{key: "tls_key_file", value: &s.TLSKeyFile, example: `"/etc/berth/stream.key"`,
 			doc:   "Key of tls_cert_file, in PEM.",

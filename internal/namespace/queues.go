@@ -27,7 +27,7 @@ func openQueues() (*os.File, error) {
 }
 
 // handQueues hands the directory of the message queues of the calling thread's IPC namespace to the pod. The kernel gives it
-// to the user that makes the namespace, whom a user namespace of the pod does not know: then nobody in there may change it,
+// to the user that makes the namespace, which is not mapped in a user namespace of the pod: then no user of the pod may change it,
 // and runc cannot label it. crun 1.8 leaves its label, which is the daemon's.
 func (req Request) handQueues() error {
 	queues, err := openQueues()

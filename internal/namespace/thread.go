@@ -37,7 +37,7 @@ func DoNew(fn func() error) error {
 	})
 }
 
-// WithOwnMounts runs fn on a thread that has a copy of the mount table for itself. What fn mounts is seen by nobody else and
+// WithOwnMounts runs fn on a thread that has a copy of the mount table for itself. What fn mounts is visible to no other thread and
 // goes with the thread, which ends with fn; so does its working directory.
 func WithOwnMounts(fn func() error) error {
 	return onOwnThread(unix.CLONE_NEWNS, "copy the mount table", func() error {

@@ -33,7 +33,7 @@ func owner(t testing.TB, path string) uint64 {
 	return st.Ino
 }
 
-// The namespaces of a pod belong to its user namespace, whose sysctls are set whoever may set them, and no process is left.
+// The namespaces of a pod belong to its user namespace, whose sysctls are set by the user that may set each, and no process is left.
 func TestUserNamespaceOwnsTheOthers(t *testing.T) {
 	privilege.Root(t)
 	leakcheck.Check(t)
@@ -151,7 +151,7 @@ func TestBadMappings(t *testing.T) {
 	}
 }
 
-// A value that nobody may set in a pod is refused with its name, also when it was tried as root of the pod.
+// A value that no user may set in a pod is refused with its name, also when it was tried as root of the pod.
 func TestUserNamespaceRefusesSysctl(t *testing.T) {
 	privilege.Root(t)
 	leakcheck.Check(t)

@@ -1,5 +1,5 @@
 // Package proc identifies processes beyond the reuse of their IDs, and finds out
-// how they ended, also when somebody else reaped them.
+// how they ended, also when another process reaped them.
 package proc
 
 import (
@@ -151,9 +151,9 @@ const (
 
 // ExitStatus returns the wait status of a process that has ended or is
 // released. While it is a zombie the status is in /proc; once reaped the pidfd has it, if it was open
-// before and the kernel is 6.15 or later. ErrNotFound means that nobody has it.
+// before and the kernel is 6.15 or later. ErrNotFound means that no process has it.
 func ExitStatus(pidfd *os.File, pid int, started uint64) (uint32, error) {
-	// Between the two looks somebody may reap it, so look at the pidfd again.
+	// Between the two looks its parent may reap it, so look at the pidfd again.
 	for range 2 {
 		info := pidfdInfo{mask: pidfdInfoExit}
 		err := control(pidfd, func(fd int) error {

@@ -21,7 +21,7 @@ type Traffic struct {
 	Bytes, Packets, Errors, Dropped uint64
 }
 
-// netDev lists the interfaces of the network namespace of whoever reads it.
+// netDev lists the interfaces of the network namespace of the reading thread.
 // Netlink would say the same, but only once no other network of the machine is
 // being made or removed: its dumps take the kernel's one lock for all of them.
 const netDev = "/proc/thread-self/net/dev"

@@ -83,11 +83,11 @@ func TestReadProcesses(t *testing.T) {
 	gone, stop := context.WithCancel(ctx)
 	stop()
 	if _, err := ReadProcesses(gone, host, path); !errors.Is(err, context.Canceled) {
-		t.Errorf("reading for nobody: %v, want canceled", err)
+		t.Errorf("reading with a canceled context: %v, want canceled", err)
 	}
 }
 
-// held counts the descriptors of a process in the plain way. Whoever runs the
+// held counts the descriptors of a process in the plain way. The user that runs the
 // test may have left it some.
 func held(t *testing.T, pid int) Processes {
 	t.Helper()

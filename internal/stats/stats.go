@@ -1,5 +1,5 @@
 // Package stats reads what a cgroup uses, in one pass over its control files
-// and without caching: nothing is read when nobody asks.
+// and without caching: nothing is read between requests.
 package stats
 
 import "time"
@@ -16,7 +16,7 @@ type Container struct {
 	Swap *Swap
 	// IO counts by device, in ascending order of device number.
 	IO []IODevice
-	// IOPressure is nil if the kernel keeps no pressure figures for cgroups,
+	// IOPressure is nil if the kernel keeps no pressure information for cgroups,
 	// as on cgroup v1. The same holds for the other PSI pointers.
 	IOPressure *PSI
 	Pids       Pids

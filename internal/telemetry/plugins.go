@@ -26,7 +26,7 @@ func (m *Metrics) Plugins() *PluginMetrics {
 		}, []string{"plugin", "event"}),
 		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: "nri", Name: "plugin_events_total",
-			Help: "Events that plugins were told of, by plugin, event and whether the plugin answered without an error.",
+			Help: "Events sent to plugins, by plugin, event and whether the plugin answered without an error.",
 		}, []string{"plugin", "event", "ok"}),
 	}
 	m.registry.MustRegister(p.seconds, p.answers)
@@ -38,7 +38,7 @@ func (p *PluginMetrics) PluginTook(plugin, event string, took time.Duration) {
 	p.seconds.WithLabelValues(plugin, event).Observe(took.Seconds())
 }
 
-// PluginAnswered counts an event that a plugin was told of.
+// PluginAnswered counts an event sent to a plugin.
 func (p *PluginMetrics) PluginAnswered(plugin, event string, ok bool) {
 	p.answers.WithLabelValues(plugin, event, strconv.FormatBool(ok)).Inc()
 }

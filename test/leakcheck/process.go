@@ -152,7 +152,7 @@ func reapOrphans(before counts, waited time.Duration) {
 	}
 }
 
-// reap asks once for the exit status of a dead child. Somebody else may have been quicker, which is as good.
+// reap asks once for the exit status of a dead child. Another goroutine may have been quicker.
 func reap(pid int) {
 	for {
 		if _, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); !errors.Is(err, unix.EINTR) {

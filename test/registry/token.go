@@ -87,7 +87,7 @@ func (s *tokenServer) makeKey() (err error) {
 	return nil
 }
 
-// get answers with a token for whoever shows the account. A caller without any
+// get answers with a token for clients that show the account. A caller without any
 // credentials gets a token that allows nothing, as public services do.
 func (s *tokenServer) get(w http.ResponseWriter, r *http.Request) {
 	user, password, given := r.BasicAuth()

@@ -2,7 +2,7 @@
 // virtual machine whose processor QEMU emulates, so that it runs where there is no virtualization.
 //
 // The machine has two disks and no network. The first is a Debian that debootstrap makes and a cache keeps; the second
-// holds our programs, test binaries and critest, made anew for each run. A program on it, the guest, runs the steps of
+// holds our programs, test binaries and critest, made for each run. A program on it, the guest, runs the steps of
 // the plan one after another and sends what they say through a virtio port; then the machine powers off. What is written
 // to the disks is forgotten.
 //

@@ -29,7 +29,7 @@ var (
 // bootDeadline bounds a machine beyond the deadlines of its steps.
 const bootDeadline = 3 * time.Minute
 
-// modules are what the kernel is told for each security module.
+// modules are the kernel arguments for each security module.
 var modules = map[string][]string{
 	"apparmor": {"apparmor=1", "security=apparmor"},
 	"selinux":  {"selinux=1", "security=selinux", "enforcing=1"},
@@ -132,7 +132,7 @@ type record struct {
 	ends    map[string]*End
 }
 
-// hear notes an event. What somebody asked for with a flag is shown at once.
+// hear notes an event. Events that a flag selects is shown at once.
 func (r *record) hear(e Event) {
 	if r.outputs[e.Step] == nil {
 		r.outputs[e.Step] = &strings.Builder{}

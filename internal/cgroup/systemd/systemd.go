@@ -40,7 +40,7 @@ type auxiliary struct {
 }
 
 // Start makes systemd start a slice ("berth-pods.slice"), with accounting of what Berth
-// reports. On nil the slice is active, whoever started it. A slice that a unit
+// reports. On nil the slice is active, also if another process started it. A slice that a unit
 // file describes keeps its settings.
 func Start(ctx context.Context, slice string) error {
 	properties := []property{

@@ -78,7 +78,7 @@ type manager struct {
 	jobs   uint32
 }
 
-// Subscribe is called by whoever wants signals.
+// Subscribe is called by clients that want signals.
 func (m *manager) Subscribe() *dbus.Error { return nil }
 
 // StartTransientUnit starts a unit that has no file.
@@ -208,7 +208,7 @@ func TestHangingJob(t *testing.T) {
 	}
 }
 
-// TestNoBus expects a kind of error that can be told apart where systemd is
+// TestNoBus expects a kind of error that can be distinguished where systemd is
 // not there.
 func TestNoBus(t *testing.T) {
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")

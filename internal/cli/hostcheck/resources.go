@@ -31,7 +31,7 @@ func (f *facts) cgroups(c *config.Config) {
 		f.ok(areaCgroup, "hierarchy", "v2")
 	default:
 		f.warn(areaCgroup, "hierarchy", host.Mode.String(),
-			"works; kubelet of 1.35 and later wants v2 (failCgroupV1), and pressure figures need it: boot with systemd.unified_cgroup_hierarchy=1")
+			"works; kubelet of 1.35 and later wants v2 (failCgroupV1), and pressure information need it: boot with systemd.unified_cgroup_hierarchy=1")
 	}
 	f.controllers(host)
 	if host.SwapLimit() {
@@ -83,7 +83,7 @@ func (f *facts) driver(c *config.Config) {
 			`set runtime.cgroup_driver = "auto", or install dbus`)
 	default:
 		f.warn(areaCgroup, "driver", "cgroupfs, on a host that systemd manages",
-			`two masters of one tree disagree one day: set runtime.cgroup_driver = "auto", and kubelet's cgroupDriver to systemd`)
+			`systemd and cgroupfs conflict in one hierarchy: set runtime.cgroup_driver = "auto", and kubelet's cgroupDriver to systemd`)
 	}
 }
 

@@ -28,7 +28,7 @@ var (
 )
 
 // ParseLine takes a record apart. What is no CRI record, such as the torn end
-// of a file on a full disk, comes back as text alone: whoever reads a log wants
+// of a file on a full disk, comes back as text alone: readers of a log want
 // to see everything that is in it.
 func ParseLine(record []byte) Line {
 	stamp, rest, ok1 := bytes.Cut(record, []byte{' '})

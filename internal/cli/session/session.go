@@ -218,7 +218,7 @@ func receive(conn connection, s Streams) error {
 
 // copyOutput copies until the far side ends. When this side cannot be written
 // any more, the rest is drained, since a full stream would stall the others.
-// A read error is told by the missing status.
+// A read error shows as a missing status.
 func copyOutput(w io.Writer, r io.Reader) error {
 	sink := &stickyWriter{w: w}
 	_, _ = io.Copy(sink, r) // see above
@@ -241,7 +241,7 @@ func (s *stickyWriter) Write(p []byte) (int, error) {
 }
 
 // sendStdin copies until there is no more and says whether the user detached.
-// An error of the far side is told by the status.
+// An error of the far side is in the status.
 func sendStdin(w io.WriteCloser, r io.Reader) (detached bool) {
 	_, err := io.Copy(w, struct{ io.Reader }{r})
 	if errors.Is(err, ErrDetached) {
@@ -258,7 +258,7 @@ func sendSizes(w io.Writer, sizes <-chan Size, ended <-chan struct{}) {
 		case <-ended:
 			return
 		case size, ok := <-sizes:
-			if !ok || enc.Encode(size) != nil { // a broken stream is told by the status
+			if !ok || enc.Encode(size) != nil { // a broken stream shows in the status
 				return
 			}
 		}

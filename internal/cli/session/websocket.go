@@ -106,7 +106,7 @@ func (c *webSocketSession) resize() io.Writer {
 func (c *webSocketSession) close() error {
 	err := c.conn.Close()
 	for _, r := range c.pipes {
-		_ = r.Close() // always nil; frees receive if nobody reads this channel
+		_ = r.Close() // always nil; frees receive if this channel has no reader
 	}
 	<-c.done
 	return err

@@ -13,7 +13,7 @@ import (
 
 // wordsOfV5 is a server of version 5 of the protocol, which the Kubernetes
 // project's own stream server does not speak: it echoes what it gets once it
-// was told that nothing more comes.
+// got the end of the stream.
 func wordsOfV5(t *testing.T) http.Handler {
 	t.Helper()
 	upgrader := websocket.Upgrader{Subprotocols: []string{protocolV5}}

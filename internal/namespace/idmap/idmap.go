@@ -23,7 +23,7 @@ type Options struct {
 
 // Bind mounts source with all that is mounted below it at target, which must exist, with the mapping of a user namespace.
 //
-// A file system below source that cannot be mapped keeps its owners, whom the container sees as nobody; whole tells
+// A file system below source that cannot be mapped keeps its owners, which the container sees as the overflow user; whole tells
 // whether there is none. When source itself cannot be mapped, the error is [errdefs.ErrFailedPrecondition].
 func Bind(source, target string, user *os.File, opts Options) (whole bool, err error) {
 	tree, whole, err := clone(source, user, opts)

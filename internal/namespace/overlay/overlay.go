@@ -137,7 +137,7 @@ func TryMapped(dir string) error {
 	return errors.Join(err, os.RemoveAll(dir))
 }
 
-// try shows directories of ours as those of somebody else.
+// try shows our directories with another owner.
 func try(dir string) error {
 	layers := []string{filepath.Join(dir, "a"), filepath.Join(dir, "b")}
 	target := filepath.Join(dir, "target")

@@ -148,7 +148,7 @@ func TestMappedRefused(t *testing.T) {
 	}
 }
 
-// The host that runs the tests can map, and the trial leaves nothing, neither its own nor that of one that was killed.
+// The host that runs the tests can map, and the probe leaves nothing, neither its own files nor those of a killed one.
 func TestTryMapped(t *testing.T) {
 	privilege.Root(t)
 	leakcheck.Check(t)
@@ -160,6 +160,6 @@ func TestTryMapped(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
-		t.Errorf("what is left of the trial: %v", err)
+		t.Errorf("what is left of the probe: %v", err)
 	}
 }

@@ -134,7 +134,7 @@ var fail = map[string][]byte{
 	),
 }
 
-// pause ends when its stdin does before it got a byte: whoever started it died
+// pause ends when its stdin does before it got a byte: its parent has ended
 // before taking note of it.
 var pause = join(reap, confinePause, word, forever, fail)
 

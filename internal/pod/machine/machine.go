@@ -3,7 +3,7 @@
 // that fails. It has no goroutine, no clock and does no I/O.
 //
 // An object is a row of steps. Each step is a {do, undo, probe} triple that
-// somebody else performs; here it is only a mark:
+// a driver performs; here it is only a mark:
 //
 //	         Plan                Do succeeds
 //	Absent ────────▶ Intended ───────────────▶ Done
@@ -184,7 +184,7 @@ func (k *Kind) raise(s State, ev Event) (State, []Effect) {
 }
 
 // lower never waits for an effect in flight to end by itself when that effect
-// is building something that nobody wants any more. A level that was never
+// is building something that is not wanted any more. A level that was never
 // reached is not lowered from: the object goes back to where it came from.
 func (k *Kind) lower(s State, ev Event) (State, []Effect) {
 	s.blocked = false
@@ -203,7 +203,7 @@ func (k *Kind) lower(s State, ev Event) (State, []Effect) {
 }
 
 // recover looks at a state that a previous daemon saved. A goal that it had
-// not reached is given up: whoever asked for it is gone.
+// not reached is given up: its caller is gone.
 func (k *Kind) recover(s State) (State, []Effect) {
 	want := k.Want(s)
 	s.tried = k.present(s)

@@ -79,7 +79,7 @@ var (
 	hasPIDs       = &condition{func(a stats.Abilities) bool { return a.PIDs }, "the pids controller"}
 	hasHugetlb    = &condition{func(a stats.Abilities) bool { return a.Hugetlb }, "the hugetlb controller"}
 	hasHugePeak   = &condition{func(a stats.Abilities) bool { return a.HugetlbPeak }, "the hugetlb controller of cgroup v1"}
-	hasPressure   = &condition{func(a stats.Abilities) bool { return a.Pressure }, "a cgroup v2 hierarchy and pressure figures in the kernel"}
+	hasPressure   = &condition{func(a stats.Abilities) bool { return a.Pressure }, "a cgroup v2 hierarchy and pressure information in the kernel"}
 )
 
 // emit adds a sample with the values of the family's keys.

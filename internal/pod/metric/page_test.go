@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write the table of docs/metrics.md anew")
+var rewrite = flag.Bool("rewrite", false, "write the table of docs/metrics.md")
 
 const (
 	page  = "../../../docs/metrics.md"

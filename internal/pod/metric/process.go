@@ -77,7 +77,7 @@ func processes(number func(*stats.Processes) uint64) func(*Reading, emit) {
 	}
 }
 
-// specFamilies are limits as the kernel has them, whoever has set them.
+// specFamilies are limits as the kernel has them, not as requested.
 var specFamilies = []family{
 	{
 		name: "container_spec_cpu_shares", help: "CPU weight, in the shares of cgroup v1.", gauge: true, of: container, given: hasCPU,

@@ -132,7 +132,7 @@ func killAfterExit(t *testing.T, s Supervisor) {
 	must(t, "Delete", s.Delete(t.Context(), "one"))
 }
 
-// The next daemon is told of an exit until the container is deleted: the last one may have been killed before it was
+// The next daemon gets an exit until the container is deleted: the last one may have been killed before it was
 // recorded.
 func exitIsDeliveredAgain(t *testing.T, s Supervisor) {
 	s.start(t, "one")

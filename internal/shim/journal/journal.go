@@ -1,5 +1,5 @@
 // Package journal is the supervisor's exit journal: an append-only file of
-// CRC-framed entries, written before anybody is told of an exit.
+// CRC-framed entries, written before an exit is published.
 //
 // A frame is the length of the body (4 bytes, little endian), the CRC-32C of the
 // body (4 bytes) and the body, JSON. A process killed while it appends leaves a

@@ -56,7 +56,7 @@ func TestTornEndIsCut(t *testing.T) {
 	}
 }
 
-// TestForgottenIDIsNew: what is told of an ID is never what its last owner did.
+// TestForgottenIDIsNew: an ID never has the exit of its former owner.
 func TestForgottenIDIsNew(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "exits")
 	j := open(t, path)

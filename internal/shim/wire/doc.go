@@ -6,7 +6,7 @@
 //	  | Hello(session)           ---- shim.sock ---> |  ends what older sessions left half way
 //	  | put container/ID + fds   ---- fd.sock   ---> |  only to a successor: descriptors kept for it
 //	  | get container/ID         ---- fd.sock   ---> |  pidfd, FIFO readers, stdin, console
-//	  | Settle(session)          ---- shim.sock ---> |  what nobody could tell is now unknown
+//	  | Settle(session)          ---- shim.sock ---> |  an exit that no one reported is unknown
 //	  | Start, Exec, Attach, …   ---- shim.sock ---> |
 //	  | NextExits(cursor)        ---- shim.sock ---> |  answers when the journal has more
 //

@@ -53,7 +53,7 @@ func run() (err error) {
 	return nil
 }
 
-// modules are those which the kernel would load on first use. Here that takes so long that a test may lose its patience.
+// modules are those which the kernel would load on first use. Here that takes so long that a test may exceed its timeout.
 var modules = []string{
 	"overlay", "veth", "bridge", "br_netfilter", "nf_tables", "nft_chain_nat", "nft_ct", "nft_fib_inet", "nft_masq", "nft_compat",
 	"ip_tables", "iptable_nat", "ip6table_nat", "xt_MASQUERADE", "xt_comment", "xt_multiport", "tun",

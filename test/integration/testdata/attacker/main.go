@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// control is a port that nobody guards.
+// control is an unguarded port.
 const control = 1068
 
 func main() {

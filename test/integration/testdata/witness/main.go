@@ -1,4 +1,4 @@
-// Witness is a plugin that writes down what it is told: one line per event, into the file that it is configured with.
+// Witness is a plugin that records its events: one line for each, into the file that it is configured with.
 package main
 
 import (
