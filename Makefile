@@ -35,7 +35,7 @@ demo: build ## pull an image, run a pod, exec, logs, remove, each step timed (ne
 # Two packages at a time, each in namespaces of its own (test/isolation). Tests shuffle; a failure prints the seed.
 test: ## run all tests, with the race detector and the leak check, list what was skipped, critest once, and two virtual machines (needs root and, for the last two, Debian; 40 min, first time 50)
 	@tools/prepare test
-	$(TEST) -p 2 -count=1 -race -shuffle=on -timeout 30m ./...
+	$(TEST) -p 2 -count=1 -race -shuffle=on -timeout 45m ./...
 ifneq ($(CONFORMANCE),)
 	@tools/prepare conformance
 	@mkdir -p bin

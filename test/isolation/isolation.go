@@ -22,7 +22,8 @@ const (
 	// Variable is the environment variable that leaves a test binary in the namespaces of the machine, with the value
 	// Machine. It is for virtual machines that exist for their tests, where systemd starts some of the programs.
 	Variable = "BERTH_TEST_NAMESPACES"
-	Machine  = "machine"
+	// Machine is the value of Variable.
+	Machine = "machine"
 	// stateVariable marks an isolated test binary: its PID, the mount namespace, and the directory that is its
 	// /tmp.
 	stateVariable = "BERTH_TEST_ISOLATED"

@@ -138,7 +138,7 @@ func replaceTmp(dir string, keep []string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(old)
+	defer func() { _ = unix.Close(old) }()
 	if err := unix.Mount(dir, tmp, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", dir, tmp, err)
 	}
@@ -159,7 +159,7 @@ func replace(dir string, except []string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(old)
+	defer func() { _ = unix.Close(old) }()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("list %s: %w", dir, err)
