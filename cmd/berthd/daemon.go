@@ -322,7 +322,7 @@ func (d *daemon) run(ctx context.Context, calls net.Listener) error {
 		serving.Go(func() error { return d.metrics.Serve(ctx, l, d.log.With("part", "metrics")) })
 	}
 	serving.Go(func() error {
-		d.upkeep(ctx)
+		d.collectGarbage(ctx)
 		return nil
 	})
 	serving.Go(d.sessions.Serve)

@@ -244,7 +244,7 @@ func TestContainerEvents(t *testing.T) {
 	if event.ContainerId != "c1" || event.CreatedAt != 9e9 || event.PodSandboxStatus.Metadata.Name != "web" || len(event.ContainersStatuses) != 1 {
 		t.Errorf("event = %v", event)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if err := e.server.Shutdown(ctx); err != nil {
 		t.Errorf("Shutdown: %v", err)

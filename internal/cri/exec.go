@@ -186,7 +186,7 @@ func toEngine(ctx context.Context, s stream.Streams) pod.Streams {
 	return streams
 }
 
-// seconds reads a field that counts seconds; one that is too large to be told
+// seconds reads a field that counts seconds; one that is too large for a duration
 // as a duration is as good as no end.
 func seconds(field string, n int64) (time.Duration, error) {
 	if n < 0 {

@@ -30,8 +30,8 @@ import (
 // The edge is tested with an engine and an image store that answer what a test
 // wants: what is under test is the translation, over real gRPC on a real socket.
 
-// patience bounds every wait of these tests.
-const patience = 20 * time.Second
+// testTimeout bounds every wait of these tests.
+const testTimeout = 20 * time.Second
 
 // fakeEngine holds views, and answers changes with do.
 type fakeEngine struct {
@@ -294,7 +294,7 @@ func start(t *testing.T) *edge {
 		if err := conn.Close(); err != nil {
 			t.Errorf("close the client: %v", err)
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), testTimeout)
 		defer cancel()
 		if err := e.server.Shutdown(ctx); err != nil {
 			t.Errorf("Shutdown: %v", err)

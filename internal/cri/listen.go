@@ -16,20 +16,20 @@ import (
 )
 
 const (
-	// socketMode lets root call the daemon, groupMode a group too. Whoever may, owns the node.
+	// socketMode lets root call the daemon, groupMode a group too. Access is equal to root on the node.
 	socketMode = 0o600
 	groupMode  = 0o660
 	// socketDirMode lets others reach the socket and not list what is there.
 	socketDirMode = 0o711
-	// probeTimeout is how long somebody must answer to be there, probeStep how
+	// probeTimeout is how long a server has to answer to count as alive, probeStep how
 	// often that is tried.
 	probeTimeout = time.Second
 	probeStep    = 20 * time.Millisecond
 )
 
-// Listen opens the unix socket of a unix:// endpoint. A socket that nobody
-// answers any more is replaced; if somebody does, the error is an
-// [errdefs.ErrAlreadyExists]. The socket appears with its final mode. Members of group may call the daemon; nobody but root
+// Listen opens the unix socket of a unix:// endpoint. A socket that no
+// server answers any more is replaced; if one does, the error is an
+// [errdefs.ErrAlreadyExists]. The socket appears with its final mode. Members of group may call the daemon; no other user but root
 // if it is negative.
 func Listen(ctx context.Context, endpoint string, group int) (net.Listener, error) {
 	path, err := socketPath(endpoint)
@@ -42,7 +42,7 @@ func Listen(ctx context.Context, endpoint string, group int) (net.Listener, erro
 	if err := refuseLive(ctx, path); err != nil {
 		return nil, err
 	}
-	// The name is given last, so nobody meets a socket of another mode or
+	// The name is given last, so no client meets a socket of another mode or
 	// one that does not answer.
 	fresh := path + ".new"
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -73,7 +73,7 @@ func socketPath(endpoint string) (string, error) {
 	return filepath.Clean(u.Path), nil
 }
 
-// refuseLive is an error if somebody answers at path, or if what is there is
+// refuseLive is an error if a server answers at path, or if what is there is
 // no socket.
 func refuseLive(ctx context.Context, path string) error {
 	there, err := os.Lstat(path)
@@ -95,7 +95,7 @@ func refuseLive(ctx context.Context, path string) error {
 			return nil
 		case timedOut(err): // as when the queue of who listens is full
 		case err != nil && ctx.Err() == nil:
-			return fmt.Errorf("find out whether somebody answers on %s: %w", path, err)
+			return fmt.Errorf("probe for a server on %s: %w", path, err)
 		case err == nil:
 			err = conn.Close()
 		}

@@ -142,7 +142,7 @@ func sandboxStatus(v *pod.Sandbox) *runtimeapi.PodSandboxStatus {
 		State:     v.State,
 		CreatedAt: v.CreatedAt.UnixNano(),
 		Network:   &runtimeapi.PodSandboxNetworkStatus{},
-		// Kubelet makes the pod anew if this is not what it asked for.
+		// Kubelet recreates the pod if this differs from its request.
 		Linux: &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{
 			Options: v.Config.GetLinux().GetSecurityContext().GetNamespaceOptions(),
 		}},

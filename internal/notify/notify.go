@@ -21,7 +21,7 @@ const variable = "NOTIFY_SOCKET"
 const sendDeadline = 5 * time.Second
 
 // Manager is the service manager that has started this process. Nil is none, and
-// is told nothing.
+// gets no message.
 type Manager struct {
 	socket string
 	store  *Store
@@ -48,7 +48,7 @@ func Find() (_ *Manager, err error) {
 	}
 	if socket == "" {
 		inherited.Close()
-		return nil, nil //nolint:nilnil // nobody is to be told
+		return nil, nil //nolint:nilnil // there is no service manager
 	}
 	m := &Manager{socket: socket}
 	if capacity == "" || capacity == "0" {

@@ -9,8 +9,8 @@ import (
 	"github.com/berth-runtime/berth/test/servicemanager"
 )
 
-// TestTell: the service manager hears what it is told, and only from this process.
-func TestTell(t *testing.T) {
+// TestNotify: the service manager receives the messages, and only those of this process.
+func TestNotify(t *testing.T) {
 	leakcheck.Check(t)
 	manager := servicemanager.Listen(t, filepath.Join(leakcheck.Dir(t), "notify"))
 	t.Setenv(variable, manager.Path)
@@ -34,8 +34,8 @@ func TestTell(t *testing.T) {
 	}
 }
 
-// TestNobody: without a service manager nobody is told.
-func TestNobody(t *testing.T) {
+// TestNotifyWithoutManager: without a service manager no message is sent.
+func TestNotifyWithoutManager(t *testing.T) {
 	t.Setenv(variable, "")
 	m, err := Find()
 	if err != nil || m != nil {

@@ -80,7 +80,7 @@ func takeInherited() (Inherited, error) {
 			return nil, fmt.Errorf("keep inherited descriptors from others: %w", err)
 		}
 	}
-	if pid != strconv.Itoa(os.Getpid()) { // for somebody else, or nobody
+	if pid != strconv.Itoa(os.Getpid()) { // for another process, or none
 		return nil, nil
 	}
 	n, err := strconv.Atoi(count)

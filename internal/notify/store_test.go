@@ -67,7 +67,7 @@ func inherit(out io.Writer) error {
 	return nil
 }
 
-// TestInherit: what the service manager kept comes back by name, once, and nobody else gets it; what is for another process
+// TestInherit: what the service manager kept comes back by name, once, and no other process gets it; what is for another process
 // is left alone, and what makes no sense is refused.
 func TestInherit(t *testing.T) {
 	leakcheck.Check(t)
@@ -76,7 +76,7 @@ func TestInherit(t *testing.T) {
 		"two":      {listen + "FDSTORE=5 LISTEN_PID=$$", "one: first\ntwo: second\n"},
 		"twice":    {"NOTIFY_SOCKET=/nowhere LISTEN_FDS=2 LISTEN_FDNAMES=one:one FDSTORE=5 LISTEN_PID=$$", "one: first\n"},
 		"no_store": {listen + "LISTEN_PID=$$", "no store\n"},
-		"nobody":   {"LISTEN_FDS=2 LISTEN_FDNAMES=one:two FDSTORE=5 LISTEN_PID=$$", "no store\n"},
+		"none":     {"LISTEN_FDS=2 LISTEN_FDNAMES=one:two FDSTORE=5 LISTEN_PID=$$", "no store\n"},
 		"others":   {listen + "FDSTORE=5 LISTEN_PID=1", "a child gets descriptor 3\na child gets descriptor 4\n"},
 		"garbage":  {"LISTEN_PID=$$ LISTEN_FDS=x", "LISTEN_FDS \"x\" is not a number of descriptors: invalid argument\n"},
 		"too_many": {"LISTEN_PID=$$ LISTEN_FDS=99", "LISTEN_FDS \"99\" is more than there are: bad file descriptor\n"},

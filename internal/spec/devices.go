@@ -130,7 +130,7 @@ func (s *deviceSet) put(node hostNode) {
 
 // bindRenamed takes those nodes from the set that have another path in the
 // container than on the host, and returns mounts in their place. In a user
-// namespace, where nobody can make nodes, OCI runtimes bind those of the host,
+// namespace, where no process can make nodes, OCI runtimes bind those of the host,
 // by the path that they have in the container.
 func (s *deviceSet) bindRenamed(ctx context.Context) ([]specs.Mount, error) {
 	var binds []specs.Mount

@@ -63,7 +63,7 @@ func TestUser(t *testing.T) {
 		uid, gid    uint32
 		groups      []uint32
 	}{
-		{"nobody-says", "", nil, 0, 0, []uint32{0}},
+		{"unset", "", nil, 0, 0, []uint32{0}},
 		{"image-name", "www-data", nil, 33, 33, []uint32{33, 50000}},
 		{"image-number", "1000", nil, 1000, 1000, []uint32{4, 1000, 50000}},
 		{"image-unknown-number", "4242", nil, 4242, 0, []uint32{0}},

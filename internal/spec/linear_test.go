@@ -219,7 +219,7 @@ func manyNames(n int) string {
 	return strings.Join(names, ",")
 }
 
-// TestBuildEndsWithItsContext: a request that nobody waits for costs nothing more.
+// TestBuildEndsWithItsContext: a canceled request costs nothing more.
 func TestBuildEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -274,7 +274,7 @@ func (s *mountSet) propagate(field string, mount *runtimeapi.Mount, source strin
 		}
 	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
 		if mount.GetImage() != nil {
-			return propagationPrivate, nil // nobody mounts anything in an image
+			return propagationPrivate, nil // nothing is mounted in an image
 		}
 		wanted, groups = propagationSlave, []string{"shared:", "master:"}
 		if s.propagation == "" {

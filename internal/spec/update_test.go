@@ -50,20 +50,20 @@ func TestRevertResources(t *testing.T) {
 	}
 }
 
-// TestUnlimitedQuota: an OCI runtime is told only where all of them can do it. The period is one without a quota too.
+// TestUnlimitedQuota: an OCI runtime gets it only where all of them support it. The period is one without a quota too.
 func TestUnlimitedQuota(t *testing.T) {
 	r := &runtimeapi.LinuxContainerResources{CpuQuota: -1, CpuPeriod: 100000, CpuShares: 7}
-	for mode, told := range map[cgroup.Mode]bool{cgroup.V1: false, cgroup.Hybrid: false, cgroup.V2: true} {
+	for mode, set := range map[cgroup.Mode]bool{cgroup.V1: false, cgroup.Hybrid: false, cgroup.V2: true} {
 		host := testHost(mode)
 		got, err := Resources(r, host, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if (got.CPU.Quota != nil) != told || *got.CPU.Period != 100000 || *got.CPU.Shares != 7 {
-			t.Errorf("%v: got %+v, want a quota: %t", mode, got.CPU, told)
+		if (got.CPU.Quota != nil) != set || *got.CPU.Period != 100000 || *got.CPU.Shares != 7 {
+			t.Errorf("%v: got %+v, want a quota: %t", mode, got.CPU, set)
 		}
-		if Unthrottled(r, host) == told {
-			t.Errorf("%v: Unthrottled is %t", mode, told)
+		if Unthrottled(r, host) == set {
+			t.Errorf("%v: Unthrottled is %t", mode, set)
 		}
 	}
 }

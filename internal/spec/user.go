@@ -71,7 +71,7 @@ func resolveUser(in Input) (specs.User, error) {
 	return result, checkMapped(result, in.Pod)
 }
 
-// checkMapped refuses who is nobody in the user namespace of a pod.
+// checkMapped refuses a user that is not mapped in the user namespace of a pod.
 func checkMapped(who specs.User, pod *runtimeapi.PodSandboxConfig) error {
 	uids, gids, ok := UserNamespace(pod)
 	if !ok {

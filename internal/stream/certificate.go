@@ -25,7 +25,7 @@ import (
 const (
 	// certificateLife is how long a certificate that the server makes is valid.
 	certificateLife = 365 * 24 * time.Hour
-	// renewalTime is how long before its end it is made anew.
+	// renewalTime is how long before its end it is renewed.
 	renewalTime = 30 * 24 * time.Hour
 	// backdate is how far clocks may differ.
 	backdate = time.Hour
@@ -198,7 +198,7 @@ func (c *certificates) generate() error {
 	if err != nil {
 		return fmt.Errorf("encode a key: %w", err)
 	}
-	// The key first: a certificate whose key is not there yet helps nobody.
+	// The key first: a certificate whose key is not there yet is of no use.
 	return errors.Join(
 		replace(c.opts.KeyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600),
 		replace(c.opts.CertFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o644))

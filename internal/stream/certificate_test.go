@@ -57,14 +57,14 @@ func throughTLS(t *testing.T, s *Server, trust rest.TLSClientConfig, o func() re
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 		errs[i] = client.StreamWithContext(ctx, o())
 		cancel()
 	}
 	return errs[0], errs[1]
 }
 
-// echo is a process that says what it is told, and must see the end of it.
+// echo is a process that repeats its input, and must see the end of it.
 func echo() *program {
 	return &program{exec: func(_ context.Context, _ []string, s Streams) (int, error) {
 		_, err := io.Copy(s.Stdout, s.Stdin)
@@ -143,7 +143,7 @@ func TestCertificateIsReplaced(t *testing.T) {
 	}
 }
 
-// A generated certificate is made anew before it expires, when its files are damaged, and when it does not name the
+// A generated certificate is renewed before it expires, when its files are damaged, and when it does not name the
 // address that is listened on; else it is kept.
 func TestCertificateIsRenewed(t *testing.T) {
 	files := filesIn(t.TempDir())
@@ -177,13 +177,13 @@ func TestCertificateIsRenewed(t *testing.T) {
 	c.now = func() time.Time { return time.Now().Add(certificateLife - renewalTime + time.Hour) }
 	second := serialOf(moved)
 	if got := serialOf(c); got == second || got == first {
-		t.Error("a certificate that is about to expire is not made anew")
+		t.Error("a certificate that is about to expire is not renewed")
 	}
 	if err := os.WriteFile(files.CertFile, []byte("torn"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if got := serialOf(open(loopback)); got == second {
-		t.Error("a damaged certificate is not made anew")
+		t.Error("a damaged certificate is not replaced")
 	}
 	given := files
 	given.Generate, given.CertFile = false, filepath.Join(t.TempDir(), "none")

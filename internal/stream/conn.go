@@ -52,7 +52,7 @@ type clientConn struct {
 func newClientConn(c net.Conn, stall time.Duration, gone context.CancelCauseFunc) *clientConn {
 	conn := &clientConn{Conn: c, stall: stall, gone: gone, closed: make(chan struct{}), closing: make(chan struct{})}
 	conn.finish = sync.OnceFunc(func() {
-		// The peer is gone or had its time; there is nobody to tell.
+		// The peer is gone or had its time; no error can reach it.
 		_ = c.Close()
 		close(conn.closed)
 	})
@@ -200,7 +200,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	conn := h.adopt(raw)
 	// What the HTTP server has read ahead comes first; the rest must come
-	// through conn, or nobody would notice the end of it.
+	// through conn, or its end would not be noticed.
 	ahead, err := buffered.Peek(buffered.Reader.Buffered())
 	if err != nil {
 		return nil, nil, fmt.Errorf("take over the connection: %w", err)

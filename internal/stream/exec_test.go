@@ -173,7 +173,7 @@ func TestClientHangUpEndsTheCommand(t *testing.T) {
 	}
 }
 
-// End tells why, and voids the URLs that nobody has used yet.
+// End tells why, and voids unused URLs.
 func TestEndOfTheOwnerEndsItsSessions(t *testing.T) {
 	leakcheck.Check(t)
 	running := make(chan struct{})
@@ -202,7 +202,7 @@ func TestEndOfTheOwnerEndsItsSessions(t *testing.T) {
 	}
 }
 
-// A command that is about to end may do so; one that is not is told to.
+// A command that is about to end may do so; another one is ended.
 func TestShutdownDrains(t *testing.T) {
 	leakcheck.Check(t)
 	running, finish := make(chan string, 2), make(chan struct{})

@@ -203,7 +203,7 @@ func TestPortForwardReachesLoopback(t *testing.T) {
 // client's library leaves goroutines behind when it is refused too fast.
 func forwardOnce(t *testing.T, p *program, port int32, to io.Writer) error {
 	t.Helper()
-	sessions := newSessions(patience)
+	sessions := newSessions(testTimeout)
 	session, err := sessions.begin(t.Context(), kindPortForward, "pod1")
 	if err != nil {
 		t.Fatal(err)

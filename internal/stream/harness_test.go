@@ -13,8 +13,8 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 )
 
-// patience bounds every wait of these tests.
-const patience = 20 * time.Second
+// testTimeout bounds every wait of these tests.
+const testTimeout = 20 * time.Second
 
 // program is a [Runtime] whose processes are functions of the test.
 type program struct {
@@ -66,7 +66,7 @@ func serveWith(t *testing.T, o Options) *Server {
 	served := make(chan error, 1)
 	go func() { served <- s.Serve() }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), testTimeout)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != nil {
 			t.Errorf("Shutdown: %v", err)
@@ -123,8 +123,8 @@ func await[T any](t *testing.T, c <-chan T, what string) T {
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(patience):
-		t.Fatalf("%s did not happen within %v", what, patience)
+	case <-time.After(testTimeout):
+		t.Fatalf("%s did not happen within %v", what, testTimeout)
 		panic("unreachable")
 	}
 }

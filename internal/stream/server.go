@@ -27,10 +27,10 @@ const (
 	// creationTimeout bounds how long a client may take to open its streams.
 	creationTimeout = 30 * time.Second
 	// noTimeout keeps the protocol libraries from ending idle connections: they
-	// take what keeps a connection open for use of it, and tell nobody why.
+	// take what keeps a connection open for use of it, and give no reason.
 	noTimeout = 0
 	// drainGrace is how long sessions may go on after a shutdown has begun
-	// before they are told to end: enough for a command about to finish.
+	// before they are ended: enough for a command about to finish.
 	drainGrace = time.Second
 )
 

@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// endGrace is how long a session that was told to end has for its last words
+// endGrace is how long a session that was asked to end has for its last words
 // before its connection is closed.
 const endGrace = 2 * time.Second
 
@@ -39,7 +39,7 @@ type session struct {
 	conn *clientConn
 	// failure is what went wrong with the work itself.
 	failure error
-	// lastWords cuts the connection when a session that was told to end takes too long.
+	// lastWords cuts the connection when a session that was asked to end takes too long.
 	lastWords *time.Timer
 }
 

@@ -88,7 +88,7 @@ func TestUnknownSessionsAreNotFound(t *testing.T) {
 	if code := status(t, u[:len(u)-1]); code != http.StatusNotFound {
 		t.Errorf("wrong token: %d, want 404", code)
 	}
-	// A request that is no upgrade uses the ticket up and gets told.
+	// A request that is no upgrade uses the ticket up and gets an error.
 	if code := status(t, u); code != http.StatusBadRequest {
 		t.Errorf("no upgrade: %d, want 400", code)
 	}

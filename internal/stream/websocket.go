@@ -37,7 +37,7 @@ func (p Pipes) channels() []wsstream.ChannelType {
 	return channels
 }
 
-// greeter is the channel on which the client is told, with an empty message,
+// greeter is the channel that announces to the client, with an empty message,
 // that the session has begun.
 func (p Pipes) greeter() int {
 	switch {

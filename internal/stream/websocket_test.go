@@ -20,7 +20,7 @@ import (
 )
 
 // runWebSocket is what crictl does with the URL of an exec or attach session
-// when it is told to use WebSocket: it speaks the fifth version only.
+// when its flag selects WebSocket: it speaks the fifth version only.
 func runWebSocket(ctx context.Context, t *testing.T, sessionURL string, o remotecommand.StreamOptions) error {
 	t.Helper()
 	client, err := remotecommand.NewWebSocketExecutor(&rest.Config{}, "GET", sessionURL)

@@ -1,5 +1,5 @@
 // Package handlers knows the runtime handlers of a node: what is configured, whether it works here, and what it
-// supports. Each is tried with a container of its own, in the background: one that hangs holds up nobody but those who
+// supports. Each is tried with a container of its own, in the background: one that hangs holds up only those who
 // ask for it, and one that failed is tried again when it is asked for later.
 package handlers
 
@@ -49,12 +49,12 @@ type Info struct {
 	Problem string
 }
 
-// Probe tries a handler of either type with a throw-away container, which has a directory beneath trials.
-func Probe(ctx context.Context, h ociruntime.Handler, trials string) (ociruntime.Features, error) {
+// Probe tries a handler of either type with a probe container, which has a directory beneath dir.
+func Probe(ctx context.Context, h ociruntime.Handler, dir string) (ociruntime.Features, error) {
 	if h.Type == ociruntime.TypeShimV2 {
-		return shimv2.Probe(ctx, h, trials)
+		return shimv2.Probe(ctx, h, dir)
 	}
-	return ociruntime.Probe(ctx, h, trials)
+	return ociruntime.Probe(ctx, h, dir)
 }
 
 // Options say how a set works.
@@ -65,7 +65,7 @@ type Options struct {
 	// Trials is the directory for what trying handlers needs.
 	Trials string
 	// Probe is the function above, unless a test has its own.
-	Probe func(ctx context.Context, h ociruntime.Handler, trials string) (ociruntime.Features, error)
+	Probe func(ctx context.Context, h ociruntime.Handler, dir string) (ociruntime.Features, error)
 	// Fingerprint is [Fingerprint], unless a test has its own.
 	Fingerprint func(ociruntime.Handler) string
 }
@@ -183,7 +183,7 @@ func (s *Set) logVulnerabilities(handler string, features ociruntime.Features) {
 	}
 }
 
-// checkSandbox refuses a container that stands for the pod where nobody could say how those beside it end: of a
+// checkSandbox refuses a container that stands for the pod where the ends of those beside it cannot be known: of a
 // command, only that of gVisor can.
 func checkSandbox(want *bool, h ociruntime.Handler, features ociruntime.Features) error {
 	if want != nil && *want && h.Type != ociruntime.TypeShimV2 && !features.Sandboxing {
@@ -267,8 +267,8 @@ func (s *Set) Await(ctx context.Context) {
 }
 
 // await waits until a condition holds, which is asked with mu held, or until that takes too long.
-func (s *Set) await(ctx context.Context, patience time.Duration, condition func() bool) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (s *Set) await(ctx context.Context, timeout time.Duration, condition func() bool) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for {
 		s.mu.Lock()

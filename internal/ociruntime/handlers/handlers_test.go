@@ -125,7 +125,7 @@ func TestFailedHandlerIsTriedAgain(t *testing.T) {
 	})
 }
 
-// TestSandboxContainer: what the runtime is decides, unless it was configured. A command that nobody can ask how a
+// TestSandboxContainer: what the runtime is decides, unless it was configured. A command that cannot be asked how a
 // container ended is refused.
 func TestSandboxContainer(t *testing.T) {
 	yes, no := true, false

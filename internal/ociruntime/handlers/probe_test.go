@@ -37,8 +37,8 @@ func TestProbeLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestCloseEndsTrials: at whatever instant handlers are no longer needed, nothing of their trials is left.
-func TestCloseEndsTrials(t *testing.T) {
+// TestCloseEndsProbes: at whatever instant handlers are no longer needed, nothing of their probes is left.
+func TestCloseEndsProbes(t *testing.T) {
 	leakcheck.Check(t)
 	for round := range 12 {
 		dir := leakcheck.Dir(t)

@@ -41,7 +41,7 @@ type Conn struct {
 	gone    chan struct{}
 }
 
-// Dial connects to a shim that has started. It is ErrGone when nobody listens there.
+// Dial connects to a shim that has started. It is ErrGone when no shim listens there.
 func Dial(ctx context.Context, e Endpoint) (*Conn, error) {
 	if err := e.check(); err != nil {
 		return nil, err

@@ -34,7 +34,7 @@ import (
 )
 
 const (
-	// Namespace is the containerd namespace that shims are told.
+	// Namespace is the containerd namespace that shims get.
 	Namespace = "berth"
 	// LogFIFO is the file in a bundle to which a shim writes its log. It must be there, with a reader, before Start.
 	LogFIFO = "log"
@@ -108,7 +108,7 @@ func (p *Program) sandboxes() bool {
 	return strings.HasPrefix(name, "containerd-shim-runsc-") || strings.HasPrefix(name, "containerd-shim-kata-")
 }
 
-// Options are what Create tells the shim about the handler; nil for a shim that is told nothing.
+// Options are what Create tells the shim about the handler; nil for a shim without options.
 func (p *Program) Options() (*anypb.Any, error) {
 	options := p.handler.Options
 	name, message := "containerd.runc.v1.Options", proto.Message(&task.RuncOptions{

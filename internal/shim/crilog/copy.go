@@ -186,9 +186,9 @@ func (w *Writer) drop(stream Stream, data []byte) {
 	w.dropped += uint64(len(data))
 	dropped, why := w.dropped, w.err
 	now := time.Now()
-	due := now.Sub(w.told) >= faultPause
+	due := now.Sub(w.reported) >= faultPause
 	if due {
-		w.told = now
+		w.reported = now
 	}
 	w.mu.Unlock()
 	if due && w.Fault != nil {

@@ -33,7 +33,7 @@ const (
 // the log how much of it has arrived. The output of a terminal is spliced to a FIFO first:
 // see CopyTerminal.
 //
-// The disk of a log may hang. Whoever holds the token may wait for it for ever, so
+// The disk of a log may hang. The holder of the token may wait for it for ever, so
 // all others take the token with a deadline, and the mutex is never held across I/O.
 type Writer struct {
 	// Tap, when set, is given all output, before it is logged.
@@ -62,12 +62,12 @@ type Writer struct {
 	partial, broken streams
 	noted           [2]streams
 
-	mu      sync.Mutex // guards what follows; never held across I/O
-	inode   uint64
-	dropped uint64
-	err     error     // why output was dropped last, nil after a success
-	told    time.Time // when Fault was called last
-	closed  bool
+	mu       sync.Mutex // guards what follows; never held across I/O
+	inode    uint64
+	dropped  uint64
+	err      error     // why output was dropped last, nil after a success
+	reported time.Time // when Fault was called last
+	closed   bool
 }
 
 // New returns a writer for a log, which Open opens; its output waits until then. No

@@ -205,7 +205,7 @@ func TestReopenLosesNothing(t *testing.T) {
 	}
 }
 
-// TestReopenFIFO: a FIFO that nobody reads from in the log's place does not hold the container up.
+// TestReopenFIFO: a FIFO without a reader in the log's place does not hold the container up.
 func TestReopenFIFO(t *testing.T) {
 	f := setUp(t)
 	if err := os.Rename(f.log, f.log+".1"); err != nil {
@@ -220,8 +220,8 @@ func TestReopenFIFO(t *testing.T) {
 }
 
 // TestFullDisk logs to a full filesystem: output is dropped and counted, no torn
-// record stays, and logging goes on once there is room. Whoever can do something
-// about it is told at once, and not with every line.
+// record stays, and logging goes on once there is room. The fault is
+// reported at once, and not with every line.
 func TestFullDisk(t *testing.T) {
 	privilege.Root(t)
 	dir := t.TempDir()
@@ -240,8 +240,8 @@ func TestFullDisk(t *testing.T) {
 	}
 	f.Close(context.Background())
 	f.Writer, f.log = w, filepath.Join(dir, "0.log")
-	var told []error
-	w.Fault = func(_ uint64, why error) { told = append(told, why) }
+	var reported []error
+	w.Fault = func(_ uint64, why error) { reported = append(reported, why) }
 	f.put(t, Stdout, "first\n")
 	ballast := filepath.Join(dir, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 64<<10), 0o600); !errors.Is(err, syscall.ENOSPC) {
@@ -253,8 +253,8 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("dropped %d of %d: %v", n, len(lost), err)
 	}
 	f.put(t, Stdout, lost)
-	if len(told) != 1 || !errors.Is(told[0], syscall.ENOSPC) {
-		t.Errorf("told %v, want once that the disk is full", told)
+	if len(reported) != 1 || !errors.Is(reported[0], syscall.ENOSPC) {
+		t.Errorf("reported %v, want once that the disk is full", reported)
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
@@ -317,7 +317,7 @@ func TestSuccessorFinishes(t *testing.T) {
 	}
 }
 
-// TestSuccessorFindsRenamedLog: a log which was renamed while nobody was there is
+// TestSuccessorFindsRenamedLog: a log which was renamed while no supervisor ran is
 // written to until it is reopened; nothing is made at its old path.
 func TestSuccessorFindsRenamedLog(t *testing.T) {
 	f := setUp(t)

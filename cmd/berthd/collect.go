@@ -6,17 +6,17 @@ import (
 )
 
 const (
-	// upkeepEvery is how often what nobody refers to any more is looked for.
+	// collectionInterval is the garbage collection interval.
 	// All of it is removed when it becomes unused; this finds what a crash, a
 	// broken plugin or a person left.
-	upkeepEvery = 10 * time.Minute
+	collectionInterval = 10 * time.Minute
 	// upkeepLimit bounds one round.
 	upkeepLimit = 5 * time.Minute
 )
 
-// upkeep frees addresses and image data that nothing refers to, until ctx ends.
-func (d *daemon) upkeep(ctx context.Context) {
-	tick := time.NewTicker(upkeepEvery)
+// collectGarbage frees unreferenced addresses and image data until ctx ends.
+func (d *daemon) collectGarbage(ctx context.Context) {
+	tick := time.NewTicker(collectionInterval)
 	defer tick.Stop()
 	for {
 		select {
