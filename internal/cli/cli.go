@@ -172,7 +172,7 @@ func (a *app) report(err error) int {
 	}
 	switch {
 	case errors.Is(err, syscall.EPIPE):
-		return exitError // whoever read the output has left, and so nobody wants to be told
+		return exitError // the reader of the output has left: an error message would reach no one
 	case errors.Is(err, context.Canceled), status.Code(err) == codes.Canceled:
 		fmt.Fprintln(a.Err, "berth: interrupted")
 		return exitInterrupted

@@ -93,8 +93,8 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-// A pod that `berth run` made goes with its container and its logs; somebody
-// else's directory does not.
+// A pod that `berth run` made goes with its container and its logs; the
+// directory of another user does not.
 func TestRemoveRun(t *testing.T) {
 	c := newCanned()
 	root := t.TempDir()

@@ -29,7 +29,7 @@ func (a *app) completer(complete completion) cobra.CompletionFunc {
 
 // completeObjects offers pods and containers.
 func completeObjects(ctx context.Context, n *node) ([]string, error) {
-	c, err := n.census(ctx)
+	c, err := n.inventory(ctx)
 	if err != nil {
 		return nil, err
 	}

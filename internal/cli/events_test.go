@@ -29,7 +29,7 @@ func worldEvents() *canned {
 	return c
 }
 
-// Events are shown as they come, and the end of them is told.
+// Events are shown as they come, and their end is reported.
 func TestEvents(t *testing.T) {
 	got := worldEvents().berth(t, "events")
 	got.complains(t, exitError, "event stream closed")

@@ -42,7 +42,7 @@ Exit code 125 is an error of berth itself, 126 a command that cannot be executed
 }
 
 func (a *app) exec(ctx context.Context, n *node, word string, command []string, f sessionFlags) error {
-	c, err := n.census(ctx)
+	c, err := n.inventory(ctx)
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}
@@ -99,7 +99,7 @@ Detects stdin and TTY; -i and -t override. Ctrl-P Ctrl-Q detaches from a TTY; th
 
 // attachTo attaches to a container; with find, the flags are found out.
 func (a *app) attachTo(ctx context.Context, n *node, word string, f sessionFlags, find bool) error {
-	c, err := n.census(ctx)
+	c, err := n.inventory(ctx)
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}

@@ -99,7 +99,7 @@ func connectHint(err *connectError) string {
 	case errors.Is(err.err, fs.ErrNotExist):
 		return "There is no such socket. Is the runtime running, and does it listen there?"
 	case errors.Is(err.err, syscall.ECONNREFUSED):
-		return "The socket is there but nobody listens: the runtime has ended. " + startHint
+		return "The socket exists but no process listens: the runtime has ended. " + startHint
 	case errors.Is(err.err, fs.ErrPermission):
 		return "The socket belongs to root. Try again with: sudo berth …"
 	case errors.Is(err.err, os.ErrDeadlineExceeded):

@@ -51,13 +51,13 @@ func (t target) name() string {
 	return strings.Join(t.image.GetRepoTags(), " ")
 }
 
-// census is every pod and container, to look things up in.
-type census struct {
+// inventory is every pod and container, to look things up in.
+type inventory struct {
 	pods       []*runtimeapi.PodSandbox
 	containers []*runtimeapi.Container
 }
 
-func (n *node) census(ctx context.Context) (*census, error) {
+func (n *node) inventory(ctx context.Context) (*inventory, error) {
 	pods, err := n.pods(ctx)
 	if err != nil {
 		return nil, err
@@ -66,10 +66,10 @@ func (n *node) census(ctx context.Context) (*census, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &census{pods: pods, containers: containers}, nil
+	return &inventory{pods: pods, containers: containers}, nil
 }
 
-func (c *census) podOf(container *runtimeapi.Container) *runtimeapi.PodSandbox {
+func (c *inventory) podOf(container *runtimeapi.Container) *runtimeapi.PodSandbox {
 	for _, p := range c.pods {
 		if p.Id == container.PodSandboxId {
 			return p
@@ -79,7 +79,7 @@ func (c *census) podOf(container *runtimeapi.Container) *runtimeapi.PodSandbox {
 }
 
 // containersOf returns the containers of a pod, newest first.
-func (c *census) containersOf(pod string) []*runtimeapi.Container {
+func (c *inventory) containersOf(pod string) []*runtimeapi.Container {
 	var out []*runtimeapi.Container
 	for _, ctr := range c.containers {
 		if ctr.PodSandboxId == pod {
@@ -92,7 +92,7 @@ func (c *census) containersOf(pod string) []*runtimeapi.Container {
 // matches returns what word may stand for. A whole ID beats a name, a name
 // beats the beginning of an ID. Of the attempts of one container, the newest
 // is meant.
-func (c *census) matches(word string) []target {
+func (c *inventory) matches(word string) []target {
 	var names, prefixes []target
 	for _, p := range c.pods {
 		t := target{pod: p}
@@ -128,7 +128,7 @@ func (c *census) matches(word string) []target {
 
 // findContainer returns the container that word stands for. The name or ID of a
 // pod stands for its only container.
-func (c *census) findContainer(word string) (*runtimeapi.Container, error) {
+func (c *inventory) findContainer(word string) (*runtimeapi.Container, error) {
 	if word == "" {
 		return nil, errors.New("the ID of a container is empty")
 	}
@@ -151,7 +151,7 @@ func (c *census) findContainer(word string) (*runtimeapi.Container, error) {
 	return nil, c.ambiguous(word, found)
 }
 
-func (c *census) onlyContainer(pod *runtimeapi.PodSandbox) (*runtimeapi.Container, error) {
+func (c *inventory) onlyContainer(pod *runtimeapi.PodSandbox) (*runtimeapi.Container, error) {
 	containers := c.containersOf(pod.Id)
 	var running []*runtimeapi.Container
 	for _, ctr := range containers {
@@ -179,7 +179,7 @@ func (c *census) onlyContainer(pod *runtimeapi.PodSandbox) (*runtimeapi.Containe
 }
 
 // previous returns the attempt before this one of a container that restarts.
-func (c *census) previous(of *runtimeapi.Container) (*runtimeapi.Container, error) {
+func (c *inventory) previous(of *runtimeapi.Container) (*runtimeapi.Container, error) {
 	var found *runtimeapi.Container
 	for _, ctr := range c.containersOf(of.PodSandboxId) {
 		attempt := ctr.Metadata.GetAttempt()
@@ -197,7 +197,7 @@ func (c *census) previous(of *runtimeapi.Container) (*runtimeapi.Container, erro
 
 // find returns the pod or container that word stands for. A pod and its
 // container may share a name, as `berth run` makes them; the pod is meant then.
-func (c *census) find(word string) (target, error) {
+func (c *inventory) find(word string) (target, error) {
 	if word == "" {
 		return target{}, errors.New("the ID is empty")
 	}
@@ -223,7 +223,7 @@ func (c *census) find(word string) (target, error) {
 }
 
 // within says whether everything found is the pod or in it.
-func (c *census) within(found []target, pod string) bool {
+func (c *inventory) within(found []target, pod string) bool {
 	for _, t := range found {
 		if t.container != nil && t.container.PodSandboxId != pod || t.pod != nil && t.pod.Id != pod {
 			return false
@@ -233,7 +233,7 @@ func (c *census) within(found []target, pod string) bool {
 }
 
 // ambiguous names what a word may stand for.
-func (c *census) ambiguous(word string, found []target) error {
+func (c *inventory) ambiguous(word string, found []target) error {
 	var lines []string
 	for i, t := range found {
 		if i == maxCandidates {
@@ -253,7 +253,7 @@ func (c *census) ambiguous(word string, found []target) error {
 }
 
 // findPod returns the pod that word stands for.
-func (c *census) findPod(word string) (*runtimeapi.PodSandbox, error) {
+func (c *inventory) findPod(word string) (*runtimeapi.PodSandbox, error) {
 	var found []target
 	for _, t := range c.matches(word) {
 		if t.pod != nil {

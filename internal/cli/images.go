@@ -75,7 +75,7 @@ func (n *node) findImage(ctx context.Context, word string) (*runtimeapi.Image, e
 		for i, image := range found {
 			targets[i] = target{image: image}
 		}
-		return nil, (&census{}).ambiguous(word, targets)
+		return nil, (&inventory{}).ambiguous(word, targets)
 	case err != nil:
 		return nil, err
 	}

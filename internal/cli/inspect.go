@@ -38,7 +38,7 @@ One object is printed as a document, several as a list.`,
 }
 
 func (a *app) inspect(ctx context.Context, n *node, words []string) error {
-	c, err := n.census(ctx)
+	c, err := n.inventory(ctx)
 	if err != nil {
 		return fmt.Errorf("list pods and containers: %w", err)
 	}
@@ -63,7 +63,7 @@ func (a *app) inspect(ctx context.Context, n *node, words []string) error {
 }
 
 // inspect looks among pods and containers first: their names are fewer.
-func (n *node) inspect(ctx context.Context, c *census, word string) (*inspection, error) {
+func (n *node) inspect(ctx context.Context, c *inventory, word string) (*inspection, error) {
 	t, err := c.find(word)
 	if err == nil {
 		return n.inspectTarget(ctx, t)

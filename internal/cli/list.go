@@ -138,7 +138,7 @@ func (a *app) psCommand() *cobra.Command {
 }
 
 func (a *app) listContainers(ctx context.Context, n *node, f listFlags, podName string) error {
-	all, err := n.census(ctx)
+	all, err := n.inventory(ctx)
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}

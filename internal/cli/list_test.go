@@ -107,7 +107,7 @@ func TestVersion(t *testing.T) {
 }
 
 func TestFind(t *testing.T) {
-	c := &census{pods: newCanned().pods, containers: newCanned().containers}
+	c := &inventory{pods: newCanned().pods, containers: newCanned().containers}
 	// As `berth run --name solo` makes them.
 	c.pods = append(c.pods, &runtimeapi.PodSandbox{Id: "f0f0", Metadata: &runtimeapi.PodSandboxMetadata{Name: "solo", Namespace: "default"}})
 	c.containers = append(c.containers, &runtimeapi.Container{Id: "f1f1", PodSandboxId: "f0f0", Metadata: &runtimeapi.ContainerMetadata{Name: "solo"}})
@@ -161,7 +161,7 @@ func TestAge(t *testing.T) {
 	}
 }
 
-// What a pod is called must not move the cursor of whoever looks at it.
+// What a pod is called must not move the terminal's cursor.
 func TestTableIsHarmless(t *testing.T) {
 	c := newCanned()
 	c.pods[0].Metadata.Name = "evil\x1b[2J\nname"

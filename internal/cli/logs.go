@@ -31,7 +31,7 @@ func (a *app) logsCommand() *cobra.Command {
 				return &usageError{cmd: cmd, err: err}
 			}
 			return a.with(cmd.Context(), func(ctx context.Context, n *node) error {
-				c, err := n.census(ctx)
+				c, err := n.inventory(ctx)
 				if err != nil {
 					return fmt.Errorf("list containers: %w", err)
 				}

@@ -117,7 +117,7 @@ func (a *app) listMetrics(ctx context.Context, n *node, f listFlags, words []str
 	if err != nil {
 		return fmt.Errorf("list metrics: %w", err)
 	}
-	all, err := n.census(ctx)
+	all, err := n.inventory(ctx)
 	if err != nil {
 		return fmt.Errorf("list pods: %w", err)
 	}
@@ -146,7 +146,7 @@ func (a *app) listMetrics(ctx context.Context, n *node, f listFlags, words []str
 
 // selectPods finds the pods that are named, or else those which the flags ask
 // for.
-func (f *listFlags) selectPods(all *census, words []string) (map[string]*runtimeapi.PodSandbox, error) {
+func (f *listFlags) selectPods(all *inventory, words []string) (map[string]*runtimeapi.PodSandbox, error) {
 	found := map[string]*runtimeapi.PodSandbox{}
 	for _, word := range words {
 		pod, err := all.findPod(word)

@@ -51,7 +51,7 @@ func (e *connectError) Error() string { return fmt.Sprintf("connect to %s: %v", 
 func (e *connectError) Unwrap() error { return e.err }
 
 // connect opens the endpoint. The socket is tried at once, so that a daemon
-// that is not there is told as such and not as a call that failed.
+// that is not there is reported as such and not as a call that failed.
 func (a *app) connect(ctx context.Context) (*node, error) {
 	endpoint, err := a.findEndpoint()
 	if err != nil {

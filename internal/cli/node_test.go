@@ -42,7 +42,7 @@ var epoch = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 
 func ago(d time.Duration) int64 { return epoch.Add(-d).UnixNano() }
 
-// canned is a CRI runtime that says what it is told to. What `berth` sends it is
+// canned is a CRI runtime with fixed answers. What `berth` sends it is
 // kept for tests to look at.
 type canned struct {
 	runtimeapi.UnimplementedRuntimeServiceServer

@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// redrawInterval is how often a bar is redrawn while nothing is told.
+	// redrawInterval is how often a bar is redrawn while there is no progress.
 	redrawInterval = 200 * time.Millisecond
 	// barWidth is the number of characters of a bar.
 	barWidth = 30
 	// maxBars is how many layers have a bar of their own; more scroll the screen.
 	maxBars = 16
-	// plainInterval is how often progress is told where there is no terminal.
+	// plainInterval is how often progress is printed where there is no terminal.
 	plainInterval = 5 * time.Second
 	defaultWidth  = 80
 )

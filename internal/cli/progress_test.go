@@ -75,14 +75,14 @@ func TestProgressPlain(t *testing.T) {
 	p.last = &berthv1.WatchPullResponse{Stage: "unpacking"}
 	p.show()
 	if want := "a: pulling, 0s\na: pulling, 5s\na: unpacking, 10s\n"; out.String() != want {
-		t.Errorf("told\n%swant\n%s", out.String(), want)
+		t.Errorf("got\n%swant\n%s", out.String(), want)
 	}
 }
 
 // Progress ends with the pull, also where the runtime has none to tell.
 func TestProgressEnds(t *testing.T) {
 	for name, c := range map[string]*canned{
-		"told":   {progress: []*berthv1.WatchPullResponse{{Stage: "done"}}},
+		"done":   {progress: []*berthv1.WatchPullResponse{{Stage: "done"}}},
 		"untold": {},
 	} {
 		t.Run(name, func(t *testing.T) {

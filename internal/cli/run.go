@@ -190,7 +190,7 @@ func (r *run) start(ctx context.Context) error {
 	return nil
 }
 
-// cleanUp removes the pod and all that is in it, whoever wanted us to stop.
+// cleanUp removes the pod and all that is in it, also after a signal.
 func (r *run) cleanUp(ctx context.Context) error {
 	if r.pod == nil {
 		return nil
@@ -206,7 +206,7 @@ func (r *run) cleanUp(ctx context.Context) error {
 }
 
 // foreground shows the container's output until it ends, and stops it when we
-// are told to stop.
+// get a signal to stop.
 func (r *run) foreground(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx) // signals stop the container, not us
 	watchCtx, cancel := context.WithCancel(ctx)
@@ -235,7 +235,7 @@ func (r *run) foreground(ctx context.Context) error {
 		err = fmt.Errorf("read exit code of container %s: %w", r.o.name, waitErr)
 	}
 	if errors.Is(err, session.ErrLost) {
-		return err // the container goes on, and the user was told so
+		return err // the container goes on, and the user has the message
 	}
 	if err = errors.Join(err, r.end(ctx, err == nil)); err != nil {
 		return err
@@ -316,7 +316,7 @@ func (r *run) output(ctx context.Context, ended <-chan struct{}) error {
 	input.Wait()
 	select {
 	case <-ended:
-		return err // input that a container did not wait for is nobody's loss
+		return err // input that a container did not wait for is no loss
 	default:
 	}
 	if err == nil && inputErr != nil && !errors.Is(inputErr, context.Canceled) {

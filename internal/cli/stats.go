@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// statsInterval is how often a screen is drawn anew, leastInterval what may
+	// statsInterval is how often a screen is redrawn, leastInterval what may
 	// be asked for.
 	statsInterval = 2 * time.Second
 	leastInterval = 200 * time.Millisecond
@@ -78,7 +78,7 @@ func (a *app) stats(ctx context.Context, n *node, f statsFlags, words []string) 
 	return a.show(items, func() *table { return usageTable(items, f.noTrunc) })
 }
 
-// watchStats goes on until whoever watches has seen enough. A daemon that
+// watchStats goes on until it is interrupted. A daemon that
 // restarts is waited for.
 func (a *app) watchStats(ctx context.Context, use *usages, match statsMatch, f statsFlags, screen bool) error {
 	for ctx.Err() == nil {
@@ -113,7 +113,7 @@ func (n *node) statsMatch(ctx context.Context, words []string) (statsMatch, erro
 	if len(words) == 0 {
 		return func(*runtimeapi.ContainerStats) bool { return true }, nil
 	}
-	all, err := n.census(ctx)
+	all, err := n.inventory(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}

@@ -30,7 +30,7 @@ its pod.`,
 		Args: takes(cobra.ArbitraryArgs, "the names or IDs of pods or containers"),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			return a.with(cmd.Context(), func(ctx context.Context, n *node) error {
-				return a.each(ctx, n, cmd, words, all, func(ctx context.Context, c *census, t target) error {
+				return a.each(ctx, n, cmd, words, all, func(ctx context.Context, c *inventory, t target) error {
 					if err := n.stop(ctx, c, t, grace); err != nil {
 						return fmt.Errorf("stop %s %s: %w", t.kind(), t.name(), err)
 					}
@@ -55,7 +55,7 @@ Removing a container of "berth run" removes its pod and logs.`,
 		Args: takes(cobra.ArbitraryArgs, "the names or IDs of pods or containers"),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			return a.with(cmd.Context(), func(ctx context.Context, n *node) error {
-				return a.each(ctx, n, cmd, words, all, func(ctx context.Context, c *census, t target) error {
+				return a.each(ctx, n, cmd, words, all, func(ctx context.Context, c *inventory, t target) error {
 					if err := n.remove(ctx, c, t, force); err != nil {
 						return fmt.Errorf("remove %s %s: %w", t.kind(), t.name(), err)
 					}
@@ -105,12 +105,12 @@ func (s seconds) Set(text string) error {
 // each does something to every pod or container that is named, and prints what
 // was named once it is done. One that fails does not keep the others from it.
 func (a *app) each(ctx context.Context, n *node, cmd *cobra.Command, words []string, all bool,
-	do func(context.Context, *census, target) error,
+	do func(context.Context, *inventory, target) error,
 ) error {
 	if all == (len(words) > 0) {
 		return &usageError{cmd: cmd, err: errors.New("want pods, containers or --all")}
 	}
-	c, err := n.census(ctx)
+	c, err := n.inventory(ctx)
 	if err != nil {
 		return fmt.Errorf("list pods and containers: %w", err)
 	}
@@ -141,7 +141,7 @@ func (a *app) each(ctx context.Context, n *node, cmd *cobra.Command, words []str
 
 // whole returns the pod in place of a container that `berth run` made: the two
 // came together and go together.
-func (c *census) whole(t target) target {
+func (c *inventory) whole(t target) target {
 	if t.container == nil {
 		return t
 	}
@@ -152,7 +152,7 @@ func (c *census) whole(t target) target {
 }
 
 // stop stops a container, or each container of a pod and then the pod.
-func (n *node) stop(ctx context.Context, c *census, t target, grace time.Duration) error {
+func (n *node) stop(ctx context.Context, c *inventory, t target, grace time.Duration) error {
 	if t.container != nil {
 		return n.stopContainer(ctx, t.container.Id, grace)
 	}
@@ -186,7 +186,7 @@ func (n *node) stopPod(ctx context.Context, id string) error {
 }
 
 // remove removes what does not run, or with force whatever it is.
-func (n *node) remove(ctx context.Context, c *census, t target, force bool) error {
+func (n *node) remove(ctx context.Context, c *inventory, t target, force bool) error {
 	if err := c.refuseRunning(t, force); err != nil {
 		return err
 	}
@@ -196,7 +196,7 @@ func (n *node) remove(ctx context.Context, c *census, t target, force bool) erro
 	return n.removePod(ctx, t.pod)
 }
 
-func (c *census) refuseRunning(t target, force bool) error {
+func (c *inventory) refuseRunning(t target, force bool) error {
 	candidates := []*runtimeapi.Container{t.container}
 	if t.pod != nil {
 		candidates = c.containersOf(t.pod.Id)
@@ -241,7 +241,7 @@ const logDirAnnotation = "berth-runtime.github.io/log-directory"
 
 // runLogDir returns the log directory of a pod that `berth run` made, empty for
 // any other. What an annotation says is only believed if the directory is named
-// after the pod, so that no pod can name somebody else's.
+// after the pod, so that no pod can name those of another pod.
 func runLogDir(pod *runtimeapi.PodSandbox) string {
 	dir := pod.GetAnnotations()[logDirAnnotation]
 	if !filepath.IsAbs(dir) || filepath.Base(dir) != logDirName(pod.GetMetadata()) {

@@ -59,7 +59,7 @@ func TestDetachKeys(t *testing.T) {
 }
 
 // Closing our input frees a Read that waits, and takes nothing that was typed
-// for whoever reads next.
+// for the next reader.
 func TestStdinClose(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -62,7 +62,7 @@ func newLimits(cmd *cobra.Command, limits limitFlags) (*runtimeapi.LinuxContaine
 }
 
 func (a *app) update(ctx context.Context, n *node, words []string, r *runtimeapi.LinuxContainerResources) error {
-	c, err := n.census(ctx)
+	c, err := n.inventory(ctx)
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}

@@ -88,7 +88,7 @@ func (u *usages) read(ctx context.Context, match statsMatch) ([]usageItem, error
 	if err != nil && status.Code(err) != codes.Unimplemented {
 		return nil, err
 	}
-	all, err := u.node.census(ctx)
+	all, err := u.node.inventory(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +130,7 @@ func (u *usages) percent(st *runtimeapi.ContainerStats) *float64 {
 	return &used
 }
 
-func newUsageItem(st *runtimeapi.ContainerStats, all *census) usageItem {
+func newUsageItem(st *runtimeapi.ContainerStats, all *inventory) usageItem {
 	m := st.Memory
 	item := usageItem{
 		ID: st.Attributes.GetId(), Name: st.Attributes.GetMetadata().GetName(), At: moment(st.Cpu.GetTimestamp()),

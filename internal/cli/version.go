@@ -36,7 +36,7 @@ func (a *app) versionCommand() *cobra.Command {
 				v.RuntimeAPI, v.Endpoint = resp.RuntimeApiVersion, n.endpoint
 				return nil
 			})
-			// What this program is can be said even if nobody answers.
+			// What this program is can be said even without an answer.
 			if showErr := a.showVersions(v); showErr != nil {
 				return showErr
 			}

@@ -25,7 +25,7 @@ import (
 )
 
 // An artifact is a manifest whose configuration is not that of an image: files
-// that somebody keeps in a registry. No container runs from it, but it can be a
+// that are kept in a registry. No container runs from it, but it can be a
 // volume. Its files lie, ready to be mounted, in
 //
 //	store-<n>/artifacts/<digest of the manifest>/tree/
@@ -95,14 +95,14 @@ func artifactType(manifest ocispec.Manifest) string {
 
 // growTree makes the tree of an artifact whose blobs are all there. Anew means
 // that one which is there is not to be trusted.
-func (s *Store) growTree(ctx context.Context, desc ocispec.Descriptor, anew bool) error {
+func (s *Store) growTree(ctx context.Context, desc ocispec.Descriptor, again bool) error {
 	name := treeName(desc.Digest)
 	if err := s.locks.Lock(ctx, artifactChain+name); err != nil {
 		return err
 	}
 	defer s.locks.Unlock(artifactChain + name)
 	dir := filepath.Join(s.gen.dir, artifactsDir, name)
-	if anew {
+	if again {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("remove files of artifact %s: %w", desc.Digest, err)
 		}
@@ -253,7 +253,7 @@ func (g *generation) blobPath(blob digest.Digest) string {
 
 // sweepArtifacts removes the trees that no image, no container and no transfer
 // has. What is removed is renamed first, so that a transfer that begins
-// meanwhile makes it anew.
+// meanwhile recreates it.
 func (s *Store) sweepArtifacts() error {
 	parent := filepath.Join(s.gen.dir, artifactsDir)
 	entries, err := os.ReadDir(parent)
@@ -277,7 +277,7 @@ func (s *Store) sweepArtifacts() error {
 	return nil
 }
 
-// fell takes a tree out of its place if nobody has it, and returns where it is
+// fell takes a tree out of its place if it is not in use, and returns where it is
 // then; nowhere if it stays.
 func (s *Store) fell(parent, entry string) (dead string, err error) {
 	name := strings.TrimSuffix(entry, artifactNew)

@@ -23,7 +23,7 @@ func mixed(t *testing.T) *imagefactory.Artifact {
 }
 
 // After the machine went down an artifact whose blobs are whole is laid out
-// anew before anybody mounts it; one whose blobs are not has to be pulled.
+// again before it is mounted; one whose blobs are not has to be pulled.
 func TestVerifyArtifactAfterPowerLoss(t *testing.T) {
 	privilege.Root(t)
 	for name, wholeBlobs := range map[string]bool{"tree": true, "blob": false} {

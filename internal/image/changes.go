@@ -160,7 +160,7 @@ func (e *exporter) hides(dir string, names map[string]bool) []string {
 // entry writes one file, and tells of a directory whether it hides what is below it.
 func (e *exporter) entry(name string, info fs.FileInfo) (opaque bool, err error) {
 	if info.Mode()&fs.ModeSocket != 0 {
-		return false, nil // it means nothing without its process, which makes it anew
+		return false, nil // it means nothing without its process, which creates it again
 	}
 	target := ""
 	if info.Mode()&fs.ModeSymlink != 0 {

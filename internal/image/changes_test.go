@@ -131,7 +131,7 @@ func listing(t *testing.T, root string) string {
 	return strings.Join(lines, "\n")
 }
 
-// An import from somebody else does not lead out of the root file system.
+// A hostile import does not lead out of the root file system.
 func TestImportStaysInside(t *testing.T) {
 	privilege.Root(t)
 	f := newFixture(t)
@@ -161,7 +161,7 @@ func TestImportStaysInside(t *testing.T) {
 	if err := f.ImportRootfs(t.Context(), to, strings.NewReader("no archive at all, but long enough for one"), nil); err == nil {
 		t.Error("what is no archive was imported")
 	}
-	if _, err := f.ExportRootfs(t.Context(), "nobody", nil, &bytes.Buffer{}); !errdefs.IsNotFound(err) {
+	if _, err := f.ExportRootfs(t.Context(), "missing", nil, &bytes.Buffer{}); !errdefs.IsNotFound(err) {
 		t.Errorf("export of what is not there: got %v, want not found", err)
 	}
 	if _, err := f.ExportRootfs(t.Context(), "c1", nil, brokenWriter{}); !errors.Is(err, errBroken) {

@@ -121,7 +121,7 @@ func (s *Store) kickCollector() {
 	}
 }
 
-// collector collects when it is told to, until the store is closed.
+// collector collects on request, until the store is closed.
 func (s *Store) collector() {
 	for {
 		select {
@@ -137,7 +137,7 @@ func (s *Store) collector() {
 
 // dropOldGenerations removes what is left of damaged stores once everything in
 // them was made again and no container runs from their layers. The databases
-// stay: somebody may want to see what broke.
+// stay: they may help to find the defect.
 func (s *Store) dropOldGenerations() error {
 	numbers, err := listGenerations(s.opts.Root)
 	if err != nil {

@@ -136,7 +136,7 @@ func TestParallelLayers(t *testing.T) {
 }
 
 // A watcher that begins before the pull sees it to its end, with the size of
-// every layer. Watching what nobody pulls is not found.
+// every layer. Watching an image without a pull is not found.
 func TestWatchPull(t *testing.T) {
 	privilege.Root(t)
 	f := newFixture(t)
@@ -229,7 +229,7 @@ func TestPullDuringCollection(t *testing.T) {
 }
 
 // Pulls, removals, collections and containers of two images that share layers,
-// all at once: whatever Pull returned and nobody removed is usable.
+// all at once: every pulled image that was not removed is usable.
 func TestPullsAndRemovesAtOnce(t *testing.T) {
 	privilege.Root(t)
 	f := newFixture(t)

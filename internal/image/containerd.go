@@ -14,7 +14,7 @@ import (
 )
 
 // namespace separates our entries in containerd's databases from anybody
-// else's. There is nobody else.
+// else's. There is no other client.
 const namespace = "berth"
 
 // snapshotterName is the key under which containerd's metadata knows the

@@ -118,7 +118,7 @@ func TestKilledPull(t *testing.T) {
 	}
 }
 
-// The same at many instants that nobody chose: the pull is killed after each
+// The same at many arbitrary instants: the pull is killed after each
 // of its steps in turn, counted in files that the store has made.
 func TestKilledPullAnywhere(t *testing.T) {
 	privilege.Root(t)

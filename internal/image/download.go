@@ -15,7 +15,7 @@ import (
 // pastSize is in the resolver's error for a body that is longer than promised.
 const pastSize = "read past expected size"
 
-// download is a blob on its way from a registry into the store. Whoever reads
+// download is a blob on its way from a registry into the store. A reader of
 // it gets the bytes as they are written.
 type download struct {
 	transfer *transfer

@@ -99,7 +99,7 @@ func (e *wrongBytesError) Unwrap() error { return errdefs.ErrFailedPrecondition 
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // remoteError is one that occurred while a registry was spoken to. Without it
-// a connection that broke off could not be told from an archive that is cut,
+// a connection that broke off could not be distinguished from an archive that is cut,
 // nor an address from a file that cannot be reached.
 type remoteError struct{ error }
 
@@ -107,7 +107,7 @@ type remoteError struct{ error }
 const maxRemoteText = 4 << 10
 
 // query is what follows the path of an address. Registries send clients on to
-// addresses that are signed: whoever has them can fetch without an account.
+// addresses that are signed: they allow a fetch without an account.
 var query = regexp.MustCompile(`(https?://[^\s"?]+)\?[^\s"]*[^\s":]`)
 
 // Error returns the cause's text without secrets.

@@ -85,7 +85,7 @@ func TestRegistryFaults(t *testing.T) {
 				f.nothingLeft()
 			}
 			f.proxy.Inject()
-			f.reopen(t) // with patience: the registry is as slow as the machine
+			f.reopen(t) // with a long timeout: the registry is as slow as the machine
 			if id := f.pull(ref); id != a.ID {
 				t.Errorf("after the fault: got %s, want %s", id, a.ID)
 			}
@@ -105,7 +105,7 @@ func TestBrokenConnectionIsResumed(t *testing.T) {
 	}
 }
 
-// A registry that nobody listens for is unavailable, and says so at once.
+// A registry without a listener is unavailable, and says so at once.
 func TestUnreachableRegistry(t *testing.T) {
 	privilege.Root(t)
 	f := newFixture(t)

@@ -180,6 +180,6 @@ func TestAmbiguousID(t *testing.T) {
 		t.Errorf("ambiguous: got %v, want invalid argument", err)
 	}
 	if _, err := index.resolve(alike + "3"); !errdefs.IsNotFound(err) {
-		t.Errorf("nobody's: got %v, want not found", err)
+		t.Errorf("unknown digest: got %v, want not found", err)
 	}
 }

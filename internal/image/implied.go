@@ -21,7 +21,7 @@ import (
 )
 
 // An archive may have a/b without a. The directory a is then made while
-// unpacking, with attributes of nobody's choice, and in the merged view those
+// unpacking, with arbitrary attributes, and in the merged view those
 // would hide the attributes that a has in the layers below: /tmp would lose
 // its sticky bit. As layers are unpacked at the same time, what lies below is
 // known only when the layer is committed; until then the names are kept.

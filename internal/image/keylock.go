@@ -18,7 +18,7 @@ type keyedLock struct {
 
 func newKeyedLocks() *keyedLocks { return &keyedLocks{held: map[string]*keyedLock{}} }
 
-// Lock waits until nobody else has the key.
+// Lock waits until the key is free.
 func (k *keyedLocks) Lock(ctx context.Context, key string) error {
 	k.mu.Lock()
 	l := k.held[key]

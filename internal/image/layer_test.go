@@ -106,7 +106,7 @@ func TestLayerAttributes(t *testing.T) {
 }
 
 // A layer may have a file without the directories above it; those keep the
-// attributes that they have below, unless the layer says that it starts anew.
+// attributes that they have below, unless the layer makes it opaque.
 func TestImpliedDirectories(t *testing.T) {
 	privilege.Root(t)
 	f := newFixture(t)

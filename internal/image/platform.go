@@ -152,7 +152,7 @@ type chosen struct {
 // those in the store: the preference changes with the CPU.
 func (s *Store) manifestOf(ctx context.Context, target ocispec.Descriptor) (chosen, error) {
 	c := chosen{desc: target}
-	// An index may hold an index; one that held itself would need a hash that nobody can compute.
+	// An index may hold an index; one that held itself would need a hash collision.
 	for images.IsIndexType(c.desc.MediaType) {
 		entries, err := images.Children(ctx, s.gen.content, c.desc)
 		if err != nil {

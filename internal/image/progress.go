@@ -31,7 +31,7 @@ const (
 )
 
 const (
-	// watchStep is how often a watcher is told.
+	// watchStep is how often a watcher gets the state.
 	watchStep = 100 * time.Millisecond
 	// watchWait is how long WatchPull waits for the pull to start.
 	watchWait = 5 * time.Second
@@ -72,7 +72,7 @@ func (p *progress) setStage(stage string) {
 	defer p.mu.Unlock()
 	p.stage = stage
 	for i := range p.layers {
-		// Nobody worked on these: their snapshots were there.
+		// No work was done on these: their snapshots were there.
 		if stage == StageStoring && p.layers[i].State == LayerWaiting {
 			p.layers[i].State = LayerExists
 		}
@@ -114,7 +114,7 @@ func (p *progress) snapshot() Progress {
 
 // WatchPull returns the progress of the pull of ref that is under way, or that
 // starts within five seconds; else the error is ErrNotFound. The channel gives
-// the latest state to whoever reads it, ends with stage done or failed, and is
+// the latest state to its reader, ends with stage done or failed, and is
 // closed then or when the context ends.
 func (s *Store) WatchPull(ctx context.Context, ref string) (<-chan Progress, error) {
 	named, err := parseReference(ref)
@@ -130,7 +130,7 @@ func (s *Store) WatchPull(ctx context.Context, ref string) (<-chan Progress, err
 	return updates, nil
 }
 
-// awaitFlight finds a pull of the reference, whoever's account it uses.
+// awaitFlight finds a pull of the reference, with any account.
 func (s *Store) awaitFlight(ctx context.Context, ref string) (*flight, error) {
 	timeout := time.NewTimer(watchWait)
 	defer timeout.Stop()

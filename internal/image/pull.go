@@ -14,7 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Auth is what a registry may ask for. The zero value is a stranger.
+// Auth is what a registry may ask for. The zero value is anonymous.
 type Auth struct {
 	// Username and Password, or Auth, their base64 form "user:password".
 	Username, Password, Auth string
@@ -27,7 +27,7 @@ type Auth struct {
 }
 
 var (
-	errAbandoned = errors.New("nobody waits for the pull any more")
+	errAbandoned = errors.New("all callers of the pull have gone")
 	errClosed    = fmt.Errorf("the image store is closed: %w", errdefs.ErrUnavailable)
 )
 

@@ -84,7 +84,7 @@ func TestPullUntagged(t *testing.T) {
 	}
 }
 
-// What cannot be a reference, and what is not there, are told apart.
+// What cannot be a reference, and what is not there, are distinguished.
 func TestResolveErrors(t *testing.T) {
 	privilege.Root(t)
 	f := newFixture(t)

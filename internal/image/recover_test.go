@@ -253,7 +253,7 @@ func punch(path string) error {
 }
 
 // With the list of names lost as well nothing is wiped: the blobs are left for
-// somebody to look at, and the store works.
+// inspection, and the store works.
 func TestDamagedNames(t *testing.T) {
 	privilege.Root(t)
 	root, refOne, _, one, _ := closedStore(t)

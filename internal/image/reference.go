@@ -13,7 +13,7 @@ const (
 	// maxReference bounds what a client may send as a reference.
 	maxReference = 1024
 	// minIDPrefix is the shortest beginning of an ID that is taken for one. A
-	// name like "cafe" must never be answered with somebody's image whose ID
+	// name like "cafe" must never be answered with an image whose ID
 	// happens to begin so: the kubelet would run it instead of pulling. With
 	// "sha256:" in front any length will do.
 	minIDPrefix = 12

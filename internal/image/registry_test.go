@@ -20,7 +20,7 @@ import (
 )
 
 // Every form in which the kubelet passes an account works against a registry
-// that asks for it on each request and one that hands out tokens; a stranger
+// that asks for it on each request and one that hands out tokens; an anonymous
 // and a wrong password are refused as such, and keep nothing.
 func TestAccounts(t *testing.T) {
 	privilege.Root(t)
@@ -53,7 +53,7 @@ func TestAccounts(t *testing.T) {
 				}
 			}
 			for name, auth := range map[string]image.Auth{
-				"stranger": {}, "wrong password": {Username: user, Password: "x"}, "wrong identity": {IdentityToken: "x"},
+				"anonymous": {}, "wrong password": {Username: user, Password: "x"}, "wrong identity": {IdentityToken: "x"},
 				"other address": {Auth: encoded, ServerAddress: "registry.example"},
 			} {
 				if _, err := f.Pull(t.Context(), ref, auth); !errdefs.IsUnauthorized(err) {
@@ -121,7 +121,7 @@ func mirrored(t *testing.T, host, content string) string {
 
 // Mirrors of hosts.toml are asked in their order: one that is broken or does
 // not have the image is passed over, and the image keeps the name that was
-// asked for, whoever delivered it.
+// asked for, from any host.
 func TestMirrors(t *testing.T) {
 	privilege.Root(t)
 	const host = "registry.invalid"

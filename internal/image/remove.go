@@ -10,7 +10,7 @@ import (
 )
 
 // Remove removes the image that ref resolves to, with all its names. When it
-// returns nil nobody finds the image any more; its bytes are freed soon after,
+// returns nil the image is not found any more; its bytes are freed soon after,
 // except those which containers still run from. If there is no such image the
 // error is ErrNotFound.
 func (s *Store) Remove(ctx context.Context, ref string) error {

@@ -193,7 +193,7 @@ func (s *Store) UnmountRootfs(_ context.Context, target string) error {
 	for {
 		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EBUSY) {
-			// Somebody sits in it. It goes away with the last one.
+			// A process has its working directory in it. It goes away with the last one.
 			err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
 		}
 		switch {
@@ -242,7 +242,7 @@ func (s *Store) RootfsKeys(context.Context) ([]string, error) {
 }
 
 // RootfsUsage returns what a container wrote, and what is in the volumes that its image declares. It walks the layer: do not call
-// it where somebody waits.
+// it while a caller waits.
 func (s *Store) RootfsUsage(ctx context.Context, key string) (bytes, inodes uint64, err error) {
 	if err := checkKey(key); err != nil {
 		return 0, 0, err

@@ -105,7 +105,7 @@ func (s *Store) verifyAll() {
 }
 
 // verify reads an image again if it is in doubt. If it is damaged, it and all
-// others that share the damage are dropped, so that a pull makes them anew;
+// others that share the damage are dropped, so that a pull fetches them again;
 // then the error is ErrNotFound.
 func (s *Store) verify(ctx context.Context, id string) error {
 	if !s.doubts.has(id) {

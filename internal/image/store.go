@@ -81,7 +81,7 @@ type Options struct {
 	// Pinned are references of images which the kubelet must not collect; * stands for any characters.
 	Pinned []string
 	// VerifierDir has programs that decide whether an image may be pulled; empty
-	// asks nobody.
+	// means no verifiers.
 	VerifierDir string
 	// StallTimeout is how long a registry may send nothing (0: 30 s), and twice that before the first
 	// byte of an answer. Then the next host is asked; without one the pull ends.

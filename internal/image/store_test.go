@@ -21,8 +21,8 @@ import (
 	"github.com/berth-runtime/berth/test/registry"
 )
 
-// patience bounds every wait of these tests.
-const patience = 30 * time.Second
+// testTimeout bounds every wait of these tests.
+const testTimeout = 30 * time.Second
 
 // fixture is a store with a registry behind a proxy.
 type fixture struct {
@@ -178,9 +178,9 @@ func (f *fixture) nothingLeft() {
 // eventually waits until a condition holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !holds(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(testTimeout); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited %s for: %s", patience, what)
+			t.Fatalf("waited %s for: %s", testTimeout, what)
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// FuzzArtifactTitle lays a file out whose name somebody else chose, beside
+// FuzzArtifactTitle lays a file out with an untrusted name, beside
 // links that an archive could bring. It lands within the tree or is refused.
 func FuzzArtifactTitle(f *testing.F) {
 	for _, seed := range []string{

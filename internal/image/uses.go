@@ -70,7 +70,7 @@ func (u *uses) complete(key string) {
 	u.rootfs[key].complete = true
 }
 
-// end forgets a use and returns its chain if nobody uses that any more.
+// end forgets a use and returns its chain if that is not in use any more.
 func (u *uses) end(key string) (chain string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

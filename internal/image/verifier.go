@@ -28,8 +28,8 @@ func (e *RefusedError) Error() string { return e.Reason }
 func (e *RefusedError) Unwrap() error { return errdefs.ErrPermissionDenied }
 
 // askVerifiers asks the programs of the administrator, which run as they would
-// for containerd, whether an image may be pulled. Whoever has configured a
-// directory of them wants them asked: that it is not there is no agreement.
+// for containerd, whether an image may be pulled. A configured directory
+// that is missing refuses the pull: no verifier has agreed.
 func (s *Store) askVerifiers(ctx context.Context, ref string, target ocispec.Descriptor) error {
 	dir := s.opts.VerifierDir
 	if dir == "" {

@@ -30,7 +30,7 @@ type Pod struct {
 type Container struct {
 	ID, PodID string
 	Config    *runtimeapi.ContainerConfig
-	// Spec is what the OCI runtime is given; nil if it cannot be told.
+	// Spec is what the OCI runtime is given; nil if it is not known.
 	Spec                             *specs.Spec
 	State                            runtimeapi.ContainerState
 	CreatedAt, StartedAt, FinishedAt time.Time
@@ -43,7 +43,7 @@ type Container struct {
 	ImageID, ImageDigest string
 }
 
-// message is the pod as plugins are told of it.
+// message is the pod as plugins get it.
 func (p Pod) message() *api.PodSandbox {
 	m := p.Config.GetMetadata()
 	msg := &api.PodSandbox{
@@ -63,7 +63,7 @@ func (p Pod) message() *api.PodSandbox {
 	return msg
 }
 
-// message is the container as plugins are told of it.
+// message is the container as plugins get it.
 func (c Container) message() *api.Container {
 	msg := &api.Container{
 		Id: c.ID, PodSandboxId: c.PodID, Name: c.Config.GetMetadata().GetName(), State: state(c.State),

@@ -11,7 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Subject describes what an event is about. It is called only if somebody
+// Subject describes what an event is about. It is called only if a plugin
 // listens. For an event of a pod the container is not looked at.
 type Subject func() (Pod, Container)
 
@@ -26,7 +26,7 @@ func (m *Manager) attend() (listens bool, release func()) {
 	return m.plugins.Load() > 0, block.Unblock
 }
 
-// RunPod tells of a pod whose network is up and that nobody can see yet. Any
+// RunPod announces a pod whose network is up and that is not listed yet. Any
 // plugin may refuse it. From the call of known on, plugins know the pod.
 func (m *Manager) RunPod(ctx context.Context, subject Subject, known func()) error {
 	listens, release := m.attend()
@@ -74,7 +74,7 @@ func (m *Manager) StopPod(ctx context.Context, subject Subject) {
 }
 
 // RemovePod tells of a pod of which nothing is left. From the call of unknown
-// on, plugins that connect are not told of it any more.
+// on, plugins that connect do not get it any more.
 func (m *Manager) RemovePod(ctx context.Context, subject Subject, unknown func()) {
 	listens, release := m.attend()
 	defer release()
@@ -198,7 +198,7 @@ func (m *Manager) StopContainer(ctx context.Context, subject Subject) {
 }
 
 // RemoveContainer tells of a container that goes. From the call of unknown on,
-// plugins that connect are not told of it any more.
+// plugins that connect do not get it any more.
 func (m *Manager) RemoveContainer(ctx context.Context, subject Subject, unknown func()) {
 	listens, release := m.attend()
 	defer release()

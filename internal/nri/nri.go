@@ -1,12 +1,12 @@
 // Package nri lets plugins of the Node Resource Interface take part in the life
-// of pods and containers: they are told of each event in order, may adjust a
+// of pods and containers: they get each event in order, may adjust a
 // container before it is made, and may change the limits of others.
 //
 // Start reading at Manager. The pod engine calls it, one method per event, and
 // is called back through Runtime:
 //
 //	nri.go       the manager: options, start, end
-//	events.go    what plugins are told, and what becomes of their answers
+//	events.go    events that plugins get, and the effect of their answers
 //	sync.go      what plugins learn when they connect, and ask for by themselves
 //	describe.go  pods and containers in the words of NRI
 //	adjust.go    adjustments of a plugin to an OCI spec
@@ -16,7 +16,7 @@
 // # No event is lost, none comes twice
 //
 // A plugin learns of an object in exactly one of two ways: it is in the list
-// that the plugin is given when it connects, or the plugin is told of its
+// that the plugin is given when it connects, or the plugin gets the event of its
 // creation. The library's lock for synchronisation sees to that. Each event is
 // sent while the lock is held for reading, and in the same critical section
 // the engine notes that plugins know the object, or do not any more; a plugin
@@ -47,7 +47,7 @@ const (
 	runtimeName = "berth"
 	// updateDeadline bounds the changes that one message of a plugin asks for.
 	updateDeadline = time.Minute
-	// dialDeadline bounds the look whether somebody serves the socket already.
+	// dialDeadline bounds the probe for another server of the socket.
 	dialDeadline = time.Second
 )
 
@@ -56,15 +56,15 @@ type Validator = validator.DefaultValidatorConfig
 
 // Meter takes figures about plugins.
 type Meter interface {
-	// PluginTook is told how long a plugin took for an event.
+	// PluginTook gets the time that a plugin took for an event.
 	PluginTook(plugin, event string, took time.Duration)
-	// PluginAnswered counts an event that a plugin was told of.
+	// PluginAnswered counts an event that was sent to a plugin.
 	PluginAnswered(plugin, event string, ok bool)
 }
 
 // Options are what a manager is made of.
 type Options struct {
-	// Version is Berth's, which plugins are told.
+	// Version is Berth's, which plugins get.
 	Version string
 	// Socket is where plugins connect. Empty means that none can.
 	Socket string
@@ -95,7 +95,7 @@ type Runtime interface {
 }
 
 // Manager tells plugins of events. Its methods may be called from any
-// goroutine. Before Start and after Close nobody is told anything, nor from a
+// goroutine. Before Start and after Close no plugin gets an event, nor from a
 // nil manager, which is that of a node without NRI.
 type Manager struct {
 	opts Options
@@ -118,7 +118,7 @@ func New(opts Options) *Manager { return &Manager{opts: opts} }
 
 // Start starts the plugins of PluginDir, gives them what rt knows, and lets
 // others connect. What keeps some of that from being done is no reason for a
-// node not to run pods: it is logged and told by State, and the rest is done.
+// node not to run pods: it is logged and reported by State, and the rest is done.
 func (m *Manager) Start(ctx context.Context, rt Runtime) {
 	if m == nil {
 		return
@@ -180,8 +180,8 @@ func (m *Manager) open(socket, dir string) error {
 	return nil
 }
 
-// claimSocket makes sure that the socket is nobody else's, for the library
-// takes it away from whoever serves it.
+// claimSocket makes sure that no other process serves the socket, because the
+// library takes it away.
 func (m *Manager) claimSocket(ctx context.Context) error {
 	if m.opts.Socket == "" {
 		return nil
@@ -192,7 +192,7 @@ func (m *Manager) claimSocket(ctx context.Context) error {
 	dialer := net.Dialer{Timeout: dialDeadline}
 	conn, err := dialer.DialContext(ctx, "unix", m.opts.Socket)
 	if err != nil {
-		return nil //nolint:nilerr // nobody serves it: a socket that is left over is replaced
+		return nil //nolint:nilerr // no process serves it: a socket that is left over is replaced
 	}
 	return errors.Join(fmt.Errorf("nri.socket_path %s is served by another runtime", m.opts.Socket), conn.Close())
 }

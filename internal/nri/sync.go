@@ -146,7 +146,7 @@ func (m *Manager) evictRequested(ctx context.Context, unmarshal ttrpc.Unmarshale
 	return answer, err
 }
 
-// evict has containers stopped. Whether it comes to that is told by events.
+// evict has containers stopped. Events show the outcome.
 func (m *Manager) evict(evictions []*api.ContainerEviction) {
 	for _, e := range evictions {
 		if err := m.rt.EvictContainer(e.GetContainerId(), e.GetReason()); err != nil {

@@ -53,7 +53,7 @@ type RestoreRequest struct {
 	Config string
 	// LSMProfile is the security label of the processes, as
 	// "selinux:LABEL" or "apparmor:PROFILE"; empty means the one that was
-	// written down. LSMMountContext replaces the SELinux context of mounts.
+	// checkpointed. LSMMountContext replaces the SELinux context of mounts.
 	LSMProfile, LSMMountContext string
 }
 

@@ -21,7 +21,7 @@ const (
 	criuFresh = 10 * time.Second
 )
 
-// CRIU finds out whether CRIU works on this host, when somebody asks. The zero value is ready for use.
+// CRIU finds out on request whether CRIU works on this host. The zero value is ready for use.
 type CRIU struct {
 	mu      sync.Mutex // guards what follows; held while CRIU is asked, so that it is asked once
 	checked time.Time

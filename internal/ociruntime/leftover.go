@@ -33,7 +33,7 @@ func RemoveScratch(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// RemoveState removes what a runtime has written down of a container and does not know,
+// RemoveState removes the state files of a container that a runtime does not know,
 // or cannot read any more: a directory of its name, or gVisor's files.
 func RemoveState(h Handler, id string) error {
 	files, err := filepath.Glob(filepath.Join(h.Root, id+"_sandbox:*"))

@@ -13,8 +13,8 @@ import (
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
-// TestOpenNull: it is the device, and whoever has it cannot change whose the
-// host's is (containers/crun#1845).
+// TestOpenNull: it is the device, and a holder of it cannot change the owner
+// of the host's device (containers/crun#1845).
 func TestOpenNull(t *testing.T) {
 	privilege.Root(t)
 	leakcheck.Check(t)

@@ -105,7 +105,7 @@ func TestProbeEndsWhatItStarted(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want that the deadline is exceeded", err)
 	}
-	// The end of the file comes when nobody can write to it any more.
+	// The end of the file comes when its last writer has closed it.
 	if err := reader.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ const (
 	socketFields = 8
 )
 
-// listens tells whether somebody listens on a unix socket. Who connected to see it would be taken for a plugin that fails.
+// listens reports whether a process listens on a unix socket. It does not connect: that would look like a failing plugin.
 func listens(socket string) bool {
 	table, err := os.ReadFile("/proc/net/unix")
 	if err != nil {

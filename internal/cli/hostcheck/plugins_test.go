@@ -54,13 +54,13 @@ func TestPlugins(t *testing.T) {
 	}
 }
 
-// TestListens: it is seen whether somebody listens, and who does is not troubled with a connection.
+// TestListens: a listener is found without a connection to it.
 func TestListens(t *testing.T) {
 	privilege.Root(t)
 	leakcheck.Check(t)
 	socket := filepath.Join(leakcheck.Dir(t), "nri socket")
 	if listens(socket) {
-		t.Error("nobody listens, there is no socket")
+		t.Error("found a listener without a socket")
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
@@ -68,7 +68,7 @@ func TestListens(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	if !listens(socket) || listens(filepath.Dir(socket)+"/nri") {
-		t.Error("somebody listens, with that name")
+		t.Error("the listener is not found, or by another name")
 	}
 	if err := l.SetDeadline(time.Now()); err != nil {
 		t.Fatal(err)
@@ -80,6 +80,6 @@ func TestListens(t *testing.T) {
 		t.Fatal(err)
 	}
 	if listens(socket) {
-		t.Error("nobody listens any more")
+		t.Error("found a listener that is gone")
 	}
 }

@@ -31,14 +31,14 @@ func (f *facts) runtimes(ctx context.Context, c *config.Config, root bool) {
 	if err := sweepTrials(ctx); err != nil {
 		f.warn(areaRuntime, "handlers", "of an earlier check something is left: "+err.Error(), "remove it")
 	}
-	trials, err := newScratch(os.TempDir(), trialsPrefix)
+	probes, err := newScratch(os.TempDir(), trialsPrefix)
 	if err != nil {
 		f.warn(areaRuntime, "handlers", "not tried: "+err.Error(), "make room where $TMPDIR points to")
 		return
 	}
 	defer func() {
-		if err := trials.removeEmpty(); err != nil {
-			f.warn(areaRuntime, "handlers", "something is left of the trials: "+err.Error(), "remove it")
+		if err := probes.removeEmpty(); err != nil {
+			f.warn(areaRuntime, "handlers", "files of the handler probe are left: "+err.Error(), "remove it")
 		}
 	}()
 	systemd := cgroup.ChooseDriver(c.Runtime.CgroupDriver) == cgroup.Systemd
@@ -46,7 +46,7 @@ func (f *facts) runtimes(ctx context.Context, c *config.Config, root bool) {
 	var checkpoint []string
 	for _, name := range slices.Sorted(maps.Keys(c.Runtime.Handlers)) {
 		var features ociruntime.Features
-		features, works[name] = f.handler(ctx, name, c.Runtime.Handlers[name], systemd, trials.path)
+		features, works[name] = f.handler(ctx, name, c.Runtime.Handlers[name], systemd, probes.path)
 		if works[name] && features.Checkpoint {
 			checkpoint = append(checkpoint, name)
 		}
@@ -55,7 +55,7 @@ func (f *facts) runtimes(ctx context.Context, c *config.Config, root bool) {
 	f.checkpoints(checkpoint, new(ociruntime.CRIU).Check(ctx))
 }
 
-// checkpoints says whether containers can be written down and restored, with which handlers.
+// checkpoints says whether containers can be checkpointed and restored, with which handlers.
 func (f *facts) checkpoints(with []string, problem error) {
 	const name = "checkpoints"
 	switch {
@@ -70,7 +70,7 @@ func (f *facts) checkpoints(with []string, problem error) {
 	}
 }
 
-func (f *facts) handler(ctx context.Context, name string, h config.Handler, systemd bool, trials string) (_ ociruntime.Features, works bool) {
+func (f *facts) handler(ctx context.Context, name string, h config.Handler, systemd bool, probes string) (_ ociruntime.Features, works bool) {
 	program := h.Path
 	if h.Type == config.HandlerShimV2 {
 		program = shimv2.ProgramName(program)
@@ -87,7 +87,7 @@ func (f *facts) handler(ctx context.Context, name string, h config.Handler, syst
 	}
 	features, err := handlers.Probe(ctx, ociruntime.Handler{
 		Name: name, Type: h.Type, Path: h.Path, Root: h.Root, SystemdCgroup: systemd, Options: h.Options,
-	}, trials)
+	}, probes)
 	if err != nil {
 		reason, remedy := explainProbe(err)
 		f.warn(areaRuntime, name, reason, remedy)

@@ -51,7 +51,7 @@ func newScratch(parent, prefix string) (*scratch, error) {
 func lockScratch(path string) (*scratch, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil, nil //nolint:nilnil // told above
+		return nil, nil //nolint:nilnil // reported above
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
@@ -87,7 +87,7 @@ func (d *scratch) claim(fd int) (bool, error) {
 // remove removes the directory with what is in it.
 func (d *scratch) remove() error { return errors.Join(os.RemoveAll(d.path), d.lock.Close()) }
 
-// removeEmpty removes the directory if it is empty. What a trial has left in there is for the next check.
+// removeEmpty removes the directory if it is empty. Files that a probe has left are for the next check.
 func (d *scratch) removeEmpty() error {
 	err := os.Remove(d.path)
 	if errors.Is(err, unix.ENOTEMPTY) {
@@ -113,7 +113,7 @@ func sweep(parent, prefix string, remove func(*scratch) error) error {
 	return errors.Join(errs...)
 }
 
-// sweepTrials removes the trials of checks that were killed, with all that these have on the host.
+// sweepTrials removes what the handler probes of killed checks have left on the host.
 func sweepTrials(ctx context.Context) error {
 	return sweep(os.TempDir(), trialsPrefix, func(d *scratch) error {
 		return errors.Join(trial.Sweep(ctx, d.path), d.removeEmpty())

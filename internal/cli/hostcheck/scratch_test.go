@@ -69,7 +69,7 @@ func checks(t *testing.T, tmp string) []string {
 	return list
 }
 
-// TestSweepSpares: the directory of a check that lives stays, and so does what somebody else may have made or written.
+// TestSweepSpares: the directory of a check that lives stays, and so do files that another program may have made.
 func TestSweepSpares(t *testing.T) {
 	privilege.Root(t)
 	leakcheck.Check(t)
