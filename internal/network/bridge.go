@@ -26,12 +26,12 @@ const (
 	vethPrefix = "veth"
 )
 
-// bridge is the built-in network: one bridge device, a veth pair per pod, addresses out of the ledger.
+// bridge is the built-in network: one bridge device, a veth pair per pod, addresses out of the lease store.
 type bridge struct {
 	name       string
 	instance   string
 	configured subnets // empty: choose; guarded by mu
-	ledger     *ledger
+	leases     *leaseStore
 	firewall   *firewall
 	guard      *guard
 
@@ -42,7 +42,7 @@ type bridge struct {
 
 // attach connects a pod and returns its result.
 func (b *bridge) attach(pod Pod, ports []port, device netlink.Link, nets subnets) (Result, error) {
-	held, err := b.ledger.claim(lease{ID: pod.ID, Pod: pod.String(), Network: Builtin, Ports: ports, Published: true, Bandwidth: pod.Bandwidth}, nets)
+	held, err := b.leases.claim(lease{ID: pod.ID, Pod: pod.String(), Network: Builtin, Ports: ports, Published: true, Bandwidth: pod.Bandwidth}, nets)
 	if err != nil {
 		return Result{}, err
 	}
@@ -90,7 +90,7 @@ func (b *bridge) join(pod Pod, held *lease, device netlink.Link) (netlink.Link, 
 
 // shrink replaces the addresses of a lease by some of them.
 func (b *bridge) shrink(held *lease, addresses []netip.Prefix) (*lease, error) {
-	fewer, err := b.ledger.address(held.ID, addresses)
+	fewer, err := b.leases.address(held.ID, addresses)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +207,7 @@ func (b *bridge) choose() (subnets, error) {
 	if len(b.configured) > 0 {
 		return b.configured, nil
 	}
-	for _, held := range b.ledger.all() {
+	for _, held := range b.leases.all() {
 		if held.Network == Builtin && len(held.Addresses) > 0 {
 			var nets subnets
 			for _, address := range held.Addresses {
@@ -274,7 +274,7 @@ func (b *bridge) removeStrays(devices []netlink.Link, live map[string]bool) erro
 	for id := range live {
 		owned[vethName(id)] = true
 	}
-	for _, held := range b.ledger.all() {
+	for _, held := range b.leases.all() {
 		owned[vethName(held.ID)] = true
 	}
 	var errs []error

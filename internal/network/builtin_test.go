@@ -164,7 +164,7 @@ func TestAttachFailuresLeaveNothing(t *testing.T) {
 	if after := hostState(t); after != before {
 		t.Errorf("left on the host:\n%s", after)
 	}
-	if held := r.ledger.all(); len(held) != 1 {
+	if held := r.leases.all(); len(held) != 1 {
 		t.Errorf("%d leases, want that of the first pod", len(held))
 	}
 }
@@ -217,8 +217,8 @@ func TestAddressesAreExhaustedAndReturned(t *testing.T) {
 		must(t, r.Detach(t.Context(), pod, Plan{Kind: Builtin}))
 	}
 	r.settle()
-	if held := r.ledger.all(); len(held) != 0 || len(r.ledger.owners) != 0 {
-		t.Errorf("%d leases and %d addresses are left", len(held), len(r.ledger.owners))
+	if held := r.leases.all(); len(held) != 0 || len(r.leases.owners) != 0 {
+		t.Errorf("%d leases and %d addresses are left", len(held), len(r.leases.owners))
 	}
 }
 
@@ -268,8 +268,8 @@ func TestPodWithoutIPv6(t *testing.T) {
 	}
 	must(t, r.Detach(t.Context(), pod, Plan{Kind: Builtin}))
 	r.settle()
-	if len(r.ledger.owners) != 0 {
-		t.Errorf("addresses left: %v", r.ledger.owners)
+	if len(r.leases.owners) != 0 {
+		t.Errorf("addresses left: %v", r.leases.owners)
 	}
 }
 
@@ -286,7 +286,7 @@ func TestDeviceSysctls(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	r.settle()
-	if len(r.ledger.all()) != 0 {
+	if len(r.leases.all()) != 0 {
 		t.Error("lease is left")
 	}
 }

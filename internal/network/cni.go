@@ -39,12 +39,12 @@ const (
 
 // cni connects pods by plugins.
 type cni struct {
-	dir      string
-	bins     []string
-	timeout  time.Duration // of one ADD, DEL, CHECK, GC or STATUS of a whole list
-	lib      *libcni.CNIConfig
-	uncached *libcni.CNIConfig // for stand-ins: leaves the cached result alone
-	standIns string            // directory of the namespaces of stand-ins
+	dir          string
+	bins         []string
+	timeout      time.Duration // of one ADD, DEL, CHECK, GC or STATUS of a whole list
+	lib          *libcni.CNIConfig
+	uncached     *libcni.CNIConfig // for placeholders: leaves the cached result alone
+	placeholders string            // directory of placeholder namespaces
 
 	hostPorts bool // host ports are opened unless a plugin does
 	log       *slog.Logger

@@ -220,7 +220,7 @@ func TestPluginFailures(t *testing.T) {
 			if !c.is(err) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "mynet") || !strings.Contains(err.Error(), "test/a") {
 				t.Errorf("got %v", err)
 			}
-			if held := r.ledger.all(); len(held) != 0 {
+			if held := r.leases.all(); len(held) != 0 {
 				t.Errorf("leases %v are left", held)
 			}
 			must(t, r.Detach(t.Context(), pod, plan)) // owed, and nothing to do
@@ -302,12 +302,12 @@ exit 0`)
 	r.connect("a")
 }
 
-// What plugins are told: the pod, and what they claim a capability for.
+// Plugins get the pod, and the arguments of the capabilities that they declare.
 func TestPluginArguments(t *testing.T) {
-	r := withList(t, `{"cniVersion": "1.0.0", "name": "told", "plugins": [{"type": "teller",
+	r := withList(t, `{"cniVersion": "1.0.0", "name": "recorded", "plugins": [{"type": "teller",
 		"capabilities": {"portMappings": true, "dns": true, "bandwidth": true, "cgroupPath": true,
 			"io.kubernetes.cri.pod-annotations": true}}]}`, ownBin)
-	log := filepath.Join(r.dir, "told")
+	log := filepath.Join(r.dir, "recorded")
 	r.plugin("teller", versions+`{ echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS"; echo "$CNI_ARGS"; cat; echo; } >>`+log+`
 [ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"x"},{"name":"veth"}],"ips":[{"address":"10.1.1.1/24","interface":1},{"address":"fd00::2/64","interface":0},{"address":"10.2.2.2/24","interface":0}]}'
 exit 0`)
@@ -335,7 +335,7 @@ exit 0`)
 		`"bandwidth":{"egressBurst":4294967295,"egressRate":1500,"ingressBurst":4294967295,"ingressRate":10000000}`, `"cgroupPath":"/kubepods/pod1"`,
 	} {
 		if !strings.Contains(normal(string(raw)), normal(want)) {
-			t.Errorf("plugins were not told %s, but\n%s", want, raw)
+			t.Errorf("plugins did not get %s, but\n%s", want, raw)
 		}
 	}
 }

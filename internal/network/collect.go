@@ -27,7 +27,7 @@ func (m *Manager) Check(ctx context.Context, pod Pod, plan Plan) error {
 	case err != nil:
 	case plan.Kind == CNI:
 		err = m.cni.check(ctx, pod, plan)
-	case m.ledger.get(pod.ID) == nil:
+	case m.leases.get(pod.ID) == nil:
 		err = fmt.Errorf("network lease: %w", errdefs.ErrNotFound)
 	default:
 		if _, err = netlink.LinkByName(vethName(pod.ID)); errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -42,10 +42,10 @@ func (m *Manager) Check(ctx context.Context, pod Pod, plan Plan) error {
 
 // Collect disconnects whatever belongs to sandboxes that are not live: leases, devices, attachments of plugins. Pods which
 // this process is connecting, or has connected and not disconnected, are live without being named. It also makes the host
-// ports of live pods again if somebody has flushed the firewall.
+// ports of live pods again if another program has flushed the firewall.
 func (m *Manager) Collect(ctx context.Context, live map[string]bool) error {
 	// What is there is listed before who owns it: a pod that comes in between is not taken for a gone one.
-	leases := m.ledger.all()
+	leases := m.leases.all()
 	cached, err := m.cni.attachments()
 	if err != nil {
 		return fmt.Errorf("collect network garbage: %w", err)
@@ -67,7 +67,7 @@ func (m *Manager) Collect(ctx context.Context, live map[string]bool) error {
 		}
 	}
 	errs = append(errs, m.bridge.removeStrays(devices, live), m.collectPlugins(ctx, live))
-	if len(m.ledger.all()) > 0 {
+	if len(m.leases.all()) > 0 {
 		errs = append(errs, m.firewall.restore(), m.guard.restore())
 	}
 	if err := errors.Join(errs...); err != nil {

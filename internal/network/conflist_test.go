@@ -190,7 +190,7 @@ func FuzzLease(f *testing.F) {
 		if err != nil {
 			return
 		}
-		l := &ledger{dir: "/d", leases: map[string]*lease{}, owners: nil}
+		l := &leaseStore{dir: "/d", leases: map[string]*lease{}, owners: nil}
 		if filepath.Dir(l.path(held.ID)) != "/d" {
 			t.Fatalf("ID %q leads out of the directory", held.ID)
 		}

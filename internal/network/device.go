@@ -59,7 +59,7 @@ func configurePod(pod Pod, addresses []netip.Prefix) ([]netip.Prefix, error) {
 	return given, nil
 }
 
-// addAddress gives a device an address, which it may have. Duplicate address detection would only delay IPv6: the ledger
+// addAddress gives a device an address, which it may have. Duplicate address detection would only delay IPv6: the lease store
 // gives no address twice.
 func addAddress(add func(netlink.Link, *netlink.Addr) error, link netlink.Link, address netip.Prefix) error {
 	a := &netlink.Addr{IPNet: ipNet(address)}

@@ -11,7 +11,7 @@ import (
 const maxDumps = 10
 
 // dump lists objects of the kernel. A list during which one of them changed may
-// be incomplete, and is made anew.
+// be incomplete, and is repeated.
 func dump[T any](list func() ([]T, error)) (objects []T, err error) {
 	for range maxDumps {
 		if objects, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {

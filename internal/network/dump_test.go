@@ -7,7 +7,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// TestDump: a list that was interrupted is made anew, another failure is not, and there is an end to it.
+// TestDump: a list that was interrupted is repeated, another failure is not, and there is an end to it.
 func TestDump(t *testing.T) {
 	other := errors.New("other")
 	for _, c := range []struct {

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// nftTimeout bounds one answer of nftables. A transaction takes less than a millisecond unless somebody else's is
+	// nftTimeout bounds one answer of nftables. A transaction takes less than a millisecond unless one of another program is
 	// being committed.
 	nftTimeout = 10 * time.Second
 	// maxElements is how many set elements go into one message; its attribute holds 64 KiB.
@@ -23,12 +23,12 @@ const (
 
 // firewall is the nftables table of a daemon: host ports as elements of maps, and what must be masqueraded. Adding or
 // removing a pod is one transaction of elements, its cost does not depend on how many pods there are. The whole table can be
-// made anew from the ledger in one transaction too, which is what happens at the first use, and whenever somebody flushed
+// restored from the lease store in one transaction too, which is what happens at the first use, and whenever another program flushed
 // it.
 type firewall struct {
 	table  string
 	bridge string
-	ledger *ledger
+	leases *leaseStore
 
 	mu    sync.Mutex
 	built bool    // this process has made the table, so it is of this version
@@ -85,7 +85,7 @@ func (f *firewall) withdraw(l *lease) error {
 	return nil
 }
 
-// restore makes the table what the ledger says, if there is anything in it.
+// restore makes the table what the lease store says, if there is anything in it.
 func (f *firewall) restore() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -176,7 +176,7 @@ func (f *firewall) ensure() error {
 // rebuild replaces the table by one that holds every published lease but one. Connections that are established keep their
 // translation, and there is no moment without rules. Preconditions: f.mu is held.
 func (f *firewall) rebuild(without string) error {
-	leases := slices.DeleteFunc(f.ledger.all(), func(l *lease) bool { return l.ID == without })
+	leases := slices.DeleteFunc(f.leases.all(), func(l *lease) bool { return l.ID == without })
 	table := &nftables.Table{Name: f.table, Family: nftables.TableFamilyINet}
 	sets := newPortSets(table)
 	err := f.transact(func(conn *nftables.Conn) error {

@@ -131,9 +131,9 @@ func (g *guard) dismiss(l *lease) error {
 	return wrapGuard(l, err)
 }
 
-// restore makes the table what the ledger says, if a pod of the built-in network is in it.
+// restore makes the table what the lease store says, if a pod of the built-in network is in it.
 func (g *guard) restore() error {
-	if !slices.ContainsFunc(g.ledger.all(), func(l *lease) bool { return l.Network == Builtin }) {
+	if !slices.ContainsFunc(g.leases.all(), func(l *lease) bool { return l.Network == Builtin }) {
 		return nil
 	}
 	g.mu.Lock()
@@ -202,7 +202,7 @@ func (g *guard) rebuild(without string) error {
 			}
 		}
 		addGuardRules(conn, table, sets)
-		for _, l := range g.ledger.all() {
+		for _, l := range g.leases.all() {
 			if l.ID == without {
 				continue
 			}

@@ -88,7 +88,7 @@ func bridgeFilters6() bool {
 	return err == nil && strings.TrimSpace(string(raw)) != "0"
 }
 
-// quietIPv6 keeps a bridge of ours from configuring itself, and from waiting whether somebody has its address.
+// quietIPv6 keeps a bridge of ours from configuring itself, and from duplicate address detection.
 func quietIPv6(bridge string, nets subnets) error {
 	for _, net := range nets {
 		if !net.Addr().Is6() {

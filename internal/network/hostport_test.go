@@ -82,7 +82,7 @@ func TestBuiltinHostIP(t *testing.T) {
 	}
 }
 
-// A host port that somebody has is refused, the error names the pod, and nothing is left of the one that came second. Ports
+// A host port in use is refused, the error names the pod, and nothing is left of the one that came second. Ports
 // of other addresses, protocols and families are no conflict.
 func TestHostPortConflicts(t *testing.T) {
 	r := newRig(t, nil)

@@ -44,9 +44,9 @@ type lease struct {
 	Bandwidth Bandwidth      `json:"bandwidth,omitzero"`  // of the built-in network
 }
 
-// ledger holds the leases of a node, in memory and in a directory with a file for each. Leases survive a restart; after a
+// leaseStore holds the leases of a node, in memory and in a directory with a file for each. Leases survive a restart; after a
 // power loss, when no pod lives, a torn file is as good as none, so nothing is synced.
-type ledger struct {
+type leaseStore struct {
 	dir string
 	log *slog.Logger
 
@@ -56,12 +56,12 @@ type ledger struct {
 	cursor uint32 // offset of the address given last; reuse comes late, peers may still remember an old pod
 }
 
-// openLedger reads the leases in dir, which is created if it is not there.
-func openLedger(dir string, log *slog.Logger) (*ledger, error) {
+// openLeaseStore reads the leases in dir, which is created if it is not there.
+func openLeaseStore(dir string, log *slog.Logger) (*leaseStore, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open network leases: %w", err)
 	}
-	l := &ledger{dir: dir, log: log, leases: map[string]*lease{}, owners: map[netip.Addr]string{}}
+	l := &leaseStore{dir: dir, log: log, leases: map[string]*lease{}, owners: map[netip.Addr]string{}}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open network leases: %w", err)
@@ -141,7 +141,7 @@ func parseLease(raw []byte) (*lease, error) {
 // claim records that a pod holds ports and, if there are subnets, an address of each. A pod that has a lease already keeps
 // its addresses. It is an [errdefs.ErrAlreadyExists] if another pod has one of the ports, and an
 // [errdefs.ErrResourceExhausted] if the subnets are used up.
-func (l *ledger) claim(want lease, nets subnets) (*lease, error) {
+func (l *leaseStore) claim(want lease, nets subnets) (*lease, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.conflict(want); err != nil {
@@ -166,7 +166,7 @@ func (l *ledger) claim(want lease, nets subnets) (*lease, error) {
 	return &want, nil
 }
 
-func (l *ledger) conflict(want lease) error {
+func (l *leaseStore) conflict(want lease) error {
 	for _, held := range l.leases {
 		if held.ID == want.ID {
 			continue
@@ -183,7 +183,7 @@ func (l *ledger) conflict(want lease) error {
 }
 
 // address replaces the addresses of a pod with a lease by those that it really has.
-func (l *ledger) address(id string, addresses []netip.Prefix) (*lease, error) {
+func (l *leaseStore) address(id string, addresses []netip.Prefix) (*lease, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	held := l.leases[id]
@@ -201,7 +201,7 @@ func (l *ledger) address(id string, addresses []netip.Prefix) (*lease, error) {
 }
 
 // vacate takes the host ports out of the lease of a pod.
-func (l *ledger) vacate(id string) error {
+func (l *leaseStore) vacate(id string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	held := l.leases[id]
@@ -219,7 +219,7 @@ func (l *ledger) vacate(id string) error {
 }
 
 // release gives up the lease of a pod. No lease is no error.
-func (l *ledger) release(id string) error {
+func (l *leaseStore) release(id string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	held := l.leases[id]
@@ -234,14 +234,14 @@ func (l *ledger) release(id string) error {
 }
 
 // get returns the lease of a pod or nil.
-func (l *ledger) get(id string) *lease {
+func (l *leaseStore) get(id string) *lease {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.leases[id]
 }
 
 // all returns every lease, ordered by pod ID.
-func (l *ledger) all() []*lease {
+func (l *leaseStore) all() []*lease {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	leases := make([]*lease, 0, len(l.leases))
@@ -253,7 +253,7 @@ func (l *ledger) all() []*lease {
 }
 
 // remember takes a lease into memory. Preconditions: l.mu is held, or l is not shared yet.
-func (l *ledger) remember(held *lease) {
+func (l *leaseStore) remember(held *lease) {
 	l.leases[held.ID] = held
 	if held.Network != Builtin {
 		return // what a plugin gives is not ours to keep apart
@@ -264,7 +264,7 @@ func (l *ledger) remember(held *lease) {
 }
 
 // forget takes a lease out of memory. Preconditions: l.mu is held.
-func (l *ledger) forget(held *lease) {
+func (l *leaseStore) forget(held *lease) {
 	delete(l.leases, held.ID)
 	for _, prefix := range held.Addresses {
 		if l.owners[prefix.Addr()] == held.ID {
@@ -274,7 +274,7 @@ func (l *ledger) forget(held *lease) {
 }
 
 // write makes the file of a lease, or replaces it in one step. Preconditions: l.mu is held.
-func (l *ledger) write(held *lease) error {
+func (l *leaseStore) write(held *lease) error {
 	raw, err := json.Marshal(held)
 	if err != nil {
 		return fmt.Errorf("write network lease: %w", err)
@@ -292,6 +292,6 @@ func (l *ledger) write(held *lease) error {
 	return fmt.Errorf("write network lease: %w", err)
 }
 
-func (l *ledger) path(id string) string {
+func (l *leaseStore) path(id string) string {
 	return filepath.Join(l.dir, id+leaseSuffix)
 }

@@ -61,14 +61,14 @@ func (m *Manager) leaveBuiltin(id string) error {
 
 // closePorts closes the host ports of a pod and lets others have them.
 func (m *Manager) closePorts(id string) error {
-	held := m.ledger.get(id)
+	held := m.leases.get(id)
 	if held == nil || len(held.Ports) == 0 {
 		return nil
 	}
 	if err := errors.Join(m.firewall.withdraw(held), forgetFlows(held)); err != nil {
 		return err
 	}
-	return m.ledger.vacate(id)
+	return m.leases.vacate(id)
 }
 
 // giveBack closes the host ports of a pod whose devices are gone and ends its lease.
@@ -81,12 +81,12 @@ func (m *Manager) giveBack(id string) error {
 
 // gone ends the lease of a pod whose devices and ports are gone.
 func (m *Manager) gone(id string) error {
-	if held := m.ledger.get(id); held != nil && held.Network == Builtin {
+	if held := m.leases.get(id); held != nil && held.Network == Builtin {
 		if err := errors.Join(m.guard.dismiss(held), removeShaper(held)); err != nil {
 			return err
 		}
 	}
-	if err := m.ledger.release(id); err != nil {
+	if err := m.leases.release(id); err != nil {
 		return err
 	}
 	m.mu.Lock()

@@ -71,7 +71,7 @@ func TestAddressesAreReusedLate(t *testing.T) {
 	}
 }
 
-// Collect takes down what a killed daemon was about and nobody owns any more, at whichever point it was interrupted, and
+// Collect takes down what a killed daemon was doing and no pod owns any more, at whichever point it was interrupted, and
 // leaves live pods alone.
 func TestCollect(t *testing.T) {
 	r := newRig(t, nil)
@@ -80,7 +80,7 @@ func TestCollect(t *testing.T) {
 	before := hostState(t)
 
 	claimed := r.pod("claimed") // killed after the lease was written
-	_, err := r.ledger.claim(lease{ID: claimed.ID, Pod: "x", Network: Builtin, Ports: []port{{Protocol: TCP, Host: 1, Container: 1}}, Published: true}, r.bridge.nets)
+	_, err := r.leases.claim(lease{ID: claimed.ID, Pod: "x", Network: Builtin, Ports: []port{{Protocol: TCP, Host: 1, Container: 1}}, Published: true}, r.bridge.nets)
 	must(t, err)
 	whole := r.pod("whole", PortMapping{ContainerPort: 80, HostPort: 8081}) // killed when all was done
 	_, err = r.Attach(t.Context(), whole, live.Plan)
@@ -88,7 +88,7 @@ func TestCollect(t *testing.T) {
 	stray := r.pod("stray") // its lease was lost
 	_, err = r.Attach(t.Context(), stray, live.Plan)
 	must(t, err)
-	must(t, os.Remove(r.ledger.path(stray.ID)))
+	must(t, os.Remove(r.leases.path(stray.ID)))
 	r.restart()
 
 	for range 2 {
@@ -97,7 +97,7 @@ func TestCollect(t *testing.T) {
 		if after := hostState(t); after != before {
 			t.Errorf("left on the host:\n%s\nwant\n%s", after, before)
 		}
-		if held := r.ledger.all(); len(held) != 1 || held[0].ID != live.ID {
+		if held := r.leases.all(); len(held) != 1 || held[0].ID != live.ID {
 			t.Errorf("%d leases", len(held))
 		}
 	}
@@ -130,12 +130,12 @@ exit 0`)
 	if len(leases) != 1 {
 		t.Errorf("host-local has %v, want one", leases)
 	}
-	if held := r.ledger.all(); len(held) != 0 {
+	if held := r.leases.all(); len(held) != 0 {
 		t.Errorf("leases %v are left", held)
 	}
-	told, err := os.ReadFile(log)
-	if err != nil || !bytes.Contains(told, []byte(live.ID)) || bytes.Contains(told, []byte(gone.ID)) {
-		t.Errorf("GC was told %s (%v)", told, err)
+	valid, err := os.ReadFile(log)
+	if err != nil || !bytes.Contains(valid, []byte(live.ID)) || bytes.Contains(valid, []byte(gone.ID)) {
+		t.Errorf("GC got %s (%v)", valid, err)
 	}
 	inside(t, live.NetNS, func() error { _, err := netlink.LinkByName(podDevice); return err })
 }
@@ -145,7 +145,7 @@ func TestBrokenLeases(t *testing.T) {
 	r := newRig(t, nil)
 	live := r.connect("live")
 	dir := filepath.Join(r.options.Root, "leases")
-	whole, err := os.ReadFile(r.ledger.path(live.ID))
+	whole, err := os.ReadFile(r.leases.path(live.ID))
 	must(t, err)
 	for name, content := range map[string][]byte{
 		"torn.json": whole[:len(whole)/2], "empty.json": nil, "other.json": whole, live.ID + ".json.new": whole[:3],
@@ -154,7 +154,7 @@ func TestBrokenLeases(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(dir, name), content, 0o600))
 	}
 	r.restart()
-	if held := r.ledger.all(); len(held) != 1 || held[0].ID != live.ID {
+	if held := r.leases.all(); len(held) != 1 || held[0].ID != live.ID {
 		t.Errorf("leases %v", held)
 	}
 	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
@@ -256,7 +256,7 @@ func TestSubnetChanges(t *testing.T) {
 	}
 }
 
-// Somebody deletes the bridge: the next pod brings it back.
+// Another program deletes the bridge: the next pod brings it back.
 func TestBridgeIsMadeAgain(t *testing.T) {
 	r := newRig(t, nil)
 	r.connect("first")

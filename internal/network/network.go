@@ -6,7 +6,7 @@
 // lease, which is written before anything is used and removed when nothing is used any more. Host ports are ours for the
 // built-in network and for conflists without a plugin that claims the capability portMappings.
 //
-// Locks: bridge.mu before firewall.mu before ledger.mu. While a plugin runs only Manager.collecting is held.
+// Locks: bridge.mu before firewall.mu before leaseStore.mu. While a plugin runs only Manager.collecting is held.
 package network
 
 import (
@@ -70,7 +70,7 @@ type Manager struct {
 	bridge   *bridge
 	firewall *firewall
 	guard    *guard
-	ledger   *ledger
+	leases   *leaseStore
 	log      *slog.Logger
 
 	ctx    context.Context // of the goroutines
@@ -78,7 +78,7 @@ type Manager struct {
 	work   sync.WaitGroup
 
 	// collecting is held for reading while plugins connect a pod, and for writing while they collect garbage, which must
-	// not take a pod for gone that has come after the list of live ones was made. Nobody waits for the writing side long:
+	// not take a pod for gone that has come after the list of live ones was made. The writing side never waits long:
 	// it is taken only when free, and has a deadline.
 	collecting sync.RWMutex
 
@@ -106,10 +106,10 @@ func New(ctx context.Context, options Options) (*Manager, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
-	if m.ledger, err = openLedger(filepath.Join(options.Root, "leases"), m.log); err != nil {
+	if m.leases, err = openLeaseStore(filepath.Join(options.Root, "leases"), m.log); err != nil {
 		return nil, err
 	}
-	m.firewall.ledger, m.bridge.ledger = m.ledger, m.ledger
+	m.firewall.leases, m.bridge.leases = m.leases, m.leases
 	m.kubelet = kubeletKnown(options.Root)
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := m.cni.removeStandIns(ctx); err != nil {
@@ -117,7 +117,7 @@ func New(ctx context.Context, options Options) (*Manager, error) {
 	}
 	m.cni.load()
 	m.cni.refresh(m.run)
-	if len(m.ledger.all()) > 0 {
+	if len(m.leases.all()) > 0 {
 		// Pods can be served without it; the next one that needs it will tell its caller.
 		m.setBroken(errors.Join(m.firewall.restore(), m.guard.restore()))
 	}
@@ -168,7 +168,7 @@ func newManager(options Options) (*Manager, error) {
 	m.bridge = &bridge{name: name, instance: options.Instance, configured: nets, firewall: m.firewall, guard: m.guard}
 	m.cni = &cni{
 		dir: options.ConfDir, bins: options.BinDirs, timeout: options.PluginTimeout, log: options.Log,
-		standIns: filepath.Join(options.Root, "stand-in"), hostPorts: options.HostPorts != HostPortsNever,
+		placeholders: filepath.Join(options.Root, "stand-in"), hostPorts: options.HostPorts != HostPortsNever,
 		uncached: libcni.NewCNIConfigWithCacheDir(options.BinDirs, filepath.Join(options.Root, "uncached"), &plugins{}),
 		lib:      libcni.NewCNIConfigWithCacheDir(options.BinDirs, filepath.Join(options.Root, "cni"), &plugins{}),
 	}
@@ -188,7 +188,7 @@ func (m *Manager) Close() error {
 	m.cancel()
 	m.work.Wait()
 	var err error
-	if len(m.ledger.all()) == 0 {
+	if len(m.leases.all()) == 0 {
 		err = errors.Join(m.firewall.remove(), m.bridge.remove(), m.guard.remove())
 	}
 	return errors.Join(err, m.bridge.close(), m.firewall.close())
@@ -221,7 +221,7 @@ func (m *Manager) choose(conf *configuration, kubelet bool) (Kind, error) {
 	case conf.list != nil:
 		return CNI, nil
 	case conf.err != nil:
-		// Somebody wants CNI: a typing error must not put pods into another network.
+		// The node is meant to use CNI: a typing error must not put pods into another network.
 		return "", fmt.Errorf("%w: %w", conf.err, errdefs.ErrFailedPrecondition)
 	case m.options.Builtin == BuiltinNever:
 		return "", errNoConfiguration(m.options.ConfDir)
@@ -282,9 +282,9 @@ func (m *Manager) attach(ctx context.Context, pod Pod, plan Plan) (Result, error
 // attachCNI runs the plugins, and opens host ports if none of them does.
 func (m *Manager) attachCNI(ctx context.Context, pod Pod, plan Plan, ports []port) (Result, error) {
 	if len(ports) > 0 {
-		// A lease even if the ports are not ours: it is how two pods with the same port are told apart.
+		// A lease even if the ports are not ours: it is how two pods with the same port are distinguished.
 		want := lease{ID: pod.ID, Pod: pod.String(), Network: CNI, Ports: ports, Published: plan.HostPorts}
-		if _, err := m.ledger.claim(want, nil); err != nil {
+		if _, err := m.leases.claim(want, nil); err != nil {
 			return Result{}, err
 		}
 	}
@@ -304,7 +304,7 @@ func (m *Manager) attachCNI(ctx context.Context, pod Pod, plan Plan, ports []por
 }
 
 func (m *Manager) openPorts(id string, addresses []netip.Prefix) error {
-	held, err := m.ledger.address(id, addresses)
+	held, err := m.leases.address(id, addresses)
 	if err != nil {
 		return err
 	}
@@ -316,7 +316,7 @@ func (m *Manager) openPorts(id string, addresses []netip.Prefix) error {
 
 // flushFlows makes connections that clients believe in find a new pod.
 func (m *Manager) flushFlows(id string) error {
-	if held := m.ledger.get(id); held != nil {
+	if held := m.leases.get(id); held != nil {
 		return forgetFlows(held)
 	}
 	return nil

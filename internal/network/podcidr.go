@@ -88,7 +88,7 @@ func recordedPodCIDR(root string) (subnets, error) {
 // connected returns the pods that have an address of the built-in network, in order.
 func (b *bridge) connected() []string {
 	var pods []string
-	for _, held := range b.ledger.all() {
+	for _, held := range b.leases.all() {
 		if held.Network == Builtin {
 			pods = append(pods, held.Pod)
 		}

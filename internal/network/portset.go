@@ -16,7 +16,7 @@ import (
 //
 // local tells which translated connections must be masqueraded too: those whose answer would not come back this way, as the
 // client is the host itself at its loopback address, or a neighbour of the pod. The original port is part of it so that a
-// connection that somebody else translated (a Kubernetes service, say) keeps its source.
+// connection that another program translated (a Kubernetes service, say) keeps its source.
 type portSets struct {
 	exact, any, local [2]*nftables.Set
 }

@@ -65,7 +65,7 @@ func ProbeFirewall() error {
 		if err != nil {
 			return err
 		}
-		f := &firewall{table: plainName, bridge: "probe0", ledger: &ledger{}}
+		f := &firewall{table: plainName, bridge: "probe0", leases: &leaseStore{}}
 		return errors.Join(f.serve(nets), f.close())
 	})
 }
@@ -74,7 +74,7 @@ func ProbeFirewall() error {
 // and leaves nothing.
 func ProbeGuard() error {
 	return namespace.DoNew(func() error {
-		f := &firewall{table: plainName, bridge: "probe0", ledger: &ledger{}}
+		f := &firewall{table: plainName, bridge: "probe0", leases: &leaseStore{}}
 		g := &guard{firewall: f, log: slog.New(slog.DiscardHandler)}
 		f.mu.Lock()
 		err := g.rebuild("")

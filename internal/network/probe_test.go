@@ -15,7 +15,7 @@ func TestProbes(t *testing.T) {
 	if err := ProbeFirewall(); err != nil {
 		t.Errorf("ProbeFirewall: %v", err)
 	}
-	f := &firewall{table: plainName, ledger: &ledger{}}
+	f := &firewall{table: plainName, leases: &leaseStore{}}
 	there, err := f.exists()
 	if err != nil || there {
 		t.Errorf("after the probe, table %s exists: %v (%v)", plainName, there, err)

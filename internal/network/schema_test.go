@@ -36,7 +36,7 @@ func TestNewerLeaseIsLeftUntouched(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "4f5a6c.json")
 	must(t, os.WriteFile(file, newer, 0o600))
-	if _, err := openLedger(dir, slog.New(slog.NewTextHandler(t.Output(), nil))); !errors.Is(err, errNewer) {
+	if _, err := openLeaseStore(dir, slog.New(slog.NewTextHandler(t.Output(), nil))); !errors.Is(err, errNewer) {
 		t.Errorf("open leases of a newer version: %v, want %v", err, errNewer)
 	}
 	if now, err := os.ReadFile(file); err != nil || !bytes.Equal(now, newer) {

@@ -10,7 +10,7 @@ import (
 )
 
 // statusMaxAge is how old a good answer to STATUS may be. Nothing tells when a plugin changes its mind, so it is asked again
-// when somebody wants to know, and at once if it was not ready.
+// on request, and at once if it was not ready.
 const statusMaxAge = 10 * time.Second
 
 // status is what the plugins of the loaded list answered to STATUS.

@@ -70,7 +70,7 @@ func (m *Manager) follow(ctx context.Context, watcher *fsnotify.Watcher) {
 }
 
 // arm watches the directory, the directories in it, and its nearest ancestor that exists: there a removed directory comes
-// back. Watches are on inodes, so one that was removed or moved and made anew needs a new watch.
+// back. Watches are on inodes, so one that was removed or moved and created again needs a new watch.
 func arm(watcher *fsnotify.Watcher, dir string) error {
 	for _, old := range watcher.WatchList() {
 		if err := watcher.Remove(old); err != nil && !errors.Is(err, fsnotify.ErrNonExistentWatch) {

@@ -70,7 +70,7 @@ func (e *Engine) checkpointDir(id string) checkpoint.Dir {
 	return checkpoint.Dir(filepath.Join(e.opts.Root, "checkpoints", id))
 }
 
-// part is one container of a dump, and where it is written down.
+// part is one container of a dump, and the directory of its checkpoint.
 type part struct {
 	c   *container
 	dir checkpoint.Dir
@@ -173,7 +173,7 @@ func (d *dump) thaw() error {
 func (p part) capture(ctx context.Context) error {
 	c, e := p.c, p.c.engine
 	deadline, _ := ctx.Deadline()
-	// The caller may lose patience, but CRIU has its hands in the processes: it is waited for.
+	// The caller may give up, but CRIU controls the processes: the call waits for it.
 	err := e.opts.Shim.Checkpoint(context.WithoutCancel(ctx), shim.CheckpointRequest{
 		ID: c.rec.ID, Images: p.dir.Images(), Work: string(p.dir), Deadline: max(time.Until(deadline), time.Millisecond),
 	})

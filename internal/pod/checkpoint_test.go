@@ -54,7 +54,7 @@ func (n *node) started(pod string, containers ...string) {
 	}
 }
 
-// TestCheckpointContainer: the container stands still while it is written down,
+// TestCheckpointContainer: the container stands still while it is checkpointed,
 // and then goes on; the archive tells what it was.
 func TestCheckpointContainer(t *testing.T) {
 	privilege.Root(t)
@@ -63,7 +63,7 @@ func TestCheckpointContainer(t *testing.T) {
 	to := filepath.Join(t.TempDir(), "app.tar")
 	n.shim.dump = func(context.Context, shim.CheckpointRequest) error {
 		if !n.frozen("app") {
-			t.Error("the container runs while it is written down")
+			t.Error("the container runs while it is checkpointed")
 		}
 		err := n.engine.CheckpointContainer(t.Context(), n.ids["app"], to, 0)
 		if !errdefs.IsFailedPrecondition(err) {
@@ -147,7 +147,7 @@ func TestCheckpointSandbox(t *testing.T) {
 	out := t.TempDir()
 	n.shim.dump = func(context.Context, shim.CheckpointRequest) error {
 		if !n.frozen("one") || !n.frozen("two") {
-			t.Error("a container runs while another is written down")
+			t.Error("a container runs while another is checkpointed")
 		}
 		return nil
 	}

@@ -28,7 +28,7 @@ type container struct {
 	engine  *Engine
 	sandbox *sandbox
 	rec     containerRecord
-	// exited is closed once the exit is known; it is made anew by no one.
+	// exited is closed once the exit is known; it is never replaced.
 	exited chan struct{}
 	// pending is an exit that was reported before the start was.
 	pending *shim.Exit
@@ -38,7 +38,7 @@ type container struct {
 	signalled bool
 	// updating is held while limits are changed, which are one at a time.
 	updating sync.Mutex
-	// bundling is held while the bundle is made anew, or removed.
+	// bundling is held while the bundle is rewritten, or removed.
 	bundling sync.Mutex
 	// saving is held while the record is written: an update of limits saves
 	// beside the driver. It guards forgotten: there shall be no record any more.
@@ -51,12 +51,12 @@ type container struct {
 	// known tells that plugins know of the container.
 	known bool
 	// fresh tells that it was not made yet when this daemon began; plugins are
-	// told once that it is.
+	// notified once that it is.
 	fresh bool
 	// view is what readers get; nil while the container is not to be seen.
 	view atomic.Pointer[Container]
-	// told are the events that were published.
-	told told
+	// published are the events that were published.
+	published published
 	// layer and cpu are what readings of its figures remember.
 	layer layer
 	cpu   rate
@@ -173,7 +173,7 @@ func (e *Engine) reserveContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, f
 	return c, true, nil
 }
 
-// newContainer decides everything that must be written down before it is done.
+// newContainer decides everything that must be recorded before it is done.
 func (e *Engine) newContainer(s *sandbox, cfg *runtimeapi.ContainerConfig, from string) (*container, error) {
 	ref := cfg.GetImage().GetImage()
 	img, err := e.opts.Images.Resolve(ref)
@@ -245,7 +245,7 @@ func (e *Engine) StartContainer(ctx context.Context, id string) error {
 	return nil
 }
 
-// requestStart asks for the start of a container that was never started. Whoever
+// requestStart asks for the start of a container that was never started. A request that
 // stops it or its sandbox comes before that, and is seen, or after, and stops it.
 func (c *container) requestStart() (<-chan error, error) {
 	c.mu.Lock()

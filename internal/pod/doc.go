@@ -11,13 +11,13 @@
 //	container.go   CreateContainer, StartContainer, StopContainer, RemoveContainer
 //	driver.go      carries out what the core decides, one effect at a time
 //	*_steps.go     the {do, undo, probe} of each step
-//	plugins.go     what NRI plugins are told and may change; bundle.go what for
+//	plugins.go     events and adjustments of NRI plugins; bundle.go what for
 //	record.go      the records of sandboxes and containers; store/ keeps them
 //	recover.go     what happens at the start of the daemon
 //	index.go       names, prefixes, labels; view.go what readers get
 //	exec.go        commands in containers; attach.go their streams
 //	stats.go       figures
-//	events.go      who is told of changes
+//	events.go      publishes changes
 //
 // Lock order: Engine.mu before object.mu; neither is ever held across I/O.
 package pod

@@ -40,7 +40,7 @@ type performer interface {
 	save() error
 	forget() error
 	deadline(step int) time.Duration
-	// settled notes what reaching a level means, before anyone is told.
+	// settled notes what reaching a level means, before callers are answered.
 	settled(e machine.Effect)
 	// changed publishes what readers see. object.mu is held.
 	changed()
@@ -76,7 +76,7 @@ type object struct {
 	retry    *time.Timer
 	lastErr  error // of the undo that is being retried
 	rested   chan struct{}
-	doomed   bool // somebody wants it to be gone: it does not rise any more
+	removing bool // a request wants it gone: it does not rise any more
 	gone     bool // forgotten: nothing of it is left
 }
 
@@ -121,24 +121,24 @@ func (o *object) requestLocked(ev machine.Event) <-chan error {
 		w.done <- cmpErr(o.state.Failure(), errStopped)
 		return w.done
 	}
-	o.doomed = o.doomed || !w.rising && w.level == 0
+	o.removing = o.removing || !w.rising && w.level == 0
 	o.waiters = append(o.waiters, w)
 	o.sendLocked(ev)
 	return w.done
 }
 
-// isWantedBelow tells whether somebody has asked for less than the level, and
+// isWantedBelow reports whether a request has asked for less than the level, and
 // was not answered yet or may rely on it for ever.
 func (o *object) isWantedBelow(level int) bool {
-	return o.gone || o.doomed || slices.ContainsFunc(o.waiters, func(w waiter) bool { return !w.rising && w.level < level })
+	return o.gone || o.removing || slices.ContainsFunc(o.waiters, func(w waiter) bool { return !w.rising && w.level < level })
 }
 
-// takeUp goes on where a previous daemon was. What was to be gone stays doomed.
+// takeUp goes on where a previous daemon was. An object that was being removed still is.
 func (o *object) takeUp() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.sendLocked(machine.Event{Kind: machine.Recover})
-	o.doomed = o.state.Goal == 0
+	o.removing = o.state.Goal == 0
 }
 
 // send feeds an event to the machine and makes sure that its effects are performed.

@@ -59,7 +59,7 @@ type Images interface {
 
 // Network is what the engine needs of the network manager.
 type Network interface {
-	// Plan decides; what it decides is written down before Attach.
+	// Plan decides; the plan is recorded before Attach.
 	Plan(pod network.Pod) (network.Plan, error)
 	Attach(ctx context.Context, pod network.Pod, plan network.Plan) (network.Result, error)
 	// Detach may be repeated, and works when the namespace is gone.
@@ -90,9 +90,9 @@ type Supervisor interface {
 // Plugins is what the engine needs of the manager of NRI plugins. Methods that
 // return no error tell of something that cannot be helped any more.
 type Plugins interface {
-	// Start lets plugins take part, who are first told of what rt knows.
+	// Start lets plugins take part, which first get the objects of rt.
 	Start(ctx context.Context, rt nri.Runtime)
-	// RunPod and CreateContainer call known before any plugin is told; the
+	// RunPod and CreateContainer call known before any plugin gets the event; the
 	// methods for what is removed call unknown after all are.
 	RunPod(ctx context.Context, pod nri.Subject, known func()) error
 	UpdatePod(ctx context.Context, pod nri.Subject, overhead, resources *runtimeapi.LinuxContainerResources) error
@@ -132,7 +132,7 @@ type Options struct {
 	Images  Images
 	Network Network
 	Shim    Supervisor
-	// Plugins may be nil: nobody takes part then.
+	// Plugins may be nil: there are no plugins then.
 	Plugins Plugins
 
 	Cgroups      *cgroup.Host

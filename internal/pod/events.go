@@ -17,7 +17,7 @@ const (
 	// later ones make superfluous are dropped.
 	feedCrowded = 1024
 	// feedLimit is how many may wait after that. So many are the ends of thousands
-	// of containers: whoever lags so far behind has stopped reading.
+	// of containers: a reader that lags so far behind has stopped reading.
 	feedLimit = 16384
 )
 
@@ -162,7 +162,7 @@ func (f *feed) end(why error) {
 	f.endLocked(why)
 }
 
-// endLocked drops what waits: its reader is told why. Preconditions: f.mu is held.
+// endLocked drops what waits: its reader gets the reason. Preconditions: f.mu is held.
 func (f *feed) endLocked(why error) {
 	if f.ended == nil {
 		f.waiting, f.ended = nil, why
@@ -194,17 +194,17 @@ func coalesce(waiting []Event) []Event {
 	return kept
 }
 
-// told are the events of one object that were published: each is, once.
-type told struct {
+// published are the events of one object that were published: each is, once.
+type published struct {
 	// mu is held while an event is published, which keeps them in order.
 	mu    sync.Mutex
 	kinds uint8
 }
 
-func (t *told) has(kind runtimeapi.ContainerEventType) bool { return t.kinds&(1<<kind) != 0 }
+func (t *published) has(kind runtimeapi.ContainerEventType) bool { return t.kinds&(1<<kind) != 0 }
 
 // once publishes an event that is news.
-func (t *told) once(kind runtimeapi.ContainerEventType, publish func()) {
+func (t *published) once(kind runtimeapi.ContainerEventType, publish func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.has(kind) {
@@ -214,43 +214,43 @@ func (t *told) once(kind runtimeapi.ContainerEventType, publish func()) {
 }
 
 // skip notes that an earlier daemon has published an event.
-func (t *told) skip(kind runtimeapi.ContainerEventType) { t.once(kind, func() {}) }
+func (t *published) skip(kind runtimeapi.ContainerEventType) { t.once(kind, func() {}) }
 
 // skipTold notes what the daemon has published that wrote the record.
 func (c *container) skipTold() {
 	if c.rec.Listed {
-		c.told.skip(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+		c.published.skip(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	}
 	if !c.rec.StartedAt.IsZero() {
-		c.told.skip(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+		c.published.skip(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	}
 	if c.rec.Exit != nil {
-		c.told.skip(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+		c.published.skip(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	}
 }
 
 // skipTold is for sandboxes what it is for containers.
 func (s *sandbox) skipTold() {
 	if s.rec.Listed {
-		s.told.skip(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
-		s.told.skip(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+		s.published.skip(runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+		s.published.skip(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	}
 	if s.state.Goal < sandboxReady {
-		s.told.skip(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+		s.published.skip(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	}
 }
 
 // publish tells subscribers of a change of the container.
 func (c *container) publish(kind runtimeapi.ContainerEventType) {
-	c.told.once(kind, func() { c.sandbox.announce(kind, c.rec.ID) })
+	c.published.once(kind, func() { c.sandbox.announce(kind, c.rec.ID) })
 }
 
 // publishEnd tells subscribers that the container ended, unless they are to be
-// told first that it started: settled then tells both.
+// published first that it started: settled then publishes both.
 func (c *container) publishEnd() {
-	c.told.mu.Lock()
-	started := c.told.has(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
-	c.told.mu.Unlock()
+	c.published.mu.Lock()
+	started := c.published.has(runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	c.published.mu.Unlock()
 	if started {
 		c.publish(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	}
@@ -258,11 +258,11 @@ func (c *container) publishEnd() {
 
 // publish tells subscribers of a change of the sandbox.
 func (s *sandbox) publish(kind runtimeapi.ContainerEventType) {
-	s.told.once(kind, func() { s.announce(kind, s.rec.ID) })
+	s.published.once(kind, func() { s.announce(kind, s.rec.ID) })
 }
 
 // announce describes the pod to subscribers. A sandbox that is gone is described
-// as it was last: an event that names no pod helps nobody.
+// as it was last: an event that names no pod is of no use.
 func (s *sandbox) announce(kind runtimeapi.ContainerEventType, id string) {
 	ev := Event{Type: kind, ContainerID: id, At: time.Now(), Sandbox: s.last.Load()}
 	for _, member := range s.members() {

@@ -109,7 +109,7 @@ func TestSubscriberWhoNeverReadsIsCutOff(t *testing.T) {
 	}
 }
 
-// The life of a pod is told once and in order, by the engine that saw it: one
+// The life of a pod is published once and in order, by the engine that saw it: one
 // that takes a pod up tells nothing that did not change.
 func TestEventsOfAPod(t *testing.T) {
 	privilege.Root(t)

@@ -147,7 +147,7 @@ func runExec(ctx context.Context, proc *shim.Exec, p *execPipes, s Streams) (int
 		})
 	}
 	code, err := proc.Wait(ctx)
-	if err != nil { // time is up, or nobody can learn the end: it shall not go on unseen
+	if err != nil { // the deadline has passed, or the end cannot be learned: it must not go on unseen
 		err = errors.Join(execCause(ctx, err), killExec(ctx, proc))
 	}
 	lost := p.endOutput(&out)
@@ -191,7 +191,7 @@ type bounded struct {
 	limit int
 }
 
-// Write never fails: the command shall not learn that nobody keeps its output.
+// Write never fails: the command must not notice that its output is dropped.
 func (b *bounded) Write(p []byte) (int, error) {
 	room := b.limit - len(b.buf)
 	b.buf = append(b.buf, p[:min(room, len(p))]...)

@@ -93,7 +93,7 @@ func (c *container) lose(why string) {
 	c.noteExitLocked(exitUnknown(why), time.Now())
 }
 
-// exitUnknown is the end of a container of which nobody can say how it ended.
+// exitUnknown is the end of a container whose exit code is unknown.
 func exitUnknown(why string) exitRecord {
 	return exitRecord{Code: codeUnknown, Reason: reasonUnknown, Message: "exit code unknown: " + why}
 }
@@ -133,7 +133,7 @@ func (s *sandbox) holderEnded(exit shim.Exit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state.Goal == sandboxReady && s.rec.Listed {
-		s.rec.Problem = text.Cut(err.Error(), maxExitMessage) // whoever sees that it is not ready sees why
+		s.rec.Problem = text.Cut(err.Error(), maxExitMessage) // clients see the reason beside the state
 	}
 	s.sendLocked(machine.Event{Kind: machine.Fall, Level: sandboxStopped, Err: err})
 }

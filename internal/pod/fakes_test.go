@@ -197,7 +197,7 @@ type fakeShim struct {
 	*books
 	cgroups *cgroup.Host
 	dump    func(context.Context, shim.CheckpointRequest) error // in place of CRIU
-	deaf    func()                                              // is told of the one Kill that fails
+	deaf    func()                                              // is called at the one Kill that fails
 	fault   func(effect string) error                           // holds or fails what follows a Delete
 	restore func(cgroup string) error                           // starts processes in the cgroup of a restored container
 	exits   chan shim.Exit

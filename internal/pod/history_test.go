@@ -19,11 +19,11 @@ import (
 	"github.com/berth-runtime/berth/test/privilege"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write the histories in testdata anew from what happens")
+var rewrite = flag.Bool("rewrite", false, "write the histories in testdata from the outcomes")
 
 // TestHistories plays the histories in testdata: each line is a request or an
 // event, and the indented lines below it are all that is to be seen of it.
-// `go test ./internal/pod -run TestHistories -rewrite` writes them anew; the
+// `go test ./internal/pod -run TestHistories -rewrite` writes them again; the
 // difference is to be reviewed as prose.
 func TestHistories(t *testing.T) {
 	privilege.Root(t)
@@ -142,7 +142,7 @@ func (n *node) command(words []string) string {
 		return ""
 	case "status":
 		return n.status()
-	case "told":
+	case "plugin-events":
 		return n.plugins.String()
 	}
 	n.t.Fatalf("history: unknown command %q", words)

@@ -25,7 +25,7 @@ type intent struct {
 }
 
 // undo lets containers go on and removes what is not complete. The sandbox is
-// left to whoever calls.
+// left to the caller.
 func (i *intent) undo(e *Engine) error {
 	var errs []error
 	for _, path := range i.Frozen {
@@ -52,7 +52,7 @@ func (e *Engine) undoIntents() (sandboxes []string, err error) {
 		file := filepath.Join(root, entry.Name())
 		id, isNote := strings.CutSuffix(entry.Name(), noteExt)
 		if !isNote {
-			// The files of a container that is to go on from a checkpoint; or what nobody knows.
+			// The files of a container that is to go on from a checkpoint; or unknown files.
 			if _, known := e.containers.byID[entry.Name()]; !known {
 				err = errors.Join(err, os.RemoveAll(file))
 			}

@@ -12,9 +12,9 @@ const (
 	layerAge = time.Minute
 	// layerDeadline bounds the walk through one layer.
 	layerDeadline = time.Minute
-	// layerPatience is how long a reader waits for the first measurement of a
-	// layer. Later ones nobody waits for.
-	layerPatience = 250 * time.Millisecond
+	// layerTimeout is how long a reader waits for the first measurement of a
+	// layer. No caller waits for later ones.
+	layerTimeout = 250 * time.Millisecond
 )
 
 // layer is what is known of a container's writable layer. It belongs to the
@@ -48,11 +48,11 @@ func (e *Engine) layerSize(ctx context.Context, c *container) *layerSize {
 	if known != nil {
 		return known
 	}
-	patience := time.NewTimer(layerPatience)
-	defer patience.Stop()
+	timer := time.NewTimer(layerTimeout)
+	defer timer.Stop()
 	select {
 	case <-first:
-	case <-patience.C:
+	case <-timer.C:
 	case <-ctx.Done():
 	}
 	c.layer.mu.Lock()
@@ -60,7 +60,7 @@ func (e *Engine) layerSize(ctx context.Context, c *container) *layerSize {
 	return c.layer.known
 }
 
-// askLayer returns what is known, and sees to it that it is measured anew if it
+// askLayer returns what is known, and sees to it that it is measured again if it
 // is old. The channel is closed after the first measurement.
 func (e *Engine) askLayer(c *container) (*layerSize, <-chan struct{}) {
 	l := &c.layer

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// slowDisk measures a layer when it is told to.
+// slowDisk measures a layer on request.
 type slowDisk struct {
 	fakeImages
 
@@ -43,8 +43,8 @@ func TestLayersDoNotHoldReadersUp(t *testing.T) {
 				t.Errorf("size of %s is %v before it was measured", c.rec.ID, size)
 			}
 		}
-		if took := time.Since(began); took != 3*layerPatience {
-			t.Errorf("three readers waited %v, want %v each", took, layerPatience)
+		if took := time.Since(began); took != 3*layerTimeout {
+			t.Errorf("three readers waited %v, want %v each", took, layerTimeout)
 		}
 		synctest.Wait()
 		if len(disk.asked) != 1 || <-disk.asked != "one" {

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// ReopenLog has the supervisor open the log file anew, after somebody renamed
+// ReopenLog has the supervisor open the log file again, after kubelet has renamed
 // it. No line is lost, and on an error no file was made.
 func (e *Engine) ReopenLog(ctx context.Context, id string) error {
 	c, err := e.running(id)

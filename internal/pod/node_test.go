@@ -95,14 +95,14 @@ func (n *node) open() {
 }
 
 // crash ends the engine like kill -9 would. The effect that is held is not
-// performed, or it is but nobody notes it.
+// performed, or its result is lost.
 func (n *node) crash(perform bool) {
 	n.t.Helper()
 	n.end(perform)
 	n.open()
 }
 
-// reboot ends the engine and takes what a machine loses when it starts anew:
+// reboot ends the engine and takes what a machine loses when it starts again:
 // processes, mounts and the state directory.
 func (n *node) reboot() {
 	n.t.Helper()

@@ -17,9 +17,9 @@ import (
 	"github.com/berth-runtime/berth/internal/nri"
 )
 
-// Plugins are told of an object by steps: of the beginning when the step is
+// Plugins get the events of an object by steps: of the beginning when the step is
 // done, of the end when it is undone or the record is forgotten. Whatever kills
-// the daemon, the marks tell its successor of what plugins have not been told,
+// the daemon, the marks show its successor which events plugins have not got,
 // which then tells them; known keeps it from telling what never began.
 
 // evictGrace is how long a container has that a plugin evicts.
@@ -90,7 +90,7 @@ func (e *Engine) EvictContainer(id, reason string) error {
 // Background implements nri.Runtime. An engine that closes starts nothing.
 func (e *Engine) Background(fn func(context.Context)) { e.drivers.start(fn) }
 
-// subject describes the sandbox when plugins are told.
+// subject describes the sandbox for the events of plugins.
 func (s *sandbox) subject() nri.Subject {
 	return func() (nri.Pod, nri.Container) { return s.describe(), nri.Container{} }
 }
@@ -136,7 +136,7 @@ func (s *sandbox) tellRemoved(ctx context.Context) {
 	}
 }
 
-// subject describes the container and its pod when plugins are told.
+// subject describes the container and its pod for the events of plugins.
 func (c *container) subject() nri.Subject {
 	return func() (nri.Pod, nri.Container) { return c.sandbox.describe(), c.describe() }
 }

@@ -14,23 +14,23 @@ import (
 	"github.com/berth-runtime/berth/internal/nri"
 )
 
-// audience takes the place of the plugins. It notes what plugins would be told
+// audience takes the place of the plugins. It records the events that plugins would get
 // of each object, with a bar where another daemon began; "Known" is what they
 // are given then.
 type audience struct {
-	mu   sync.Mutex
-	told map[string][]string // by object ID
-	name map[string]string   // of an object, by ID
+	mu     sync.Mutex
+	events map[string][]string // by object ID
+	name   map[string]string   // of an object, by ID
 }
 
 func newAudience() *audience {
-	return &audience{told: map[string][]string{}, name: map[string]string{}}
+	return &audience{events: map[string][]string{}, name: map[string]string{}}
 }
 
 func (a *audience) note(event, id, name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.told[id] = append(a.told[id], event)
+	a.events[id] = append(a.events[id], event)
 	a.name[id] = name
 }
 
@@ -46,8 +46,8 @@ func (a *audience) ofContainer(event string, subject nri.Subject) {
 
 func (a *audience) Start(_ context.Context, rt nri.Runtime) {
 	a.mu.Lock()
-	for id := range a.told {
-		a.told[id] = append(a.told[id], "|")
+	for id := range a.events {
+		a.events[id] = append(a.events[id], "|")
 	}
 	a.mu.Unlock()
 	pods, containers := rt.Known()
@@ -106,32 +106,32 @@ func (a *audience) RemoveContainer(_ context.Context, c nri.Subject, unknown fun
 	unknown()
 }
 
-// String tells what plugins were told of each object.
+// String returns the events of each object.
 func (a *audience) String() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var lines []string
-	for id, events := range a.told {
+	for id, events := range a.events {
 		lines = append(lines, a.name[id]+": "+strings.Join(events, " "))
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
 }
 
-// What plugins may be told of one object, within the life of one daemon: each
+// The events of one object, within the life of one daemon: each
 // event once at most, in order.
 var (
 	lifeOfPod       = regexp.MustCompile(`^((Run|Known)( Stop)?( Remove)?|Stop( Remove)?|Remove)?$`)
 	lifeOfContainer = regexp.MustCompile(`^((Create( Created)?|Known)( Start( Started)?)?( Stop)?( Remove)?|Stop( Remove)?|Remove)?$`)
 )
 
-// check asserts that plugins were told of each event in order and not twice by
+// check asserts that plugins got each event in order and not twice by
 // one daemon, and of the end of everything they knew, for nothing is left.
 func (a *audience) check(t *testing.T) {
 	t.Helper()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for id, events := range a.told {
+	for id, events := range a.events {
 		legal := lifeOfContainer
 		if strings.HasPrefix(a.name[id], "pod ") {
 			legal = lifeOfPod
@@ -139,14 +139,14 @@ func (a *audience) check(t *testing.T) {
 		all := strings.Join(events, " ")
 		for life := range strings.SplitSeq(all, "|") {
 			if !legal.MatchString(strings.TrimSpace(life)) {
-				t.Errorf("plugins were told of %s by one daemon: %s, all in all: %s", a.name[id], life, all)
+				t.Errorf("events of %s by one daemon: %s, all in all: %s", a.name[id], life, all)
 			}
 		}
 		if !strings.Contains(all, "Remove") {
-			t.Errorf("plugins were never told that %s is gone: %s", a.name[id], all)
+			t.Errorf("plugins never got the removal of %s: %s", a.name[id], all)
 		}
 		if started := strings.Contains(all, "Started") || legal == lifeOfPod; started && !strings.Contains(all, "Stop") {
-			t.Errorf("plugins were never told that %s has stopped: %s", a.name[id], all)
+			t.Errorf("plugins never got the stop of %s: %s", a.name[id], all)
 		}
 	}
 }

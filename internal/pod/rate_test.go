@@ -20,7 +20,7 @@ func TestRate(t *testing.T) {
 		{10*time.Second + time.Millisecond, 6e9, 5e8},
 		{12 * time.Second, 7e9, 1e9},
 		{14 * time.Second, 7e9, 0},
-		{16 * time.Second, 1e9, 0}, // the counter began anew
+		{16 * time.Second, 1e9, 0}, // the counter was reset
 		{17 * time.Second, 2e9, 1e9},
 	} {
 		if got := r.next(after(tc.at), tc.total, began); got != tc.want {

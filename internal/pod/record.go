@@ -33,7 +33,7 @@ func (m *message[M]) UnmarshalJSON(data []byte) error {
 	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, m.M)
 }
 
-// sandboxRecord is what is written down of a sandbox. It holds all that an
+// sandboxRecord is the record of a sandbox. It holds all that an
 // undo needs before anything is done.
 type sandboxRecord struct {
 	ID        string                                `json:"id"`
@@ -42,7 +42,7 @@ type sandboxRecord struct {
 	CreatedAt time.Time                             `json:"createdAt"`
 	Machine   machine.Record                        `json:"machine"`
 	// Listed is false until the sandbox was ready once: a half-made one is
-	// nobody's but ours.
+	// ours alone.
 	Listed bool `json:"listed"`
 	// Network is decided before the network is touched.
 	Network *network.Plan `json:"network,omitempty"`
@@ -64,7 +64,7 @@ type sandboxRecord struct {
 	// Overhead and Resources are what the pod as a whole was given last.
 	Overhead  message[*runtimeapi.LinuxContainerResources] `json:"overhead,omitzero"`
 	Resources message[*runtimeapi.LinuxContainerResources] `json:"resources,omitzero"`
-	// Problem says why the sandbox is not ready although nobody stopped it.
+	// Problem says why the sandbox is not ready although no request stopped it.
 	Problem string `json:"problem,omitempty"`
 	// Warnings are the unsupported parts of the request.
 	Warnings warning.List `json:"warnings,omitempty"`
@@ -78,7 +78,7 @@ type sandboxRecord struct {
 	Defaults map[string]string `json:"defaults,omitempty"`
 }
 
-// containerRecord is what is written down of a container.
+// containerRecord is the record of a container.
 type containerRecord struct {
 	ID         string                                       `json:"id"`
 	SandboxID  string                                       `json:"sandboxID"`
@@ -160,7 +160,7 @@ func (s *sandbox) save() error {
 	return nil
 }
 
-// forget removes what is written down; nothing of the sandbox is left.
+// forget removes the record; nothing of the sandbox is left.
 func (s *sandbox) forget() error {
 	e := s.engine
 	s.tellRemoved(e.drivers.ctx)
@@ -199,7 +199,7 @@ func (c *container) save() error {
 }
 
 // keepExit has the exit in the record on disk: the supervisor is about to
-// forget it, and then a successor could learn it from nobody.
+// forget it, and then a successor could not learn it.
 func (c *container) keepExit() error {
 	c.mu.Lock()
 	kept := c.exitKept || c.rec.Exit == nil
@@ -210,7 +210,7 @@ func (c *container) keepExit() error {
 	return c.save()
 }
 
-// forget removes what is written down; nothing of the container is left.
+// forget removes the record; nothing of the container is left.
 func (c *container) forget() error {
 	e := c.engine
 	c.saving.Lock()

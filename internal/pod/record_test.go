@@ -43,7 +43,7 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// TestDamagedRecords: a record that was changed or torn anywhere is told from a whole one.
+// TestDamagedRecords: a record that was changed or torn anywhere is distinguished from a whole one.
 func TestDamagedRecords(t *testing.T) {
 	record := sandboxRecord{ID: "0123"}
 	record.Config.M = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "name"}}

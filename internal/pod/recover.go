@@ -200,7 +200,7 @@ func (e *Engine) recoverContainer(s *sandbox, id string) (_ *container, intact b
 }
 
 // damagedContainer is for containers what damagedSandbox is for sandboxes. Its
-// process, if there is one, runs on until somebody stops or removes it.
+// process, if there is one, runs on until a request stops or removes it.
 func (e *Engine) damagedContainer(s *sandbox, id string, why error) (containerRecord, machine.State) {
 	file := e.store.ContainerFile(s.rec.ID, id)
 	s.log.Error("record of a container is unreadable; its state is shown as unknown until it is removed",

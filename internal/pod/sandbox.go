@@ -52,8 +52,8 @@ type sandbox struct {
 	// logged are the warnings of it and its containers that the log has, guarded by logging.
 	logged  warning.List
 	logging sync.Mutex
-	// told are the events that were published.
-	told told
+	// published are the events that were published.
+	published published
 	// cpu is what readings of its figures remember.
 	cpu rate
 }
@@ -184,7 +184,7 @@ func (e *Engine) reserveSandbox(cfg *runtimeapi.PodSandboxConfig, handler string
 	return s, true, nil
 }
 
-// newSandbox decides everything that must be written down before it is done.
+// newSandbox decides everything that must be recorded before it is done.
 func (e *Engine) newSandbox(cfg *runtimeapi.PodSandboxConfig, handler string, container bool) (*sandbox, error) {
 	rec := sandboxRecord{ID: store.NewID(), Handler: handler, CreatedAt: time.Now()}
 	rec.Config.M = proto.CloneOf(cfg)
@@ -227,7 +227,7 @@ func (e *Engine) adoptSandbox(rec sandboxRecord, state machine.State) *sandbox {
 }
 
 // StopSandbox ends every container of the sandbox and takes its network down.
-// Nil means that no process of the pod lives and its address is free, whoever
+// Nil means that no process of the pod lives and its address is free, whatever
 // did it; a sandbox that does not exist is stopped.
 func (e *Engine) StopSandbox(ctx context.Context, id string) error {
 	s, err := e.findSandbox(id)

@@ -107,9 +107,9 @@ func (e *Engine) mountWaiter(id string, root owner, label string) error {
 }
 
 // paths are the namespaces that containers of the pod join. In a sandbox the path of
-// the PID namespace is only a name for one. A command is told the same for the sandbox
+// the PID namespace is only a name for one. A command gets the same for the sandbox
 // container and for those that join it; a shim takes that of the process that it has
-// told for the one of the sandbox container.
+// given for the one of the sandbox container.
 func (s *sandbox) paths(h ociruntime.Handler) spec.Paths {
 	s.mu.Lock()
 	defer s.mu.Unlock()

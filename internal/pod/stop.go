@@ -12,12 +12,12 @@ import (
 	"github.com/berth-runtime/berth/internal/spec"
 )
 
-// defaultStopSignal is what a stop begins with when nobody names a signal.
+// defaultStopSignal is what a stop begins with when neither request nor image names a signal.
 const defaultStopSignal = "SIGTERM"
 
 // StopContainer ends a container: its stop signal first, SIGKILL to all of its
 // processes once the grace is over. Of several callers the one with the
-// shortest grace wins. Nil means that no process of it lives, whoever ended
+// shortest grace wins. Nil means that no process of it lives, whatever ended
 // them; a container that does not exist or does not run is stopped.
 func (e *Engine) StopContainer(ctx context.Context, id string, grace time.Duration) error {
 	c, err := e.findContainer(id)
@@ -38,7 +38,7 @@ func (e *Engine) StopContainer(ctx context.Context, id string, grace time.Durati
 	return nil
 }
 
-// askToEnd sends the stop signal, once whoever asks, and waits for the end of
+// askToEnd sends the stop signal once, for all callers, and waits for the end of
 // the process or of the grace.
 func (c *container) askToEnd(ctx context.Context, grace time.Duration) error {
 	c.mu.Lock()

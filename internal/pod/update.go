@@ -120,7 +120,7 @@ func (c *container) applyRunning(ctx context.Context, before, r limits) (undoFun
 	return undo, nil
 }
 
-// applyCreated makes the bundle anew. A start that was requested meanwhile may
+// applyCreated rewrites the bundle. A start that was requested meanwhile may
 // have read the old one: what it starts is changed once it runs.
 func (c *container) applyCreated(ctx context.Context, before, r limits) (undoFunc, error) {
 	if err := c.rewriteResources(r); err != nil {

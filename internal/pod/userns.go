@@ -102,7 +102,7 @@ func (c *container) mapMount(index int, m *runtimeapi.Mount) error {
 	slave := m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
 	whole, err := idmap.Bind(source, target, user, idmap.Options{Slave: slave})
 	if err == nil && !whole {
-		c.log.Warn("file systems below a mount cannot be idmapped, their files belong to nobody in the container", "path", source)
+		c.log.Warn("file systems below a mount cannot be idmapped, their files belong to the overflow user in the container", "path", source)
 	}
 	return errors.Join(err, user.Close())
 }

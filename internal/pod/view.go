@@ -32,7 +32,7 @@ type Sandbox struct {
 	// Overhead and Resources are what the pod as a whole was given last; nil if
 	// nothing was.
 	Overhead, Resources *runtimeapi.LinuxContainerResources
-	// Problem says why a sandbox is not ready although nobody stopped it, or
+	// Problem says why a sandbox is not ready although no request stopped it, or
 	// what its clean-up is waiting for.
 	Problem string
 	// Warnings are the unsupported parts of the request.

@@ -21,7 +21,7 @@ import (
 //	<state>/volumes/<sandbox ID>/<image ID>
 //
 // A container claims its volumes before it mounts them and gives the claims up
-// before they are unmounted; what nobody claims goes. The claims follow from
+// before they are unmounted; unreferenced volumes are unmounted. The references follow from
 // the records of the containers, so that a new daemon has them again.
 
 // ImageVolumeError says that an image could not be mounted into a container.

@@ -25,22 +25,14 @@ var allowedWords = []struct{ file, word, why string }{
 	{"internal/shim/journal/schema_test.go", "nobody", "a record of an earlier version"},
 	{"docs/architecture.md", "trials", "a directory's name"},
 	{"docs/handlers.md", "trials", "a directory's name"},
+	{"internal/network/network.go", "stand-in", "a directory's name"},
 	{"test/layers/layers_test.go", "trial", "a package's name"},
 }
 
 // notYetClean are directories of Go code that still have such words. The list only gets shorter: a directory
 // that has become clean fails the test until it is taken out.
 var notYetClean = []string{
-	"cmd/berthd",
-	"internal/cli",
-	"internal/cli/hostcheck",
-	"internal/image",
-	"internal/network",
-	"internal/nri",
-	"internal/ociruntime",
-	"internal/ociruntime/shimv2",
 	"internal/ociruntime/trial",
-	"internal/pod",
 	"internal/shim",
 	"internal/shim/supervisor",
 	"test/integration",

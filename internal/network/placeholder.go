@@ -16,7 +16,7 @@ import (
 	"github.com/berth-runtime/berth/internal/namespace"
 )
 
-// A stand-in is a network namespace made for a DEL whose pod has lost its own, or the device in it. The plugins bridge and
+// A placeholder is a network namespace made for a DEL whose pod has lost its own, or the device in it. The plugins bridge and
 // ptp read the addresses that they masquerade off that device, up to release 1.5 at least; without it their rules stay in
 // the host's packet filter for good.
 
@@ -29,10 +29,10 @@ func (c *cni) withStandIns(ctx context.Context, list *libcni.NetworkConfigList, 
 	}
 	var errs []error
 	for _, address := range c.remembered(list, rt) { // none if ADD did not succeed
-		dir := filepath.Join(c.standIns, rt.ContainerID)
+		dir := filepath.Join(c.placeholders, rt.ContainerID)
 		paths, err := namespace.Create(ctx, namespace.Request{Dir: dir, Net: true})
 		if err == nil {
-			err = namespace.Do(paths.Net, func() error { return standIn(rt.IfName, address) })
+			err = namespace.Do(paths.Net, func() error { return makePlaceholder(rt.IfName, address) })
 			if err == nil {
 				rt.NetNS = paths.Net
 				if err := c.uncached.DelNetworkList(ctx, list, &rt); err != nil {
@@ -50,13 +50,13 @@ func (c *cni) withStandIns(ctx context.Context, list *libcni.NetworkConfigList, 
 
 // removeStandIns takes away what interrupted calls have left.
 func (c *cni) removeStandIns(ctx context.Context) error {
-	entries, err := os.ReadDir(c.standIns)
+	entries, err := os.ReadDir(c.placeholders)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove stand-ins: %w", err)
+		return fmt.Errorf("remove placeholder namespaces: %w", err)
 	}
 	var errs []error
 	for _, entry := range entries {
-		errs = append(errs, namespace.Remove(ctx, filepath.Join(c.standIns, entry.Name())))
+		errs = append(errs, namespace.Remove(ctx, filepath.Join(c.placeholders, entry.Name())))
 	}
 	return errors.Join(errs...)
 }
@@ -101,8 +101,8 @@ func (c *cni) remembered(list *libcni.NetworkConfigList, rt libcni.RuntimeConf) 
 	return addresses
 }
 
-// standIn makes a device with an address in the namespace of the calling thread.
-func standIn(name string, address netip.Prefix) error {
+// makePlaceholder makes a device with an address in the namespace of the calling thread.
+func makePlaceholder(name string, address netip.Prefix) error {
 	attributes := netlink.NewLinkAttrs()
 	attributes.Name = name
 	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: "peer"}); err != nil {
