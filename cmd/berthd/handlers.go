@@ -12,7 +12,7 @@ import (
 	"github.com/berth-runtime/berth/internal/config"
 	"github.com/berth-runtime/berth/internal/ociruntime"
 	"github.com/berth-runtime/berth/internal/ociruntime/handlers"
-	"github.com/berth-runtime/berth/internal/ociruntime/trial"
+	"github.com/berth-runtime/berth/internal/ociruntime/probecontainer"
 	"github.com/berth-runtime/berth/internal/selinux"
 	"github.com/berth-runtime/berth/internal/spec"
 )
@@ -39,9 +39,9 @@ func (d *daemon) loadProfile(ctx context.Context) {
 // look at the status get to know it. Trials of a daemon that was killed are undone
 // before.
 func (d *daemon) openHandlers(ctx context.Context, host spec.Host) error {
-	trials := filepath.Join(d.cfg.State, "trials")
-	if err := trial.Sweep(ctx, trials); err != nil {
-		d.log.Warn("something is left of a trial of runtime handlers, which the next start tries to remove", "error", err)
+	probes := filepath.Join(d.cfg.State, "trials")
+	if err := probecontainer.Sweep(ctx, probes); err != nil {
+		d.log.Warn("files of a handler probe could not be removed; the next start tries again", "error", err)
 	}
 	var configured []handlers.Info
 	for name, settings := range d.cfg.Runtime.Handlers {
@@ -59,8 +59,8 @@ func (d *daemon) openHandlers(ctx context.Context, host spec.Host) error {
 		}
 		configured = append(configured, info)
 	}
-	d.handlers = handlers.Open(configured, handlers.Options{Default: d.cfg.Runtime.DefaultHandler, Trials: trials, Log: d.log})
-	d.onClose("end the trials of runtime handlers", func(context.Context) error {
+	d.handlers = handlers.Open(configured, handlers.Options{Default: d.cfg.Runtime.DefaultHandler, Trials: probes, Log: d.log})
+	d.onClose("end the probes of runtime handlers", func(context.Context) error {
 		d.handlers.Close()
 		return nil
 	})

@@ -116,8 +116,8 @@ func newGeneration(ctx context.Context, dir string) (_ *generation, err error) {
 		return nil, fmt.Errorf("overlay snapshotter cannot clean up: %w", errdefs.ErrNotImplemented)
 	}
 	g.cleaner = cleaner
-	// A collection forgets a blob first and deletes it after. By default whoever
-	// writes the blob in between is lent the forgotten one, and appends to it; so
+	// A collection forgets a blob first and deletes it after. By default a writer
+	// of the blob in between gets the forgotten one, and appends to it; so
 	// nothing is lent.
 	g.db = metadata.NewDB(database, g.backend, map[string]snapshots.Snapshotter{snapshotterName: layers},
 		metadata.WithPolicyIsolated)

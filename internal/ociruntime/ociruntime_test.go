@@ -25,7 +25,7 @@ func TestProbeRunsAContainer(t *testing.T) {
 	mountHugetlb(t)
 	for _, name := range []string{"runc", "crun"} {
 		t.Run(name, func(t *testing.T) {
-			features, err := Probe(t.Context(), Handler{Name: name, Type: TypeOCI, Path: name}, trials(t))
+			features, err := Probe(t.Context(), Handler{Name: name, Type: TypeOCI, Path: name}, probeDir(t))
 			if err != nil {
 				t.Fatalf("probe: %v", err)
 			}
@@ -38,8 +38,8 @@ func TestProbeRunsAContainer(t *testing.T) {
 	}
 }
 
-// trials is a directory that is open to root of a user namespace.
-func trials(t *testing.T) string {
+// probeDir is a directory that is open to root of a user namespace.
+func probeDir(t *testing.T) string {
 	t.Helper()
 	dir := leakcheck.Dir(t)
 	if err := os.Chmod(dir, 0o711); err != nil {

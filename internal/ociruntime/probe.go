@@ -13,7 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-runtime/berth/internal/ociruntime/trial"
+	"github.com/berth-runtime/berth/internal/ociruntime/probecontainer"
 )
 
 // probeTimeout bounds a probe whose context has no deadline.
@@ -29,17 +29,17 @@ var remedies = []struct{ complaint, remedy string }{
 	{"no space left on device", "make room, or raise the limit on cgroups or namespaces"},
 }
 
-// Probe finds out what a runtime supports, and runs throw-away containers with it, as trials in a directory. The error
+// Probe finds out what a runtime supports, and runs probe containers with it in a directory. The error
 // says why it does not work on this host and, where known, what would help. Nothing of the containers is left in either
 // case.
-func Probe(ctx context.Context, h Handler, trials string) (Features, error) {
+func Probe(ctx context.Context, h Handler, dir string) (Features, error) {
 	if _, bounded := ctx.Deadline(); !bounded {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, probeTimeout)
 		defer cancel()
 	}
 	var features Features
-	err := try(ctx, h, trials, func(r *Runtime, t *trial.Trial) (err error) {
+	err := try(ctx, h, dir, func(r *Runtime, t *probecontainer.Container) (err error) {
 		if features, err = r.features(ctx, t.Dir); err != nil {
 			return err
 		}
@@ -48,7 +48,7 @@ func Probe(ctx context.Context, h Handler, trials string) (Features, error) {
 	if err != nil {
 		return features, &ProbeError{Handler: h.Name, Remedy: remedy(err), Err: err}
 	}
-	err = try(ctx, h, trials, func(r *Runtime, t *trial.Trial) error {
+	err = try(ctx, h, dir, func(r *Runtime, t *probecontainer.Container) error {
 		return r.tryRun(ctx, t, withUserNamespace(t.Spec(features.OCIVersion, h.SystemdCgroup)))
 	})
 	if err != nil {
@@ -59,9 +59,9 @@ func Probe(ctx context.Context, h Handler, trials string) (Features, error) {
 	return features, nil
 }
 
-// try begins a trial of a handler and ends it.
-func try(ctx context.Context, h Handler, trials string, run func(*Runtime, *trial.Trial) error) (err error) {
-	t, err := trial.New(trials)
+// try makes a probe container of a handler and removes it.
+func try(ctx context.Context, h Handler, dir string, run func(*Runtime, *probecontainer.Container) error) (err error) {
+	t, err := probecontainer.New(dir)
 	if err != nil {
 		return err
 	}
@@ -204,8 +204,8 @@ func kernelAtLeast(major, minor int) bool {
 	return versionAtLeast(unix.ByteSliceToString(u.Release[:]), major, minor)
 }
 
-// tryRun runs the container of a trial, which must end with 0.
-func (r *Runtime) tryRun(ctx context.Context, t *trial.Trial, spec *specs.Spec) error {
+// tryRun runs a probe container, which must end with 0.
+func (r *Runtime) tryRun(ctx context.Context, t *probecontainer.Container, spec *specs.Spec) error {
 	if err := t.Write(spec); err != nil {
 		return err
 	}

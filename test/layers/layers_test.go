@@ -93,7 +93,7 @@ var bans = []ban{
 // known are packages of one layer which may know each other all the same.
 var known = []struct{ from, to, why string }{
 	{"internal/namespace", "internal/ociruntime/staticelf", "a user namespace begins with a process, which is the built-in program"},
-	{"internal/ociruntime/trial", "internal/cgroup", "what a trial of a handler leaves in cgroups is emptied and removed as those of pods are"},
+	{"internal/ociruntime/probecontainer", "internal/cgroup", "what a probe container leaves in cgroups is emptied and removed as those of pods are"},
 }
 
 func layerOf(name string) int {

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-runtime/berth/internal/ociruntime/trial"
+	"github.com/berth-runtime/berth/internal/ociruntime/probecontainer"
 )
 
 const (
@@ -116,6 +116,6 @@ func sweep(parent, prefix string, remove func(*scratch) error) error {
 // sweepTrials removes what the handler probes of killed checks have left on the host.
 func sweepTrials(ctx context.Context) error {
 	return sweep(os.TempDir(), trialsPrefix, func(d *scratch) error {
-		return errors.Join(trial.Sweep(ctx, d.path), d.removeEmpty())
+		return errors.Join(probecontainer.Sweep(ctx, d.path), d.removeEmpty())
 	})
 }

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-runtime/berth/internal/ociruntime"
+	"github.com/berth-runtime/berth/internal/ociruntime/probecontainer"
 	"github.com/berth-runtime/berth/internal/ociruntime/shimv2/task"
-	"github.com/berth-runtime/berth/internal/ociruntime/trial"
 )
 
 const (
@@ -31,9 +31,9 @@ const (
 	shimUnsure = 128
 )
 
-// Probe runs a throw-away container with a shim, as a trial in a directory. The error says why that does not work on
+// Probe runs a probe container with a shim in a directory. The error says why that does not work on
 // this host. Nothing of the container or the shim is left in either case.
-func Probe(ctx context.Context, h ociruntime.Handler, trials string) (features ociruntime.Features, err error) {
+func Probe(ctx context.Context, h ociruntime.Handler, dir string) (features ociruntime.Features, err error) {
 	if _, bounded := ctx.Deadline(); !bounded {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, probeTimeout)
@@ -44,7 +44,7 @@ func Probe(ctx context.Context, h ociruntime.Handler, trials string) (features o
 			err = &ociruntime.ProbeError{Handler: h.Name, Err: err}
 		}
 	}()
-	t, err := trial.New(trials)
+	t, err := probecontainer.New(dir)
 	if err != nil {
 		return features, err
 	}
@@ -100,8 +100,8 @@ func (p *Program) drives() string {
 	}
 }
 
-// tryRun runs the container of a trial, which must end with 0.
-func (p *Program) tryRun(ctx context.Context, t *trial.Trial) error {
+// tryRun runs a probe container, which must end with 0.
+func (p *Program) tryRun(ctx context.Context, t *probecontainer.Container) error {
 	spec := t.Spec("", p.handler.SystemdCgroup)
 	if p.sandboxes() { // gVisor's shim makes no sandbox for a container that does not say this
 		spec.Annotations = map[string]string{
@@ -148,7 +148,7 @@ func (p *Program) expectedSocket(id string) string {
 }
 
 // runTask has the shim run the container.
-func (p *Program) runTask(ctx context.Context, conn *Conn, t *trial.Trial) error {
+func (p *Program) runTask(ctx context.Context, conn *Conn, t *probecontainer.Container) error {
 	options, err := p.Options()
 	if err != nil {
 		return err

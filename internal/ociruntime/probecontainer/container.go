@@ -1,7 +1,7 @@
-// Package trial is the throw-away containers that runtime handlers are tried with. A trial has a directory, and the name
-// of that is in all that the trial leaves on the host: command lines, cgroup, mounts. So who finds the directory can undo
-// the trial, wherever it was cut off.
-package trial
+// Package probecontainer makes the probe containers that show whether a runtime handler works. Each has a directory whose
+// name is part of everything that it creates on the host: command lines, cgroup, mounts. So a later daemon that finds the
+// directory can clean up after a probe that was killed.
+package probecontainer
 
 import (
 	"context"
@@ -22,56 +22,56 @@ import (
 )
 
 const (
-	// prefix begins the name of every trial.
+	// prefix begins the name of every probe container.
 	prefix = "berth-probe-"
-	// nameLength is how much randomness tells trials apart: 65 bits. More would make the paths of sockets long.
+	// nameLength is the randomness of a name: 65 bits. More would make the paths of sockets long.
 	nameLength = 13
 	// rootfsSize bounds what is in the container's root file system.
 	rootfsSize = "64k"
 )
 
-// Trial is one throw-away container.
-type Trial struct {
+// Container is one probe container.
+type Container struct {
 	// ID is that of the container, the name of its cgroup and that of Dir.
 	ID string
-	// Dir is where everything of the trial is. Its path must be in the command line of every process that the trial
+	// Dir is where all its files are. Its path must be in the command line of every process that the probe container
 	// starts outside of the container.
 	Dir string
 }
 
-// New begins a trial in a directory of parent, which is made if it is missing. Nothing is on the host before. The caller
+// New makes a probe container in a directory of parent, which is made if it is missing. Nothing is on the host before. The caller
 // ends it with Close; if the program dies before, Sweep does.
-func New(parent string) (*Trial, error) {
+func New(parent string) (*Container, error) {
 	if _, err := directory.Close(parent, directory.Group); err != nil {
-		return nil, fmt.Errorf("make directory for trials: %w", err)
+		return nil, fmt.Errorf("make directory for probe containers: %w", err)
 	}
 	t, err := of(parent, prefix+strings.ToLower(rand.Text()[:nameLength]))
 	if err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(t.Dir, directory.Private); err != nil {
-		return nil, fmt.Errorf("make directory of trial: %w", err)
+		return nil, fmt.Errorf("make directory of probe container: %w", err)
 	}
 	return t, nil
 }
 
-// of is the trial with a name. Its directory is as the kernel calls it in its table of mounts.
-func of(parent, name string) (*Trial, error) {
+// of is the probe container with a name. Its directory is as the kernel calls it in its table of mounts.
+func of(parent, name string) (*Container, error) {
 	parent, err := filepath.EvalSymlinks(parent)
 	if err != nil {
-		return nil, fmt.Errorf("find directory of trials: %w", err)
+		return nil, fmt.Errorf("find directory of probe containers: %w", err)
 	}
-	return &Trial{ID: name, Dir: filepath.Join(parent, name)}, nil
+	return &Container{ID: name, Dir: filepath.Join(parent, name)}, nil
 }
 
 // Bundle is the directory of the OCI bundle, with the name of the container, as shims expect it.
-func (t *Trial) Bundle() string { return filepath.Join(t.Dir, t.ID) }
+func (t *Container) Bundle() string { return filepath.Join(t.Dir, t.ID) }
 
-// Root is where the OCI runtime keeps its state: it is the trial's own, so that it meets no container of anybody's.
-func (t *Trial) Root() string { return filepath.Join(t.Dir, "root") }
+// Root is where the OCI runtime keeps its state: its own, apart from all other containers.
+func (t *Container) Root() string { return filepath.Join(t.Dir, "root") }
 
 // Spec is a container whose only program exits with 0.
-func (t *Trial) Spec(ociVersion string, systemd bool) *specs.Spec {
+func (t *Container) Spec(ociVersion string, systemd bool) *specs.Spec {
 	if ociVersion == "" {
 		ociVersion = "1.0.0"
 	}
@@ -108,14 +108,14 @@ func oomScore() *int {
 
 // Write makes the bundle. Its root file system is mounted, as those of pods are: where the directory is, programs may be
 // forbidden to run.
-func (t *Trial) Write(spec *specs.Spec) error {
+func (t *Container) Write(spec *specs.Spec) error {
 	if err := t.write(spec); err != nil {
 		return fmt.Errorf("write bundle: %w", err)
 	}
 	return nil
 }
 
-func (t *Trial) write(spec *specs.Spec) error {
+func (t *Container) write(spec *specs.Spec) error {
 	program, err := staticelf.Exit()
 	if err != nil {
 		return err
@@ -161,37 +161,37 @@ func rootGroup(spec *specs.Spec) uint32 {
 	return spec.Linux.GIDMappings[0].HostID
 }
 
-// Leaves notes a file elsewhere that the trial is about to leave behind. It is removed at the end.
-func (t *Trial) Leaves(path string) error {
+// Leaves notes a file elsewhere that the probe is about to leave behind. It is removed at the end.
+func (t *Container) Leaves(path string) error {
 	f, err := os.OpenFile(t.leavings(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("note what the trial leaves: %w", err)
+		return fmt.Errorf("record what the probe leaves: %w", err)
 	}
 	if _, err := f.WriteString(path + "\n"); err != nil {
-		return errors.Join(fmt.Errorf("note what the trial leaves: %w", err), f.Close())
+		return errors.Join(fmt.Errorf("record what the probe leaves: %w", err), f.Close())
 	}
 	return f.Close()
 }
 
-// leavings is the file with the paths that Leaves was told.
-func (t *Trial) leavings() string { return filepath.Join(t.Dir, "leavings") }
+// leavings is the file with the paths given to Leaves.
+func (t *Container) leavings() string { return filepath.Join(t.Dir, "leavings") }
 
-// Close ends the trial: none of its processes, cgroups, mounts and files is left. That has a deadline of its own, not
-// the one of ctx, which may be what ended the trial.
-func (t *Trial) Close(ctx context.Context) error {
+// Close removes the probe container: none of its processes, cgroups, mounts and files is left. That has a deadline of its own, not
+// the one of ctx, which may have ended the probe.
+func (t *Container) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	return t.undo(ctx)
 }
 
-// Sweep ends the trials in parent that died with their program.
+// Sweep removes the probe containers in parent whose program was killed.
 func Sweep(ctx context.Context, parent string) error {
 	entries, err := os.ReadDir(parent)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look for trials: %w", err)
+		return fmt.Errorf("look for probe containers: %w", err)
 	}
 	var errs []error
 	for _, e := range entries {

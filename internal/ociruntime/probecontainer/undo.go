@@ -1,4 +1,4 @@
-package trial
+package probecontainer
 
 import (
 	"bytes"
@@ -21,31 +21,31 @@ import (
 )
 
 const (
-	// closeTimeout bounds the end of a trial.
+	// closeTimeout bounds the end of a probe container.
 	closeTimeout = 10 * time.Second
-	// systemdSlice and systemdPrefix are where systemd puts a trial.
+	// systemdSlice and systemdPrefix are where systemd puts a probe container.
 	systemdSlice, systemdPrefix = "system.slice", "berth"
 )
 
 // undo takes everything away, in the order in which one thing could make another: processes, cgroups, files. It may be
 // repeated; the directory, which leads to all else, goes last.
-func (t *Trial) undo(ctx context.Context) error {
+func (t *Container) undo(ctx context.Context) error {
 	if err := t.killAll(ctx); err != nil {
-		return fmt.Errorf("end trial %s: %w", t.ID, err)
+		return fmt.Errorf("remove probe container %s: %w", t.ID, err)
 	}
 	err := errors.Join(t.removeCgroups(ctx), t.removeLeavings(), t.unmount())
 	if err == nil {
 		err = os.RemoveAll(t.Dir)
 	}
 	if err != nil {
-		return fmt.Errorf("end trial %s: %w", t.ID, err)
+		return fmt.Errorf("remove probe container %s: %w", t.ID, err)
 	}
 	return nil
 }
 
-// killAll ends the processes that the trial has outside of the container, again until none is found: one that was about
+// killAll ends the processes that the probe container has outside of the container, again until none is found: one that was about
 // to end may have started another.
-func (t *Trial) killAll(ctx context.Context) error {
+func (t *Container) killAll(ctx context.Context) error {
 	for {
 		found, err := t.killOnce(ctx)
 		if err != nil || !found {
@@ -58,7 +58,7 @@ func (t *Trial) killAll(ctx context.Context) error {
 }
 
 // killOnce tells whether there was a process.
-func (t *Trial) killOnce(ctx context.Context) (found bool, err error) {
+func (t *Container) killOnce(ctx context.Context) (found bool, err error) {
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return false, fmt.Errorf("list processes: %w", err)
@@ -78,13 +78,13 @@ func (t *Trial) killOnce(ctx context.Context) (found bool, err error) {
 
 // owns tells from a command line whether a process is one of the probe's. One that has ended has none.
 // Anybody may have such a command line, so only processes of the host's root are looked at.
-func (t *Trial) owns(pid int) bool {
+func (t *Container) owns(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return err == nil && bytes.Contains(text, []byte(t.Dir)) && proc.IsHostRoot(pid)
 }
 
 // kill ends a process and waits until it is gone. The number may have got a new bearer meanwhile: the descriptor has not.
-func (t *Trial) kill(ctx context.Context, pid int) error {
+func (t *Container) kill(ctx context.Context, pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -103,8 +103,8 @@ func (t *Trial) kill(ctx context.Context, pid int) error {
 	return proc.AwaitEnd(ctx, pidfd)
 }
 
-// removeCgroups empties and removes the cgroup of the container, whoever manages it.
-func (t *Trial) removeCgroups(ctx context.Context) error {
+// removeCgroups empties and removes the cgroup of the container, with both cgroup drivers.
+func (t *Container) removeCgroups(ctx context.Context) error {
 	host, err := cgroup.Detect()
 	if err != nil {
 		return err
@@ -121,7 +121,7 @@ func (t *Trial) removeCgroups(ctx context.Context) error {
 }
 
 // removeLeavings removes what is noted.
-func (t *Trial) removeLeavings() error {
+func (t *Container) removeLeavings() error {
 	text, err := os.ReadFile(t.leavings())
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -144,7 +144,7 @@ func (t *Trial) removeLeavings() error {
 }
 
 // unmount detaches what is mounted beneath the directory, the last first.
-func (t *Trial) unmount() error {
+func (t *Container) unmount() error {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(t.Dir))
 	if err != nil {
 		return fmt.Errorf("list mounts: %w", err)

@@ -1,4 +1,4 @@
-package trial
+package probecontainer
 
 import (
 	"context"
@@ -34,7 +34,7 @@ func sleeperOf(t *testing.T, command ...string) *exec.Cmd {
 	return cmd
 }
 
-// wantKilled waits for the end of a process that somebody has killed.
+// wantKilled waits for the end of a killed process.
 func wantKilled(t *testing.T, what string, cmd *exec.Cmd) {
 	t.Helper()
 	ended := make(chan error, 1)
@@ -53,7 +53,7 @@ func wantKilled(t *testing.T, what string, cmd *exec.Cmd) {
 	}
 }
 
-// TestSweep: everything of a trial whose program has died is undone, also by way of a symbolic link, and nothing else.
+// TestSweep: everything of a probe container whose program was killed is removed, also by way of a symbolic link, and nothing else.
 func TestSweep(t *testing.T) {
 	privilege.Root(t)
 	leakcheck.Check(t)
@@ -99,7 +99,7 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel() // the end of a trial has a deadline of its own
+	cancel() // the end of a probe container has a deadline of its own
 	for range 2 {
 		if err := Sweep(ctx, filepath.Join(dir, "link")); err != nil {
 			t.Fatal(err)
