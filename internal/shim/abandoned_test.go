@@ -145,7 +145,7 @@ func TestAbandonedExecIsEnded(t *testing.T) {
 			for i := range 3 {
 				ctx, cancel := leave(context.Background())
 				_, err := h.client.Exec(ctx, shim.ExecRequest{
-					ContainerID: "c", ID: fmt.Sprint("e", i), Process: shell("sleep 777"), Deadline: patience,
+					ContainerID: "c", ID: fmt.Sprint("e", i), Process: shell("sleep 777"), Deadline: testTimeout,
 				})
 				if err == nil || ctx.Err() == nil {
 					t.Errorf("exec with a slow runtime: %v", err)
@@ -186,7 +186,7 @@ func TestUncollectedExecIsEnded(t *testing.T) {
 	process, err := json.Marshal(shell("sleep 777"))
 	h.must(err)
 	resp, err := wire.NewShimClient(link).Exec(h.ctx(), &wire.ExecRequest{
-		ContainerId: "c", Id: "left", Process: process, DeadlineNano: int64(patience), Session: "left",
+		ContainerId: "c", Id: "left", Process: process, DeadlineNano: int64(testTimeout), Session: "left",
 	})
 	h.must(err)
 	h.eventually("the process is ended and its record removed", func() bool {
@@ -219,7 +219,7 @@ func TestKillOfForkingExec(t *testing.T) {
 			h.must(os.WriteFile(filepath.Join(req.Bundle, "rootfs/bin/population"), text, 0o755))
 			h.start(req)
 			e, err := h.client.Exec(h.ctx(), shim.ExecRequest{
-				ContainerID: "c", ID: "e", Deadline: patience,
+				ContainerID: "c", ID: "e", Deadline: testTimeout,
 				Process: &specs.Process{Args: []string{"/bin/population", fmt.Sprint(limit / 5)}, Cwd: "/"},
 			})
 			h.must(err)

@@ -55,7 +55,7 @@ func (h *host) bundle(handler ociruntime.Handler, id, script string, change ...f
 	h.must(os.WriteFile(filepath.Join(dir, "config.json"), text, 0o600))
 	return shim.StartRequest{
 		ID: id, SandboxID: "sandbox", Bundle: dir, Handler: handler, Terminal: spec.Process.Terminal,
-		LogPath: filepath.Join(h.state, id+".log"), CgroupPath: cgroupPath, Deadline: patience,
+		LogPath: filepath.Join(h.state, id+".log"), CgroupPath: cgroupPath, Deadline: testTimeout,
 	}
 }
 

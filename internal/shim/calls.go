@@ -47,7 +47,7 @@ func (c *Client) Start(ctx context.Context, req StartRequest) (Started, error) {
 }
 
 // StartInfra starts the process that holds a pod's PID namespace: a built-in
-// program, first in a new PID namespace, in an empty root, as nobody and without
+// program, first in a new PID namespace, in an empty root, as the user nobody and without
 // capabilities. It is killed and forgotten with Delete, and its exit is reported.
 func (c *Client) StartInfra(ctx context.Context, req InfraRequest) (int, error) {
 	resp, err := invoke(ctx, c, "start infra process "+req.ID, func(ctx context.Context, l *link) (*wire.StartResponse, error) {
@@ -82,7 +82,7 @@ func (c *Client) keep(ctx context.Context, name string) {
 // have too before anybody relies on them.
 func (c *Client) keepContainer(ctx context.Context, id string) {
 	c.keep(ctx, containerName(id))
-	c.kept.shelf.await(ctx, id)
+	c.kept.fdStore.await(ctx, id)
 }
 
 // Kill sends a signal to the container's init process. A container that has

@@ -121,7 +121,7 @@ func TestCheckpointTerminal(t *testing.T) {
 	h.must(h.client.Resize(h.ctx(), "r", 80, 25))
 }
 
-// TestCheckpointKilled: whoever is killed during a checkpoint, the container lives.
+// TestCheckpointKilled: whichever program is killed during a checkpoint, the container lives.
 func TestCheckpointKilled(t *testing.T) {
 	h := newHost(t)
 	if !criu.Works(t) {
@@ -170,11 +170,11 @@ func TestRestoreRefused(t *testing.T) {
 		h.nothingLeft(name)
 	}
 	for name, req := range map[string]shim.CheckpointRequest{
-		"unknown":  {ID: "nobody", Images: h.state, Work: h.state},
-		"relative": {ID: "nobody", Images: "images", Work: h.state},
+		"unknown":  {ID: "missing", Images: h.state, Work: h.state},
+		"relative": {ID: "missing", Images: "images", Work: h.state},
 	} {
 		if err := h.client.Checkpoint(h.ctx(), req); err == nil {
-			t.Errorf("%s: it was written down", name)
+			t.Errorf("%s: it was checkpointed", name)
 		}
 	}
 }

@@ -100,7 +100,7 @@ func Connect(ctx context.Context, opts Options) (*Client, error) {
 	}
 	c.link = l
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.wg.Go(func() { c.kept.shelf.run(c.ctx) })
+	c.wg.Go(func() { c.kept.fdStore.run(c.ctx) })
 	c.wg.Go(func() { c.maintain(l) }) //nolint:contextcheck // it lives as long as the client
 	c.wg.Go(c.collectExits)
 	return c, nil

@@ -33,7 +33,7 @@ func TestKilledBeforeItServes(t *testing.T) {
 
 // runClient is what the test binary does as a client to be killed: it connects and waits.
 func runClient(state string) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	defer cancel()
 	_, err := shim.Connect(ctx, shim.Options{State: state, Binary: os.Getenv("BERTH_SHIM_BINARY"), Instance: os.Getenv("BERTH_SHIM_INSTANCE")})
 	if err != nil {

@@ -41,7 +41,7 @@ func (h *host) exec(container, id string, process *specs.Process) (*execOutput, 
 	h.t.Cleanup(out.close)
 	var err error
 	out.Exec, err = h.client.Exec(h.ctx(), shim.ExecRequest{
-		ContainerID: container, ID: id, Process: process, Stdin: r[0], Stdout: w[1], Stderr: w[2], Deadline: patience,
+		ContainerID: container, ID: id, Process: process, Stdin: r[0], Stdout: w[1], Stderr: w[2], Deadline: testTimeout,
 	})
 	return out, err
 }
@@ -54,7 +54,7 @@ func (o *execOutput) close() {
 
 func (h *host) read(f *os.File) string {
 	h.t.Helper()
-	h.must(f.SetReadDeadline(time.Now().Add(patience)))
+	h.must(f.SetReadDeadline(time.Now().Add(testTimeout)))
 	text, err := io.ReadAll(f)
 	h.must(err)
 	return string(text)
@@ -163,8 +163,8 @@ func TestExecKill(t *testing.T) {
 	})
 }
 
-// TestExecIsEndedWithItsDaemon: when another client takes over, nobody reads the
-// output of the execs of the first, and nobody keeps their time.
+// TestExecIsEndedWithItsDaemon: when another client takes over, no reader is left for the
+// output of the execs of the first, and no timer for their deadlines.
 func TestExecIsEndedWithItsDaemon(t *testing.T) {
 	h := newHost(t)
 	req := h.bundle(h.handler("runc"), "c", "sleep 1000")
@@ -202,7 +202,7 @@ func TestExecTerminal(t *testing.T) {
 // readTerminal reads until a text has come.
 func readTerminal(h *host, f *os.File, until string) string {
 	h.t.Helper()
-	h.must(f.SetReadDeadline(time.Now().Add(patience)))
+	h.must(f.SetReadDeadline(time.Now().Add(testTimeout)))
 	var all string
 	buf := make([]byte, 4096)
 	for !strings.Contains(all, until) {

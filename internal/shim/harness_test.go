@@ -28,8 +28,8 @@ import (
 	"github.com/berth-runtime/berth/test/programs"
 )
 
-// patience bounds every wait of these tests.
-const patience = 20 * time.Second
+// testTimeout bounds every wait of these tests.
+const testTimeout = 20 * time.Second
 
 // clientEnv makes the test binary a client of its own, to be killed: see TestMain.
 const clientEnv = "BERTH_SHIM_TEST_CLIENT"
@@ -124,7 +124,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 // connect makes a client and collects its exits.
 func (h *host) connect() {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	defer cancel()
 	client, err := shim.Connect(ctx, h.options())
 	if err != nil {
@@ -157,7 +157,7 @@ func (h *host) disconnect() {
 
 // close deletes every container, ends the supervisor and reaps what fell to this process.
 func (h *host) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	defer cancel()
 	if h.t.Failed() {
 		h.dump()
@@ -202,7 +202,7 @@ func (h *host) dump() {
 // eventually polls until the condition holds.
 func (h *host) eventually(what string, condition func() bool) {
 	h.t.Helper()
-	for deadline := time.Now().Add(patience); !condition(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(testTimeout); !condition(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			h.dump()
 			h.t.Fatalf("waited in vain: %s", what)
@@ -247,7 +247,7 @@ func (h *host) reapAlways() {
 }
 
 // reapAdopted reaps zombies that are children of this process. A supervisor that
-// was started here is waited for by its client as well; whoever comes first.
+// was started here is waited for by its client as well; the first of both reaps it.
 func reapAdopted() {
 	for {
 		pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
@@ -265,7 +265,7 @@ func (h *host) must(err error) {
 }
 
 func (h *host) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	h.t.Cleanup(cancel)
 	return ctx
 }
@@ -283,7 +283,7 @@ func (h *host) start(req shim.StartRequest) shim.Started {
 // exit waits for the exit of a container.
 func (h *host) exit(id string) shim.Exit {
 	h.t.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(testTimeout)
 	for {
 		h.mu.Lock()
 		e, ok := h.exits[id]

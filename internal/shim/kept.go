@@ -21,15 +21,15 @@ type kept struct {
 	mu         sync.Mutex
 	files      map[string]wire.Files // by wire name
 	generation string                // the supervisor that has them all
-	// left is what the service manager had kept, and nobody has looked at yet.
+	// left are descriptors of the service manager that are not assigned yet.
 	left notify.Inherited
 	// unsure are names of which the supervisor may have more than is kept here, or less.
-	unsure map[string]bool
-	shelf  *shelf // has a lock of its own, which is taken after mu
+	unsure  map[string]bool
+	fdStore *fdStore // has a lock of its own, which is taken after mu
 }
 
 func newKept(opts Options) *kept {
-	k := &kept{files: map[string]wire.Files{}, unsure: map[string]bool{}, shelf: newShelf(opts.Store, opts.Log)}
+	k := &kept{files: map[string]wire.Files{}, unsure: map[string]bool{}, fdStore: newFDStore(opts.Store, opts.Log)}
 	if opts.Store != nil {
 		k.left = opts.Store.Take()
 	}
@@ -52,7 +52,7 @@ func (k *kept) inherits() bool {
 func (k *kept) inherit(ids []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for id, files := range k.shelf.claim(k.left, ids) {
+	for id, files := range k.fdStore.claim(k.left, ids) {
 		k.files[containerName(id)] = files
 		k.unsure[containerName(id)] = true
 	}
@@ -108,7 +108,7 @@ func (k *kept) fetchLocked(fds *wire.FDConn, name string) error {
 		k.files[name] = files
 	}
 	if id, ok := strings.CutPrefix(name, containerPrefix); ok {
-		k.shelf.keep(id, files)
+		k.fdStore.keep(id, files)
 	}
 	return nil
 }
@@ -121,7 +121,7 @@ func (k *kept) drop(name string) {
 	delete(k.files, name)
 	delete(k.unsure, name)
 	if id, ok := strings.CutPrefix(name, containerPrefix); ok {
-		k.shelf.keep(id, nil)
+		k.fdStore.keep(id, nil)
 	}
 }
 
@@ -133,7 +133,7 @@ func (k *kept) dropStdin(id string) {
 	if f := files[wire.Stdin]; f != nil {
 		_ = f.Close()
 		delete(files, wire.Stdin)
-		k.shelf.keep(id, files)
+		k.fdStore.keep(id, files)
 	}
 }
 
@@ -156,5 +156,5 @@ func (k *kept) close() {
 		delete(k.files, name)
 	}
 	k.left.Close()
-	k.shelf.close()
+	k.fdStore.close()
 }

@@ -21,7 +21,7 @@ import (
 
 func itoa(n int) string { return strconv.Itoa(n) }
 
-// killShimOf kills the supervisor that nobody is connected to.
+// killShimOf kills the supervisor without a client.
 func (h *host) killShimOf(t testing.TB) {
 	t.Helper()
 	pid := h.shimPID()
@@ -117,7 +117,7 @@ func stopClientDuring(h *host, fn func()) {
 }
 
 // TestExitWithNobodyThere: daemon and supervisor are both gone when the container
-// ends, and somebody reaps it. Its status is unknown then, and never 0.
+// ends, and another process reaps it. Its status is unknown then, and never 0.
 func TestExitWithNobodyThere(t *testing.T) {
 	h := newHost(t)
 	started := h.start(h.bundle(h.handler("runc"), "c", "while [ ! -e /tmp/go ]; do sleep 0.01; done"))
@@ -355,7 +355,7 @@ func TestOneSupervisor(t *testing.T) {
 	clients := make(chan *shim.Client, 6)
 	for range 6 {
 		go func() {
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 			defer cancel()
 			c, err := shim.Connect(ctx, h.options())
 			if err != nil {
@@ -383,7 +383,7 @@ func TestConnectFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			state := t.TempDir()
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 			defer cancel()
 			_, err := shim.Connect(ctx, shim.Options{State: state, Binary: tc.path})
 			if err == nil || !strings.Contains(err.Error(), tc.want) {

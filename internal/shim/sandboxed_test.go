@@ -100,7 +100,7 @@ func TestSandboxEnds(t *testing.T) {
 	}
 }
 
-// TestHungSandbox: a sandbox that does not answer holds up nobody for ever.
+// TestHungSandbox: a sandbox that does not answer blocks no call for ever.
 func TestHungSandbox(t *testing.T) {
 	h := newHost(t)
 	h.sandbox()
@@ -111,7 +111,7 @@ func TestHungSandbox(t *testing.T) {
 }
 
 // TestSandboxedKilledDuringStart: the supervisor dies at many instants of a start, which the next one completes or
-// makes anew.
+// recreates.
 func TestSandboxedKilledDuringStart(t *testing.T) {
 	for round := range 5 {
 		t.Run(strconv.Itoa(round), func(t *testing.T) {

@@ -131,7 +131,7 @@ func TestKilledShimV2(t *testing.T) {
 	}
 }
 
-// TestHungShimV2: a shim that does not answer holds up nobody for ever.
+// TestHungShimV2: a shim that does not answer blocks no call for ever.
 func TestHungShimV2(t *testing.T) {
 	h := newHost(t)
 	h.start(h.bundle(h.handler("shim-v2"), "c", "exec sleep 1000"))

@@ -70,7 +70,7 @@ type Restore struct {
 	// Images is the directory that Checkpoint wrote into.
 	Images string
 	// LSMProfile is the security label of the processes, "selinux:LABEL" or
-	// "apparmor:PROFILE"; empty means the one that was written down.
+	// "apparmor:PROFILE"; empty means the one of the checkpoint.
 	LSMProfile string
 	// LSMMountContext replaces the SELinux context of the mounts.
 	LSMMountContext string
@@ -104,7 +104,7 @@ type Exit struct {
 	ID string
 	// Code is the exit code, 128 + signal when a signal ended it.
 	Code int
-	// Known is false when nobody could learn the status; Reason then says why, and Code is 255.
+	// Known is false when the status could not be learned; Reason then says why, and Code is 255.
 	Known bool
 	// Signal ended the process, or 0.
 	Signal int

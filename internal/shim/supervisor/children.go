@@ -36,7 +36,7 @@ type children struct {
 	strays  map[int]uint32 // statuses of unknown children, kept while there are claims
 }
 
-// watcher is told how a child ended.
+// watcher gets the status of a child that ended.
 type watcher struct{ tell func(status uint32) }
 
 func newChildren(log *slog.Logger) *children {
@@ -140,10 +140,10 @@ func (c *children) claim() (release func()) {
 	})
 }
 
-// adopt has w told the status of pid when it ends. When it has ended already, as a
-// child nobody knew, w is told at once. False means that pid is no child of this
+// adopt has w get the status of pid when it ends. When it has ended already, as a
+// unknown child, w gets it at once. False means that pid is no child of this
 // process, yet: its parent may be an OCI runtime's helper that is about to end. So w
-// is told all the same should it become one, unless the caller disowns it. The stat
+// gets it all the same should it become one, unless the caller disowns it. The stat
 // is zero when the process is gone.
 func (c *children) adopt(pid int, w *watcher) (stat proc.Stat, ours bool) {
 	c.mu.Lock()
@@ -161,7 +161,7 @@ func (c *children) adopt(pid int, w *watcher) (stat proc.Stat, ours bool) {
 	return stat, stat.Parent == os.Getpid()
 }
 
-// disown forgets what was adopted. Afterwards w will not be told, or was.
+// disown forgets what was adopted. Afterwards w will not get the status, or has got it.
 func (c *children) disown(pid int, w *watcher) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -256,7 +256,7 @@ func (c *children) fork(cmd *ociruntime.Command, start func(fork func() (int, er
 	})
 }
 
-// unreaped runs commands while nobody reaps: not before all that a predecessor left was
+// unreaped runs commands while the reaper pauses: not before all that a predecessor left was
 // taken over may any other child be.
 type unreaped struct{ c *children }
 

@@ -50,8 +50,8 @@ func TestAdoptEarly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := make(chan uint32, 1)
-	if _, ours := c.adopt(pid, &watcher{func(status uint32) { told <- status }}); ours {
+	reported := make(chan uint32, 1)
+	if _, ours := c.adopt(pid, &watcher{func(status uint32) { reported <- status }}); ours {
 		t.Fatalf("process %d is a child already; want a grandchild", pid)
 	}
 	for _, step := range []struct {
@@ -59,7 +59,7 @@ func TestAdoptEarly(t *testing.T) {
 		end   *os.File
 		ended chan uint32
 		code  int
-	}{{"helper", endHelper, helperEnded, 1}, {"container", endChild, told, 7}} {
+	}{{"helper", endHelper, helperEnded, 1}, {"container", endChild, reported, 7}} {
 		if err := step.end.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +69,7 @@ func TestAdoptEarly(t *testing.T) {
 				t.Errorf("the %s ended with %d, want %d", step.what, code, step.code)
 			}
 		case <-time.After(10 * time.Second):
-			t.Fatalf("nobody was told that the %s has ended", step.what)
+			t.Fatalf("the end of the %s was not reported", step.what)
 		}
 	}
 }

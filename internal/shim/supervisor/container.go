@@ -32,11 +32,11 @@ type container struct {
 	s   *Supervisor
 	id  string
 	dir string
-	// op holds a token; whoever takes it may operate on the container.
+	// op holds a token; its holder may operate on the container.
 	op chan struct{}
 	// init is its first process. It is set before the container is found by anybody.
 	init *process
-	// ready is closed once Start or recovery is through; exits are not told before.
+	// ready is closed once Start or recovery is through; exits are not published before.
 	ready chan struct{}
 	// over is closed once the exit is final.
 	over chan struct{}
@@ -53,7 +53,7 @@ type container struct {
 	io      *stdio
 	exit    *journal.Entry // nil until it is final
 	execs   map[string]*execution
-	deleted bool // Delete has begun: the exit is told to nobody
+	deleted bool // Delete has begun: the exit is not published
 	failed  bool // Start has failed: there is no exit to record
 }
 
@@ -140,7 +140,7 @@ func (c *container) logReopened(inode uint64) error {
 	return c.change(func(r *record) { r.LogInode = inode })
 }
 
-// ended is called by the reaper, or by whoever learnt of the exit. The zombie is still there.
+// ended is called by the reaper, or by the code that learned of the exit. The zombie is still there.
 func (c *container) ended(p *process) {
 	p.mu.Lock()
 	e := journal.Entry{ID: c.id, Status: p.status, Known: p.known, Reason: p.reason, AtNano: p.at.UnixNano()}
@@ -151,7 +151,7 @@ func (c *container) ended(p *process) {
 	c.s.wg.Go(func() { c.finish(e) })
 }
 
-// finish completes an exit: everything that must happen before it is told.
+// finish completes an exit: everything that must happen before it is published.
 func (c *container) finish(e journal.Entry) {
 	<-c.ready
 	defer close(c.over)

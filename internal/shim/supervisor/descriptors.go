@@ -56,7 +56,7 @@ func takeServeLock(ctx context.Context, dir string) (*os.File, error) {
 	}
 }
 
-// answers tells whether somebody accepts connections.
+// answers reports whether a process accepts connections.
 func answers(ctx context.Context, socket string) bool {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
@@ -94,7 +94,7 @@ func listenOn(path, network string, handed *os.File) (*net.UnixListener, error) 
 		unixListener.SetUnlinkOnClose(false)
 		return unixListener, nil
 	}
-	// The serve lock is held, so nobody listens on what is there.
+	// The serve lock is held, so no process listens on what is there.
 	if err := remove(path); err != nil {
 		return nil, fmt.Errorf("remove stale socket: %w", err)
 	}

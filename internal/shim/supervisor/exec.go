@@ -201,7 +201,7 @@ func (c *container) waitExec(ctx context.Context, id string) (*wire.Exit, error)
 }
 
 // endStrangers ends the execs and attachments that earlier sessions left: their
-// daemon is gone, and with it whoever read their output and kept their time.
+// daemon is gone, and with it the reader of their output and the timer of their deadlines.
 func (c *container) endStrangers(session string) {
 	c.mu.Lock()
 	io := c.io

@@ -19,7 +19,7 @@ const (
 
 // hold freezes the container's processes for a moment, if that disturbs nothing: no operation on the
 // container, which may freeze it too, no start of an exec, which OCI runtimes refuse in a frozen
-// container, and no freeze by somebody else. The caller calls thaw, also when nothing was frozen.
+// container, and no freeze by another process. The caller calls thaw, also when nothing was frozen.
 func (c *container) hold(ctx context.Context, cgroup string) (thaw func()) {
 	thaw = func() {}
 	if cgroup == "" {

@@ -36,7 +36,7 @@ const (
 type host struct {
 	s   *Supervisor
 	dir string
-	// op holds a token; whoever takes it may begin or end tasks.
+	// op holds a token; its holder may begin or end tasks.
 	op chan struct{}
 	// tasks are the containers that the shim may know; guarded by Supervisor.mu.
 	tasks map[string]bool
@@ -205,7 +205,7 @@ func (h *host) followLog() error {
 	if h.log != nil {
 		return nil
 	}
-	// Read-write, so that the reader sees no end while nobody writes.
+	// Read-write, so that the reader sees no end while there is no writer.
 	f, err := os.OpenFile(filepath.Join(h.dir, shimv2.LogFIFO), os.O_RDWR|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("open log of shim: %w", err)
@@ -229,7 +229,7 @@ func (h *host) followLog() error {
 }
 
 // end ends the shim and removes what is left of it. Preconditions: the caller holds
-// the token, and leave has told that no task is left.
+// the token, and leave has reported that no task is left.
 func (h *host) end(ctx context.Context, id string) error {
 	if h.conn != nil {
 		if err := h.conn.Shutdown(ctx, id); err != nil {
@@ -263,9 +263,9 @@ func (h *host) dismantle(ctx context.Context) error {
 // kill waits for the end of the shim's process, which is at hand, and enforces it.
 func (h *host) kill(ctx context.Context) error {
 	return h.onProcess(func(pidfd *os.File) error {
-		patience, cancel := context.WithTimeout(ctx, callTime)
+		bounded, cancel := context.WithTimeout(ctx, callTime)
 		defer cancel()
-		if proc.AwaitEnd(patience, pidfd) == nil {
+		if proc.AwaitEnd(bounded, pidfd) == nil {
 			return nil
 		}
 		if err := killShim(pidfd); err != nil {

@@ -26,7 +26,7 @@ type oomParent struct {
 	// past is how many kills are put down to children that have ended.
 	past int64
 	// open has the children that have not. The value is what the parent had counted
-	// that was nobody's when the child came.
+	// that had no owner when the child came.
 	open map[string]int64
 }
 

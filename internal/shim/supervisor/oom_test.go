@@ -51,11 +51,11 @@ func TestOOMLedger(t *testing.T) {
 	k[c] = 0
 	delete(k, b)
 	want(b, 1)
-	want(b, 0) // told twice
+	want(b, 0) // reported twice
 	k.kill(c)
 	want(c, 1) // its cgroup is still there
 	if len(l.parents) != 0 {
-		t.Errorf("the ledger keeps %v although no container is left", l.parents)
+		t.Errorf("there are records of %v although no container is left", l.parents)
 	}
 	l.begin(a) // a successor takes over what has had a kill already
 	want(a, 0)

@@ -31,7 +31,7 @@ const (
 )
 
 // stdio is everything that connects a container with the supervisor: its FIFOs or
-// its terminal, the log, and whoever is attached.
+// its terminal, the log, and attached clients.
 type stdio struct {
 	log      *slog.Logger
 	writer   *crilog.Writer

@@ -12,7 +12,7 @@ import (
 	"github.com/berth-runtime/berth/internal/proc"
 )
 
-// unknownCode is the exit code of a process whose status nobody could learn.
+// unknownCode is the exit code of a process whose status could not be learned.
 const unknownCode = 255
 
 // process is a container's init or an exec, from its start until it is forgotten.
@@ -112,7 +112,7 @@ func (p *process) close() {
 
 // follow learns of the end of a process that was started by the OCI runtime just
 // now (started is 0) or by a predecessor. It returns false when the process is
-// gone and only a pidfd that somebody else holds can tell its status.
+// gone and only a pidfd that another process holds can tell its status.
 func (s *Supervisor) follow(p *process) bool {
 	found := s.tryFollow(p)
 	p.mu.Lock()
@@ -125,7 +125,7 @@ func (s *Supervisor) tryFollow(p *process) bool {
 	w := &watcher{p.exited}
 	stat, ours := s.children.adopt(p.pid, w)
 	switch {
-	case stat.PID == 0: // ended: told by adopt, or reaped by somebody else
+	case stat.PID == 0: // ended: reported by adopt, or reaped by another process
 		return ours
 	case p.started == 0:
 		p.started = stat.Started
@@ -137,10 +137,10 @@ func (s *Supervisor) tryFollow(p *process) bool {
 	pidfd, err := proc.Open(p.pid, p.started)
 	if err != nil {
 		if ours {
-			return true // a child is told of by the reaper, also without a pidfd
+			return true // the reaper reports a child, also without a pidfd
 		}
 		s.children.disown(p.pid, w)
-		return !p.running() // it became a child just now, and the reaper has told
+		return !p.running() // it became a child just now, and the reaper has reported it
 	}
 	p.mu.Lock()
 	p.pidfd = pidfd
@@ -158,7 +158,7 @@ func (s *Supervisor) watch(p *process, pidfd *os.File, w *watcher) {
 		status, statusErr := proc.ExitStatus(pidfd, p.pid, p.started)
 		s.children.disown(p.pid, w) // if it became a child and was reaped, p knows by now
 		switch {
-		case err != nil: // closed: nobody wants to know any more
+		case err != nil: // closed: no waiter is left
 		case statusErr != nil:
 			p.end(0, false, statusErr.Error(), time.Now())
 		default:
@@ -167,7 +167,7 @@ func (s *Supervisor) watch(p *process, pidfd *os.File, w *watcher) {
 	})
 }
 
-// expectEnd sees to it that the end of a killed process is told, also if its
+// expectEnd sees to it that the end of a killed process is reported, also if its
 // parent, which is not this process any more, does not reap what is needed for
 // it: see proc.Released.
 func (s *Supervisor) expectEnd(ctx context.Context, p *process) {
@@ -179,7 +179,7 @@ func (s *Supervisor) expectEnd(ctx context.Context, p *process) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 		defer cancel()
 		if proc.AwaitEnd(ctx, pidfd) != nil {
-			return // whoever waits for it says so
+			return // its waiter reports that
 		}
 		if status, err := proc.ExitStatus(pidfd, p.pid, p.started); err == nil {
 			p.exited(status)

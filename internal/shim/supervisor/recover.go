@@ -16,7 +16,7 @@ import (
 	"github.com/berth-runtime/berth/internal/shim/wire"
 )
 
-// lostReason is why an exit is unknown when nobody held a pidfd that could tell.
+// lostReason is why an exit is unknown when no process held a pidfd that could tell.
 const lostReason = "the process ended while no supervisor was there, and its exit status was not kept by anybody"
 
 // doubtTime bounds the questions whether starts that were cut off had succeeded, of all containers.
@@ -103,7 +103,7 @@ func (s *Supervisor) resume(ctx context.Context, c *container, handed *handover)
 			s.log.Error("resume the output of a container", "container", c.id, "error", err)
 		}
 	}
-	// Looked for before the process is: it may end while it is found, and then is told of like any other.
+	// Looked for before the process is: it may end while it is found, and then is reported like any other.
 	e, recorded := s.journal.Last(c.id)
 	c.resumeInit(ctx, recorded)
 	close(c.ready)

@@ -68,7 +68,7 @@ func (d sandboxed) follow() error {
 	return nil
 }
 
-// isLost tells whether nobody knows any more how the container ended.
+// isLost reports whether the end of the container can no longer be learned.
 func (d sandboxed) isLost(runtime *ociruntime.Runtime) bool {
 	if c := d.sandbox(); c == nil || !c.init.running() {
 		return true

@@ -150,7 +150,7 @@ func (g *service) Delete(ctx context.Context, req *wire.Container) (*wire.Empty,
 		if err := c.acquire(ctx); err != nil {
 			return nil, err
 		}
-		defer c.release() // whoever waits finds that it is gone
+		defer c.release() // waiters find that it is gone
 		if c.isGone() {
 			return &wire.Empty{}, nil
 		}

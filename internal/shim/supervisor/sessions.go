@@ -116,7 +116,7 @@ func (g *service) Attach(_ context.Context, req *wire.AttachRequest) (*wire.Atta
 		}
 		detach := func() {
 			io.detach(func(other string, _ *tap) bool { return other == id })
-			_ = g.s.dropped.take(id) // there is no reader to be told
+			_ = g.s.dropped.take(id) // there is no reader for the error
 		}
 		if err := g.s.staging.put(stagedAttachment+id, stagedAttachment+c.pod(), files, detach); err != nil {
 			detach()

@@ -40,7 +40,7 @@ func TestStagedDescriptorsExpire(t *testing.T) {
 		time.Sleep(stagedLife + time.Second)
 		synctest.Wait()
 		if err := first.Close(); !errors.Is(err, os.ErrClosed) || expired != 1 {
-			t.Errorf("an expired descriptor: close: %v, %d told", err, expired)
+			t.Errorf("an expired descriptor: close: %v, %d reported", err, expired)
 		}
 		if err := taken.Close(); err != nil {
 			t.Errorf("a descriptor that was taken: close: %v", err)

@@ -37,7 +37,7 @@ func (s *Supervisor) start(ctx context.Context, rec record) (record, error) {
 			}
 			return got, nil
 		}
-		// From here on the outcome does not depend on the caller's patience.
+		// From here on the outcome does not depend on the caller's deadline.
 		err := c.start(context.WithoutCancel(ctx))
 		c.release()
 		if err != nil {

@@ -88,7 +88,7 @@ func (s *Supervisor) ownProcesses() ([]int, error) {
 }
 
 // sweep ends the OCI runtimes of a predecessor. The first look is over when it returns, before this
-// process starts any itself, and what it found is killed; the rest needs nobody to wait for it.
+// process starts any itself, and what it found is killed; nothing has to wait for the rest.
 func (s *Supervisor) sweep(ctx context.Context, prefix string) {
 	spared := s.recorded()
 	atWork, err := s.runtimesAtWork(prefix, spared)
@@ -153,7 +153,7 @@ func (s *Supervisor) recorded() func(proc.Stat) bool {
 	}
 }
 
-// killStrays kills exec'd processes that nobody knows: their OCI runtime was
+// killStrays kills exec'd processes without a record: their OCI runtime was
 // killed before it could say their ID. Such a process is in the container's
 // cgroup and PID namespace, but its parent is outside of both. Where the
 // container has no PID namespace of its own that says nothing, and none is killed.
@@ -184,7 +184,7 @@ func (c *container) killStrays(ctx context.Context) error {
 			continue
 		}
 		c.s.log.Info("kill an exec whose start was cut off", "container", c.id, "pid", s.PID)
-		// It may still be the runtime's: then its process group is, too, but nobody else's.
+		// It may still be the runtime's: then its process group is, too, but no other one's.
 		err := c.killTree(ctx, &process{pid: s.PID, started: s.Started})
 		if err != nil && !errdefs.IsNotFound(err) {
 			return err

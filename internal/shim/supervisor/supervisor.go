@@ -124,7 +124,7 @@ type Supervisor struct {
 	unlogged   int // deleted containers whose output waits for the disk of its log
 }
 
-// Run serves until ctx ends, until it is told to shut down, or until its last
+// Run serves until ctx ends, until it is asked to shut down, or until its last
 // client is gone while there is no container. It must be called on the main
 // thread, and the main goroutine must be locked to it. Containers run on. It is
 // [ErrServed] that another one serves already.
@@ -162,7 +162,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Ready != nil {
 		cfg.Ready()
 	}
-	// Whoever started this one may have died before it could connect.
+	// The daemon that started this one may have ended before it could connect.
 	unwanted := time.AfterFunc(welcomeTimeout, func() { s.clients.ifNone(s.leaveIfIdle) })
 	defer unwanted.Stop()
 	for {
@@ -228,7 +228,7 @@ func (s *Supervisor) leave() error {
 	return errors.Join(errs...)
 }
 
-// leaveIfIdle ends the supervisor when nobody needs it.
+// leaveIfIdle ends the supervisor when it is not needed.
 func (s *Supervisor) leaveIfIdle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -282,7 +282,7 @@ func (s *Supervisor) find(id string) (*container, error) {
 	return c, nil
 }
 
-// forget drops a container; its exit is told to nobody any more.
+// forget drops a container; its exit is not published any more.
 func (s *Supervisor) forget(c *container) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -324,7 +324,7 @@ func (t *shimTask) delete(ctx context.Context, rec record) error {
 func (t *shimTask) forget(ctx context.Context, rec record) error {
 	conn, err := t.host.connect(ctx)
 	if errdefs.IsNotFound(err) && t.resumed {
-		// The predecessor may have been killed before it took a note; the shim is told by its pod.
+		// The predecessor may have been killed before it took a note; the shim is found by its pod.
 		if program, programErr := t.c.s.shimProgram(rec.Handler); programErr == nil && exists(rec.Bundle) {
 			conn, err = t.host.open(ctx, program, &rec)
 		}

@@ -65,7 +65,7 @@ func nameOf(f *os.File) string {
 }
 
 // makeStdin makes a FIFO between the client's pipe and the shim, which holds its
-// stdin open itself until it is told that no more comes. It returns the FIFO's name.
+// stdin open itself until it gets the end of input. It returns the FIFO's name.
 func (e *execution) makeStdin(from *os.File) (string, error) {
 	if from == nil {
 		return "", nil
@@ -74,7 +74,7 @@ func (e *execution) makeStdin(from *os.File) (string, error) {
 	if err := unix.Mkfifo(path, 0o600); err != nil {
 		return "", fmt.Errorf("make FIFO: %w", err)
 	}
-	// Nobody else reads from it, and this reads without holding a thread.
+	// No other reader exists, and this reads without holding a thread.
 	if err := unix.SetNonblock(int(from.Fd()), true); err != nil {
 		return "", fmt.Errorf("make stdin non-blocking: %w", err)
 	}

@@ -16,8 +16,8 @@ import (
 	"github.com/berth-runtime/berth/test/servicemanager"
 )
 
-// testShelf is a shelf whose service manager is the test.
-func testShelf(t *testing.T) (*shelf, *servicemanager.Socket) {
+// testFDStore is an fdStore whose service manager is the test.
+func testFDStore(t *testing.T) (*fdStore, *servicemanager.Socket) {
 	t.Helper()
 	manager := servicemanager.Listen(t, filepath.Join(leakcheck.Dir(t), "notify"))
 	t.Setenv("NOTIFY_SOCKET", manager.Path)
@@ -26,10 +26,10 @@ func testShelf(t *testing.T) (*shelf, *servicemanager.Socket) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newShelf(m.Store(), slog.New(slog.DiscardHandler)), manager
+	return newFDStore(m.Store(), slog.New(slog.DiscardHandler)), manager
 }
 
-// hears returns what the manager is told next: + or - and the name.
+// hears returns the next operation of the manager: + or - and the name.
 func hears(t *testing.T, manager *servicemanager.Socket) string {
 	t.Helper()
 	text, file := manager.Hear(t)
@@ -60,10 +60,10 @@ func testFiles(t *testing.T, kinds ...string) wire.Files {
 	return files
 }
 
-// TestShelf: the manager of services is told what is new and what is gone, each once; nobody waits longer than for that.
-func TestShelf(t *testing.T) {
+// TestFDStore: the service manager gets new and dropped descriptors, each once; no request waits longer than for that.
+func TestFDStore(t *testing.T) {
 	leakcheck.Check(t)
-	s, manager := testShelf(t)
+	s, manager := testFDStore(t)
 	ended := make(chan struct{})
 	t.Cleanup(func() {
 		<-ended
@@ -98,24 +98,24 @@ func TestShelf(t *testing.T) {
 	}
 }
 
-// TestShelfOfDead: while nobody listens, what comes and goes leaves nothing to be told; what is left is told later. Nobody
+// TestFDStoreWithoutManager: without a manager, descriptors that come and go leave no operation; the rest is sent later. No request
 // waits for long.
-func TestShelfOfDead(t *testing.T) {
+func TestFDStoreWithoutManager(t *testing.T) {
 	leakcheck.Check(t)
-	s, manager := testShelf(t)
+	s, manager := testFDStore(t)
 	t.Cleanup(s.close)
 	s.keep("gone", testFiles(t, wire.Pidfd))
 	s.keep("stays", testFiles(t, wire.Pidfd))
 	name, e := s.next()
-	s.told(name, e, unix.EAGAIN) // it may have been told all the same
+	s.finished(name, e, unix.EAGAIN) // it may have arrived all the same
 	s.await(t.Context(), "stays")
 	s.keep("gone", nil)
 	for range 3 {
 		s.keep("brief", testFiles(t, wire.Pidfd))
 		s.keep("brief", nil)
 	}
-	if want := []string{shelfName("gone", wire.Pidfd), shelfName("stays", wire.Pidfd)}; !slices.Equal(s.queue, want) || len(s.errands) != 2 {
-		t.Errorf("to be told are %q, want %q", s.queue, want)
+	if want := []string{shelfName("gone", wire.Pidfd), shelfName("stays", wire.Pidfd)}; !slices.Equal(s.queue, want) || len(s.pending) != 2 {
+		t.Errorf("pending are %q, want %q", s.queue, want)
 	}
 	ended := make(chan struct{})
 	t.Cleanup(func() { <-ended })
@@ -130,11 +130,11 @@ func TestShelfOfDead(t *testing.T) {
 	}
 }
 
-// TestShelfChangesItsMind: what is dropped while the manager is being told to keep it is dropped after that, and the other
+// TestFDStoreDropWhileStoring: what is dropped while it is being stored is dropped after that, and the other
 // way round.
-func TestShelfChangesItsMind(t *testing.T) {
+func TestFDStoreDropWhileStoring(t *testing.T) {
 	leakcheck.Check(t)
-	s, _ := testShelf(t)
+	s, _ := testFDStore(t)
 	t.Cleanup(s.close)
 	tell := func(meanwhile func()) string {
 		name, e := s.next()
@@ -142,7 +142,7 @@ func TestShelfChangesItsMind(t *testing.T) {
 			return "nothing"
 		}
 		meanwhile()
-		s.told(name, e, nil)
+		s.finished(name, e, nil)
 		if e.file == nil {
 			return "drop"
 		}
@@ -159,21 +159,21 @@ func TestShelfChangesItsMind(t *testing.T) {
 			}
 		})
 		if got != want {
-			t.Errorf("the manager is told to %s, want %s", got, want)
+			t.Errorf("the manager gets %s, want %s", got, want)
 		}
 	}
 	if got := tell(func() {}); got != "drop" {
-		t.Errorf("the manager is told to %s, want drop", got)
+		t.Errorf("the manager gets %s, want drop", got)
 	}
 	if got := tell(func() {}); got != "nothing" || len(s.stored) != 0 {
 		t.Errorf("at the end there is %s to tell, stored is %v", got, s.stored)
 	}
 }
 
-// TestShelfClaim: of what a predecessor has left, containers get their own, and the rest is dropped.
-func TestShelfClaim(t *testing.T) {
+// TestFDStoreClaim: of what a predecessor has left, containers get their own, and the rest is dropped.
+func TestFDStoreClaim(t *testing.T) {
 	leakcheck.Check(t)
-	s, _ := testShelf(t)
+	s, _ := testFDStore(t)
 	t.Cleanup(s.close)
 	left := notify.Inherited{}
 	for _, name := range []string{shelfName("a", wire.Pidfd), shelfName("a", wire.Console), shelfName("gone", wire.Pidfd), "foreign"} {
@@ -191,6 +191,6 @@ func TestShelfClaim(t *testing.T) {
 	}
 	s.keep("a", claimed["a"])
 	if len(s.queue) != 2 {
-		t.Errorf("what the manager has is told again: %q", s.queue)
+		t.Errorf("stored descriptors are sent again: %q", s.queue)
 	}
 }

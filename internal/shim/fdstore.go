@@ -37,51 +37,51 @@ func shelfName(id, kind string) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])[:shelfNameLength] + shelfKinds[kind]
 }
 
-// shelf is the third copy of what is kept of containers: in the descriptor store of
-// the service manager, for the case that daemon and supervisor die at once. Nobody
+// fdStore is the third copy of the descriptors of containers: in the descriptor store of
+// the service manager, for the case that daemon and supervisor die at once. No request
 // waits for a manager that hangs: one goroutine tells it what it is to keep and to
-// drop, in order, and again until it has been told.
-type shelf struct {
-	store *notify.Store // nil if there is none; then the shelf is empty
+// drop, in order, and again until it has arrived.
+type fdStore struct {
+	store *notify.Store // nil if there is none; then fdStore is empty
 	log   *slog.Logger
 
 	mu sync.Mutex // guards what follows
 	// stored are the names that the manager has, or may have.
 	stored map[string]bool
-	// errands are what it has not been told yet, by name; queue has their names in
+	// pending are operations that it has not received yet, by name; queue has their names in
 	// order. There is at most one for each name that is kept, or is to be dropped.
-	errands map[string]*errand
+	pending map[string]*pendingOp
 	queue   []string
-	// atHand is the errand that the goroutine is telling. It ends it, in any case.
-	atHand *errand
+	// inFlight is the operation that the goroutine is sending. It ends it, in any case.
+	inFlight *pendingOp
 	// stuck tells that the last attempt failed.
 	stuck bool
 	news  chan struct{}
 }
 
-// errand is something to tell the manager.
-type errand struct {
+// pendingOp is an operation for the manager.
+type pendingOp struct {
 	file *os.File // to be kept; nil: to be dropped
 	done chan struct{}
 }
 
-func (e *errand) end() {
+func (e *pendingOp) end() {
 	if e.file != nil {
 		_ = e.file.Close()
 	}
 	close(e.done)
 }
 
-func newShelf(store *notify.Store, log *slog.Logger) *shelf {
-	return &shelf{
+func newFDStore(store *notify.Store, log *slog.Logger) *fdStore {
+	return &fdStore{
 		store: store, log: log,
-		stored: map[string]bool{}, errands: map[string]*errand{}, news: make(chan struct{}, 1),
+		stored: map[string]bool{}, pending: map[string]*pendingOp{}, news: make(chan struct{}, 1),
 	}
 }
 
 // claim returns what a predecessor has left of the containers with these IDs. What
 // it has left of others is dropped.
-func (s *shelf) claim(left notify.Inherited, ids []string) map[string]wire.Files {
+func (s *fdStore) claim(left notify.Inherited, ids []string) map[string]wire.Files {
 	claimed := map[string]wire.Files{}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,7 +109,7 @@ func (s *shelf) claim(left notify.Inherited, ids []string) map[string]wire.Files
 }
 
 // keep makes files what the store has of a container; none drops all that it has.
-func (s *shelf) keep(id string, files wire.Files) {
+func (s *fdStore) keep(id string, files wire.Files) {
 	if s.store == nil {
 		return
 	}
@@ -121,7 +121,7 @@ func (s *shelf) keep(id string, files wire.Files) {
 			s.dropLocked(name)
 			continue
 		}
-		if e := s.errands[name]; e != nil && e.file != nil || e == nil && s.stored[name] {
+		if e := s.pending[name]; e != nil && e.file != nil || e == nil && s.stored[name] {
 			continue // it has one of the same open file, or of the same process
 		}
 		dup, err := wire.Dup(files[kind])
@@ -133,42 +133,42 @@ func (s *shelf) keep(id string, files wire.Files) {
 	}
 }
 
-func (s *shelf) dropLocked(name string) {
-	e := s.errands[name]
+func (s *fdStore) dropLocked(name string) {
+	e := s.pending[name]
 	switch {
-	case e != nil && e.file == nil: // about to be told
+	case e != nil && e.file == nil: // about to be sent
 	case s.stored[name]:
 		s.sendLocked(name, nil)
 	case e != nil: // the manager has never heard of it
-		delete(s.errands, name)
+		delete(s.pending, name)
 		s.queue = slices.DeleteFunc(s.queue, func(queued string) bool { return queued == name })
 		e.end()
 	}
 }
 
 // sendLocked notes what to tell the manager of a name, instead of what was noted before.
-func (s *shelf) sendLocked(name string, file *os.File) {
-	switch e := s.errands[name]; e {
+func (s *fdStore) sendLocked(name string, file *os.File) {
+	switch e := s.pending[name]; e {
 	case nil:
 		s.queue = append(s.queue, name)
-	case s.atHand:
+	case s.inFlight:
 	default:
 		e.end()
 	}
-	s.errands[name] = &errand{file: file, done: make(chan struct{})}
+	s.pending[name] = &pendingOp{file: file, done: make(chan struct{})}
 	select {
 	case s.news <- struct{}{}:
 	default:
 	}
 }
 
-// await returns when the manager has been told of a container, at once if it hangs.
-func (s *shelf) await(ctx context.Context, id string) {
+// await returns when the manager has the descriptors of a container, at once if it hangs.
+func (s *fdStore) await(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(ctx, shelfPatience)
 	defer cancel()
 	for kind := range shelfKinds {
 		s.mu.Lock()
-		e, stuck := s.errands[shelfName(id, kind)], s.stuck
+		e, stuck := s.pending[shelfName(id, kind)], s.stuck
 		s.mu.Unlock()
 		if e == nil || stuck {
 			continue
@@ -182,7 +182,7 @@ func (s *shelf) await(ctx context.Context, id string) {
 }
 
 // run tells the manager until ctx ends.
-func (s *shelf) run(ctx context.Context) {
+func (s *fdStore) run(ctx context.Context) {
 	if s.store == nil {
 		return
 	}
@@ -202,7 +202,7 @@ func (s *shelf) run(ctx context.Context) {
 		} else {
 			err = s.store.Drop(ctx, name)
 		}
-		s.told(name, e, err)
+		s.finished(name, e, err)
 		if err == nil {
 			pause = minShelfPause
 			continue
@@ -216,29 +216,29 @@ func (s *shelf) run(ctx context.Context) {
 	}
 }
 
-// next returns the first errand, nil if there is none.
-func (s *shelf) next() (string, *errand) {
+// next returns the first operation, nil if there is none.
+func (s *fdStore) next() (string, *pendingOp) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.queue) == 0 {
 		return "", nil
 	}
 	name := s.queue[0]
-	s.atHand = s.errands[name]
-	s.stored[name] = true // it may be told even if that seems to fail
-	return name, s.atHand
+	s.inFlight = s.pending[name]
+	s.stored[name] = true // it may have arrived even if that seems to fail
+	return name, s.inFlight
 }
 
-// told takes note of what became of an errand. One that failed stays, unless there is a newer one.
-func (s *shelf) told(name string, e *errand, err error) {
+// finished records the outcome of an operation. One that failed stays, unless there is a newer one.
+func (s *fdStore) finished(name string, e *pendingOp, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.atHand = nil
+	s.inFlight = nil
 	if err != nil && !s.stuck {
 		s.log.Warn("keep descriptors with the service manager", "error", err)
 	}
 	s.stuck = err != nil
-	if s.errands[name] != e {
+	if s.pending[name] != e {
 		e.end()
 		return
 	}
@@ -246,21 +246,21 @@ func (s *shelf) told(name string, e *errand, err error) {
 		return
 	}
 	s.queue = s.queue[1:]
-	delete(s.errands, name)
+	delete(s.pending, name)
 	if e.file == nil {
 		delete(s.stored, name)
 	}
 	e.end()
 }
 
-// close forgets what the manager has not been told: the next daemon looks itself.
+// close forgets pending operations: the next daemon looks itself.
 // Preconditions: run has returned.
-func (s *shelf) close() {
+func (s *fdStore) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, e := range s.errands {
+	for _, e := range s.pending {
 		e.end()
 	}
-	clear(s.errands)
+	clear(s.pending)
 	s.queue = nil
 }
