@@ -82,7 +82,7 @@ func TestBadContainer(t *testing.T) {
 		{"unknown-image", func(c *runtimeapi.ContainerConfig) { c.Image.Image = n.Registry.Host + "/none:1" }, codes.NotFound, "none:1"},
 		{"no-image", func(c *runtimeapi.ContainerConfig) { c.Image = nil }, codes.InvalidArgument, "image"},
 		{"no-name", func(c *runtimeapi.ContainerConfig) { c.Metadata.Name = "" }, codes.InvalidArgument, "metadata.name"},
-		{"unknown-user-name", func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.RunAsUsername = "nobody-here" }, codes.InvalidArgument, "nobody-here"},
+		{"unknown-user-name", func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.RunAsUsername = "missing-user" }, codes.InvalidArgument, "missing-user"},
 		{"group-without-user", func(c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1}
 		}, codes.InvalidArgument, "run_as_group"},

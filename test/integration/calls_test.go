@@ -71,7 +71,7 @@ func TestRepeatedStops(t *testing.T) {
 	})
 }
 
-// TestConcurrentCalls: many callers may want the same at once. Each is told that it is done when it is.
+// TestConcurrentCalls: many callers may want the same at once. Each gets its answer when the work is done.
 func TestConcurrentCalls(t *testing.T) {
 	eachHandler(t, func(t *testing.T, n *harness.Node) {
 		const callers = 8
@@ -93,7 +93,7 @@ func TestConcurrentCalls(t *testing.T) {
 				return err
 			})
 		}
-		// A name can be given once: whoever asks after the ID was given is refused.
+		// A name can be given once: a request after the ID was given is refused.
 		if err := calls.Wait(); err != nil && status.Code(err) != codes.AlreadyExists {
 			t.Fatalf("create and pull at once: %v", err)
 		}
@@ -205,7 +205,7 @@ func TestCredentials(t *testing.T) {
 		"auth-bearer": {registry.Options{Username: "me", Password: "secret", Bearer: true}, &runtimeapi.AuthConfig{Auth: encoded}, &runtimeapi.AuthConfig{Auth: "not base64!"}},
 		"identity-token": {
 			registry.Options{Username: "me", Password: "secret", Bearer: true, IdentityToken: "who-i-am"},
-			&runtimeapi.AuthConfig{IdentityToken: "who-i-am"}, &runtimeapi.AuthConfig{IdentityToken: "somebody-else"},
+			&runtimeapi.AuthConfig{IdentityToken: "who-i-am"}, &runtimeapi.AuthConfig{IdentityToken: "another-one"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

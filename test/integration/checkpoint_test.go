@@ -44,7 +44,7 @@ func counts(n *harness.Node, c *harness.Container, beyond int) {
 	})
 }
 
-// TestCheckpoint: containers and pods are written down and go on; a pod is made
+// TestCheckpoint: containers and pods are checkpointed and go on; a pod is made
 // of what was written, and its containers go on from there, with the files that
 // they had. Where CRIU does not work with the kernel the error says so.
 func TestCheckpoint(t *testing.T) {
@@ -95,7 +95,7 @@ func TestCheckpoint(t *testing.T) {
 	onlyWritten(t, n)
 }
 
-// onlyWritten: a container in a user namespace is written down, to be looked at, and goes on; a pod that has one cannot be
+// onlyWritten: a container in a user namespace is checkpointed, for inspection, and goes on; a pod that has one cannot be
 // made of that.
 func onlyWritten(t *testing.T, n *harness.Node) {
 	t.Helper()
@@ -159,7 +159,7 @@ func restored(t *testing.T, n *harness.Node, old *harness.Pod, path string, firs
 			t.Fatal(err)
 		}
 		counts(n, c, first)
-		cgroupFile(t, c, "pids.current", "pids.current") // it is in its own cgroup, not in that of the one written down
+		cgroupFile(t, c, "pids.current", "pids.current") // it is in its own cgroup, not in that of the checkpointed one
 		if line := c.LogLines()[0]; strings.HasSuffix(line, " 0") {
 			t.Errorf("it begins from the beginning: %s", line)
 		}

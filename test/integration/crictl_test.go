@@ -63,7 +63,7 @@ func crictl(ctx context.Context, t *testing.T, n *harness.Node, args ...string) 
 	return cmd
 }
 
-// crictlUser is somebody who works with crictl. What was used is noted.
+// crictlUser is a user of crictl. What was used is noted.
 type crictlUser struct {
 	t    *testing.T
 	n    *harness.Node
@@ -138,7 +138,7 @@ func (u *crictlUser) file(name string, config proto.Message) string {
 	return path
 }
 
-// TestEveryCrictlCommand goes through every subcommand of the tool of the Kubernetes project, as somebody would who has
+// TestEveryCrictlCommand goes through every subcommand of the tool of the Kubernetes project, as a user would who has
 // nothing else, and looks at what each has done.
 func TestEveryCrictlCommand(t *testing.T) {
 	n := harness.Start(t, harness.Options{Handler: "runc"}) // Debian's crun is built without CRIU

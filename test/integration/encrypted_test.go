@@ -51,8 +51,8 @@ func TestEncryptedStreams(t *testing.T) {
 			t.Errorf("crictl exec over %s: %v: %s", transport, err, out)
 		}
 	}
-	stranger := executorFor(t, "spdy", execURL(t, n, request), rest.TLSClientConfig{})
-	if err := stranger.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &buffer{}}); err == nil {
+	anonymous := executorFor(t, "spdy", execURL(t, n, request), rest.TLSClientConfig{})
+	if err := anonymous.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &buffer{}}); err == nil {
 		t.Error("who does not trust the certificate has a session")
 	}
 	// berth finds the certificate by the daemon's configuration.

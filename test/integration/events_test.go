@@ -34,7 +34,7 @@ func eventName(names map[string]string, event *runtimeapi.ContainerEventResponse
 	return names[event.GetContainerId()] + " " + kind
 }
 
-// TestEvents: each change of a pod and its container is told once, in order, with the pod's status and those of its
+// TestEvents: each change of a pod and its container is published once, in order, with the pod's status and those of its
 // containers as they were then.
 func TestEvents(t *testing.T) {
 	eachHandler(t, func(t *testing.T, n *harness.Node) {

@@ -19,7 +19,7 @@ import (
 	"github.com/berth-runtime/berth/test/harness"
 )
 
-// allHandlers is a node with every kind of runtime. That of gVisor is told to do without KVM, and to use the network of the
+// allHandlers is a node with every kind of runtime. That of gVisor runs without KVM, and to use the network of the
 // pod as the kernel has it: its own stack would take the addresses away from the pod's other containers.
 func allHandlers(c *config.Config) {
 	c.Runtime.Handlers["runsc"] = config.Handler{

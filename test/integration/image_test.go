@@ -150,7 +150,7 @@ func TestPinned(t *testing.T) {
 	}
 }
 
-// TestCancelledPull: when nobody waits for a pull any more it ends, leaves nothing, and can be repeated.
+// TestCancelledPull: a pull without a waiting caller ends, leaves nothing, and can be repeated.
 func TestCancelledPull(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	proxy := registry.RunProxy(t, n.Registry.Host)

@@ -34,7 +34,7 @@ func kernelSays(t *testing.T, c *harness.Container) map[string]uint64 {
 		"network_transmit_bytes_total eth0":   0,
 		"network_transmit_packets_total eth0": 0,
 	}
-	// Systemd sets a limit that nobody has asked for.
+	// Systemd sets a limit that no request has asked for.
 	if most := strings.TrimSpace(controlFile(t, c, "pids", "pids.max", "pids.max")); most != "max" {
 		says["threads_max"] = parse(t, most)
 	} else {

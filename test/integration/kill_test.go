@@ -19,7 +19,7 @@ import (
 	"github.com/berth-runtime/berth/test/harness"
 )
 
-// counter writes numbered lines until it is told to end, and then ends with 9.
+// counter writes numbered lines until it gets a signal, and then ends with 9.
 var counter = []string{"sh", "-c", "trap 'exit 9' TERM; i=0; while true; do echo line $i; i=$((i+1)); sleep 0.01; done"}
 
 // TestRestart: a daemon that is stopped or killed and started again finds everything as it was.
@@ -185,7 +185,7 @@ func wantOrphansExit(t *testing.T, c *harness.Container, code int32) {
 	t.Helper()
 	s := c.Status()
 	if s.GetReason() == "ContainerStatusUnknown" && !kernelKeepsStatus(t) {
-		equal(t, "exit code that nobody can know", s.GetExitCode(), 255)
+		equal(t, "unknown exit code", s.GetExitCode(), 255)
 		return
 	}
 	equal(t, "exit code", s.GetExitCode(), code)

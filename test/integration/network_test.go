@@ -64,7 +64,7 @@ func getPage(n *harness.Node, address string) (string, error) {
 	return strings.TrimSpace(string(data)), err
 }
 
-// freePort asks the kernel for a port that nobody uses.
+// freePort asks the kernel for an unused port.
 func freePort(t *testing.T) int32 {
 	t.Helper()
 	l, err := net.Listen("tcp", "0.0.0.0:0")

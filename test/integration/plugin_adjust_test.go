@@ -174,17 +174,17 @@ func TestPluginLimits(t *testing.T) {
 	equal(t, "processes after a later update", cgroupFile(t, second, "pids.max", "pids.max"), "44")
 
 	p = connect(t, n, "10", &plugin{})
-	failed, err := p.stub.UpdateContainers([]*api.ContainerUpdate{limit(first.ID, 20000), limit("nobody", 20000), limit(second.ID, 20000)})
+	failed, err := p.stub.UpdateContainers([]*api.ContainerUpdate{limit(first.ID, 20000), limit("missing", 20000), limit(second.ID, 20000)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	equal(t, "updates that failed", len(failed), 1)
-	equal(t, "the one that failed", failed[0].GetContainerId(), "nobody")
+	equal(t, "the one that failed", failed[0].GetContainerId(), "missing")
 	equal(t, "quota of the first", quota(first), "20000")
 	equal(t, "quota of the second", quota(second), "20000")
 	equal(t, "quota in the status", second.Status().GetResources().GetLinux().GetCpuQuota(), 20000)
-	if !strings.Contains(p.told(first.ID), "Known") || !strings.Contains(p.told(second.ID), "Known") {
-		t.Error("the plugin that connected to the new daemon was not told of the containers")
+	if !strings.Contains(p.kindsOf(first.ID), "Known") || !strings.Contains(p.kindsOf(second.ID), "Known") {
+		t.Error("the plugin that connected to the new daemon did not get the containers")
 	}
 }
 
@@ -211,7 +211,7 @@ func TestPluginEvicts(t *testing.T) {
 		func(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) (err error) {
 			if req.GetMethod() == "UpdateContainers" {
 				req.Payload, err = proto.Marshal(&api.UpdateContainersRequest{
-					Evict: []*api.ContainerEviction{{ContainerId: second.ID, Reason: "it is in the way"}, {ContainerId: "nobody"}},
+					Evict: []*api.ContainerEviction{{ContainerId: second.ID, Reason: "it is in the way"}, {ContainerId: "missing"}},
 				})
 				if err != nil {
 					return err

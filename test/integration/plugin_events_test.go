@@ -11,7 +11,7 @@ import (
 	"github.com/berth-runtime/berth/test/harness"
 )
 
-// TestPluginEvents: a plugin is told of every event of pods and containers, once and in order, while they are in the
+// TestPluginEvents: a plugin gets every event of pods and containers, once and in order, while they are in the
 // state that the event is about. The subtests follow what critest asks for in its NRI specs.
 func TestPluginEvents(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
@@ -44,13 +44,13 @@ func testEventOrder(t *testing.T, n *harness.Node) {
 	c.Remove()
 	pod.Stop()
 	pod.Remove()
-	equal(t, "events of the pod", p.told(pod.ID), "Run Stop Remove")
-	equal(t, "events of the container", p.told(c.ID), "Create PostCreate Start PostStart Stop Remove")
+	equal(t, "events of the pod", p.kindsOf(pod.ID), "Run Stop Remove")
+	equal(t, "events of the container", p.kindsOf(c.ID), "Create PostCreate Start PostStart Stop Remove")
 	run := p.find("Run")[0].pod
 	m := pod.Config.GetMetadata()
 	equal(t, "pod", run.GetNamespace()+"/"+run.GetName()+"/"+run.GetUid(), m.GetNamespace()+"/"+m.GetName()+"/"+m.GetUid())
 	if len(run.GetIps()) == 0 || len(run.GetLinux().GetNamespaces()) == 0 {
-		t.Errorf("the plugin was told of a pod without addresses %v or namespaces %v", run.GetIps(), run.GetLinux().GetNamespaces())
+		t.Errorf("the plugin got a pod without addresses %v or namespaces %v", run.GetIps(), run.GetLinux().GetNamespaces())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -69,10 +69,10 @@ func testEventSelfExited(t *testing.T, n *harness.Node) {
 	equal(t, "exit code in the event", p.find("Stop")[0].container.GetExitCode(), 1)
 	c.Stop(10)
 	c.Remove()
-	equal(t, "events", p.told(c.ID), "Create PostCreate Start PostStart Stop Remove")
+	equal(t, "events", p.kindsOf(c.ID), "Create PostCreate Start PostStart Stop Remove")
 }
 
-// testEventRunBlocks: while a plugin looks at a new pod, nobody sees it, and no container can be made in it.
+// testEventRunBlocks: while a plugin looks at a new pod, it is not listed, and no container can be made in it.
 func testEventRunBlocks(t *testing.T, n *harness.Node) {
 	g := newGate("Run")
 	connect(t, n, "00", &plugin{on: g.hold})
@@ -112,8 +112,8 @@ func testEventRunRefused(t *testing.T, n *harness.Node) {
 	if slices.Contains(sandboxes(t, n, nil), id) {
 		t.Error("the pod that was refused is listed")
 	}
-	// Others may have been told before this one: all learn that it is gone.
-	equal(t, "events of the pod that was refused", p.told(id), "Run Stop Remove")
+	// Others may have got it before this one: all learn that it is gone.
+	equal(t, "events of the pod that was refused", p.kindsOf(id), "Run Stop Remove")
 	if _, err := n.Runtime.RunPodSandbox(n.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); err != nil {
 		t.Errorf("the same request again: %v", err)
 	}
@@ -141,7 +141,7 @@ func testEventStopBlocks(t *testing.T, n *harness.Node) {
 	equal(t, "pod", pod.Status().GetId(), pod.ID)
 	close(g.open)
 	<-stopped
-	equal(t, "events of the container", p.told(c.ID), "Known Stop")
+	equal(t, "events of the container", p.kindsOf(c.ID), "Known Stop")
 }
 
 func testEventStopTwice(t *testing.T, n *harness.Node) {
@@ -153,8 +153,8 @@ func testEventStopTwice(t *testing.T, n *harness.Node) {
 	wantError(t, err, codes.FailedPrecondition, "not ready")
 	pod.Remove()
 	pod.Remove()
-	equal(t, "events", p.told(pod.ID), "Run Stop Remove")
-	equal(t, "containers that the plugin was told of", len(p.find("Create")), 0)
+	equal(t, "events", p.kindsOf(pod.ID), "Run Stop Remove")
+	equal(t, "containers that the plugin got", len(p.find("Create")), 0)
 }
 
 func testEventCreateBlocks(t *testing.T, n *harness.Node) {
@@ -191,7 +191,7 @@ func testEventCreateRefused(t *testing.T, n *harness.Node) {
 	wantError(t, err, codes.Aborted, "the plugin does not want it", "stage nri")
 	refused := p.find("Create")[0].container.GetId()
 	equal(t, "containers of the pod", len(containers(t, n, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID})), 0)
-	equal(t, "events of the one that was refused", p.told(refused), "Create Remove")
+	equal(t, "events of the one that was refused", p.kindsOf(refused), "Create Remove")
 	c, err := pod.Create(cfg)
 	if err != nil {
 		t.Fatalf("the same request again: %v", err)
@@ -201,7 +201,7 @@ func testEventCreateRefused(t *testing.T, n *harness.Node) {
 	}
 	c.Stop(0)
 	c.Remove()
-	equal(t, "events", p.told(c.ID), "Create PostCreate Start PostStart Stop Remove")
+	equal(t, "events", p.kindsOf(c.ID), "Create PostCreate Start PostStart Stop Remove")
 }
 
 func testEventStartRefused(t *testing.T, n *harness.Node) {
@@ -216,7 +216,7 @@ func testEventStartRefused(t *testing.T, n *harness.Node) {
 	equal(t, "state", s.GetState(), runtimeapi.ContainerState_CONTAINER_EXITED)
 	equal(t, "reason", s.GetReason(), "StartError")
 	c.Remove()
-	equal(t, "events", p.told(c.ID), "Create PostCreate Start Stop Remove")
+	equal(t, "events", p.kindsOf(c.ID), "Create PostCreate Start Stop Remove")
 }
 
 // testEventUpdate: a plugin may refuse new limits of a container and new resources of a pod.
@@ -242,8 +242,8 @@ func testEventUpdate(t *testing.T, n *harness.Node) {
 	if err := updatePod(); err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "events of the container", p.told(c.ID), "Create PostCreate Start PostStart Update PostUpdate")
-	equal(t, "events of the pod", p.told(pod.ID), "Run Update PostUpdate")
+	equal(t, "events of the container", p.kindsOf(c.ID), "Create PostCreate Start PostStart Update PostUpdate")
+	equal(t, "events of the pod", p.kindsOf(pod.ID), "Run Update PostUpdate")
 	p.answer(failOnce("Update"))
 	wantError(t, updateContainer(30000), codes.Aborted, "the plugin does not want it")
 	equal(t, "quota in the status", c.Status().GetResources().GetLinux().GetCpuQuota(), 20000)

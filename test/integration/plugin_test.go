@@ -15,14 +15,14 @@ import (
 	"github.com/berth-runtime/berth/test/harness"
 )
 
-// pluginEvent is what a plugin was told.
+// pluginEvent is an event that a plugin got.
 type pluginEvent struct {
 	kind      string
 	pod       *api.PodSandbox
 	container *api.Container
 }
 
-// plugin is a plugin of the Node Resource Interface that notes what it is told, and answers as a test wants.
+// plugin is a plugin of the Node Resource Interface that records its events, and answers as a test wants.
 type plugin struct {
 	// on is called with each event; what it returns is the answer of the plugin.
 	on func(context.Context, pluginEvent) error
@@ -41,7 +41,7 @@ type plugin struct {
 	events []pluginEvent
 }
 
-// connect brings up a plugin of the node. It is told of everything from then on.
+// connect brings up a plugin of the node. It gets every event from then on.
 func connect(t *testing.T, n *harness.Node, index string, p *plugin, opts ...stub.Option) *plugin {
 	t.Helper()
 	if err := p.start(t, n, index, opts...); err != nil {
@@ -85,8 +85,8 @@ func (p *plugin) answer(on func(context.Context, pluginEvent) error) {
 	p.on = on
 }
 
-// told are the kinds of events of an object, in order; what it was given at the beginning is the event "Known".
-func (p *plugin) told(id string) string {
+// kindsOf returns the kinds of events of an object, in order; what it was given at the beginning is the event "Known".
+func (p *plugin) kindsOf(id string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var kinds []string
@@ -105,11 +105,11 @@ func (p *plugin) find(kind string) []pluginEvent {
 	return slices.DeleteFunc(slices.Clone(p.events), func(ev pluginEvent) bool { return ev.kind != kind })
 }
 
-// eventually waits until the plugin was told of these events of an object.
+// eventually waits until the plugin got these events of an object.
 func (p *plugin) eventually(n *harness.Node, id, want string) {
-	n.Eventually("the plugin is told", func() error {
-		if got := p.told(id); got != want {
-			return fmt.Errorf("it was told %q, want %q", got, want)
+	n.Eventually("the plugin gets the events", func() error {
+		if got := p.kindsOf(id); got != want {
+			return fmt.Errorf("it got %q, want %q", got, want)
 		}
 		return nil
 	})
@@ -237,7 +237,7 @@ func (g *gate) await(t *testing.T, n *harness.Node) pluginEvent {
 	case ev := <-g.reached:
 		return ev
 	case <-n.Context().Done():
-		t.Fatalf("the plugin was not told of %s", g.kind)
+		t.Fatalf("the plugin did not get %s", g.kind)
 	}
 	return pluginEvent{}
 }

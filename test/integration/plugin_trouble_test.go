@@ -26,7 +26,7 @@ import (
 // pluginKinds are events of a pod and its container at which there may be trouble.
 var pluginKinds = []string{"Run", "Create", "Start", "Stop", "Remove"}
 
-// TestPluginHangs: a plugin that hangs holds nobody up, and pods go without it.
+// TestPluginHangs: a plugin that hangs blocks no request, and pods go without it.
 func TestPluginHangs(t *testing.T) {
 	n := harness.Start(t, harness.Options{Configure: func(c *config.Config) { c.NRI.RequestTimeout = "500ms" }})
 	n.Ready()
@@ -35,7 +35,7 @@ func TestPluginHangs(t *testing.T) {
 			p := &plugin{}
 			p.on = func(_ context.Context, ev pluginEvent) error {
 				if ev.kind == kind {
-					<-p.gone // not its context, which ends at the same instant as the daemon's patience: an answer would be a refusal
+					<-p.gone // not its context, which ends at the same instant as the daemon's timeout: an answer would be a refusal
 				}
 				return nil
 			}
@@ -50,7 +50,7 @@ func TestPluginHangs(t *testing.T) {
 	}
 }
 
-// TestPluginTrouble: a plugin that dies or fails holds nobody up, and pods go with or without it.
+// TestPluginTrouble: a plugin that dies or fails blocks no request, and pods go with or without it.
 func TestPluginTrouble(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	n.Ready()
@@ -76,7 +76,7 @@ func TestPluginTrouble(t *testing.T) {
 			return nil
 		}})
 		life(n)
-		equal(t, "times that it was told of the end of a pod", len(p.find("Remove")), 2) // the container's and the pod's
+		equal(t, "removals that it got", len(p.find("Remove")), 2) // the container's and the pod's
 	})
 }
 
@@ -137,17 +137,17 @@ func TestPluginSynchronize(t *testing.T) {
 	count := 0
 	ids.Range(func(_, id any) bool {
 		count++
-		told := p.told(id.(string))
-		if n := strings.Count(told, "Known") + strings.Count(" "+told+" ", " Create "); n != 1 {
-			t.Errorf("the plugin learned %d times of a container: it was told %q", n, told)
+		kinds := p.kindsOf(id.(string))
+		if n := strings.Count(kinds, "Known") + strings.Count(" "+kinds+" ", " Create "); n != 1 {
+			t.Errorf("the plugin learned %d times of a container: it got %q", n, kinds)
 		}
 		return true
 	})
 	equal(t, "containers", count, creates)
-	equal(t, "events of the old container", p.told(old.ID), "Known")
-	equal(t, "events of the old pod", p.told(pod.ID), "Known")
-	if told := p.told((<-newPod).ID); told != "Known" && told != "Run" {
-		t.Errorf("the plugin was told %q of the new pod", told)
+	equal(t, "events of the old container", p.kindsOf(old.ID), "Known")
+	equal(t, "events of the old pod", p.kindsOf(pod.ID), "Known")
+	if kinds := p.kindsOf((<-newPod).ID); kinds != "Known" && kinds != "Run" {
+		t.Errorf("the plugin got %q of the new pod", kinds)
 	}
 }
 
@@ -172,7 +172,7 @@ func TestPluginFromDirectory(t *testing.T) {
 	n.Ready()
 	pod := n.RunPod()
 	lives, ends := pod.Start([]string{"sleep", "1000"}), pod.Start([]string{"sleep", "1000"})
-	told := func(id string) string {
+	kinds := func(id string) string {
 		var kinds []string
 		for line := range strings.Lines(readFile(t, log)) {
 			kind, about, _ := strings.Cut(strings.TrimSpace(line), " ")
@@ -182,7 +182,7 @@ func TestPluginFromDirectory(t *testing.T) {
 		}
 		return strings.Join(kinds, " ")
 	}
-	equal(t, "events of a container", told(lives.ID), "Create Start")
+	equal(t, "events of a container", kinds(lives.ID), "Create Start")
 
 	if err := n.Kill(); err != nil {
 		t.Fatal(err)
@@ -191,19 +191,19 @@ func TestPluginFromDirectory(t *testing.T) {
 	if err := n.StartDaemon(n.Context()); err != nil {
 		t.Fatal(err)
 	}
-	n.Eventually("the plugin is told of the end", func() error {
-		if got, want := told(ends.ID), "Create Start Known Stop"; got != want {
-			return fmt.Errorf("it was told %q, want %q", got, want)
+	n.Eventually("the plugin gets the end", func() error {
+		if got, want := kinds(ends.ID), "Create Start Known Stop"; got != want {
+			return fmt.Errorf("it got %q, want %q", got, want)
 		}
 		return nil
 	})
-	equal(t, "events of the one that lives", told(lives.ID), "Create Start Known")
-	equal(t, "events of the pod", told(pod.ID), "Run Known")
+	equal(t, "events of the one that lives", kinds(lives.ID), "Create Start Known")
+	equal(t, "events of the pod", kinds(pod.ID), "Run Known")
 	pod.Stop()
 	pod.Remove()
-	equal(t, "events of the one that lived", told(lives.ID), "Create Start Known Stop Remove")
-	equal(t, "events of the one that ended", told(ends.ID), "Create Start Known Stop Remove")
-	equal(t, "events of the pod", told(pod.ID), "Run Known Stop Remove")
+	equal(t, "events of the one that lived", kinds(lives.ID), "Create Start Known Stop Remove")
+	equal(t, "events of the one that ended", kinds(ends.ID), "Create Start Known Stop Remove")
+	equal(t, "events of the pod", kinds(pod.ID), "Run Known Stop Remove")
 }
 
 // endProcess kills a container behind the runtime's back.
@@ -246,16 +246,16 @@ func TestPluginValidators(t *testing.T) {
 	p.validate = func(req *api.ValidateContainerAdjustmentRequest) error {
 		for _, e := range req.GetAdjust().GetEnv() {
 			if e.GetKey() == "SECRET" {
-				return errors.New("nobody may know")
+				return errors.New("a secret reason")
 			}
 		}
 		return nil
 	}
-	wantError(t, create(), codes.Aborted, "nobody may know")
+	wantError(t, create(), codes.Aborted, "a secret reason")
 	equal(t, "containers", len(containers(t, n, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID})), 0)
 	p.adjust = nil
 	if err := create(); err != nil {
-		t.Errorf("a container that nobody adjusts: %v", err)
+		t.Errorf("a container without adjustments: %v", err)
 	}
 }
 

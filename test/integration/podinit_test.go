@@ -13,7 +13,7 @@ import (
 
 // TestPodInitCannotBeTraced: a container with the user of the pod's init process can neither trace it nor read its memory,
 // with and without a user namespace, and root of a user namespace that may trace cannot either. The process has its own seccomp
-// filter, no capabilities and no way to new ones, so that whoever gets at it gains nothing.
+// filter, no capabilities and no way to new ones, so that control over it gains nothing.
 func TestPodInitCannotBeTraced(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	n.Pull()

@@ -16,7 +16,7 @@ import (
 	"github.com/berth-runtime/berth/test/harness"
 )
 
-// sandboxing is a node with runtimes before which a container stands for the pod: gVisor's, and a shim that does as it is told.
+// sandboxing is a node with runtimes before which a container stands for the pod: gVisor's, and a configurable shim.
 func sandboxing(c *config.Config) {
 	allHandlers(c)
 	shim := c.Runtime.Handlers["shim"]

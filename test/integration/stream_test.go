@@ -304,7 +304,7 @@ func TestBadStreams(t *testing.T) {
 	wantError(t, err, codes.FailedPrecondition)
 }
 
-// TestStreamsDrain: a daemon that is told to end tells the sessions why they do, over each protocol, and ends; the container
+// TestStreamsDrain: a daemon that gets SIGTERM tells the sessions why they end, over each protocol, and ends; the container
 // goes on, and the next daemon has sessions with it.
 func TestStreamsDrain(t *testing.T) {
 	n := harness.Start(t, harness.Options{})

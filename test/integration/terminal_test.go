@@ -19,7 +19,7 @@ import (
 	"github.com/berth-runtime/berth/test/harness"
 )
 
-// person is somebody at a terminal who runs `berth`.
+// person is a user at a terminal who runs `berth`.
 type person struct {
 	n      *harness.Node
 	master *os.File
@@ -45,7 +45,7 @@ func sit(t *testing.T, n *harness.Node, width, height uint16, args ...string) *p
 	}
 	go func() {
 		defer close(p.gone)
-		_, _ = io.Copy(&p.screen, master) // ends with EIO once nobody has the other side open
+		_, _ = io.Copy(&p.screen, master) // ends with EIO once the other side is closed
 	}()
 	return p
 }

@@ -49,7 +49,7 @@ func mapped(host, container string, change ...func(*runtimeapi.Mount)) func(*run
 	return func(c *runtimeapi.ContainerConfig) { c.Mounts = append(c.Mounts, m) }
 }
 
-// TestUserNamespace: root of a pod is root in there and nobody outside, wherever files come from; the namespaces of the
+// TestUserNamespace: root of a pod is root in there and another user outside, wherever files come from; the namespaces of the
 // pod obey it, and everything that one does with a container works.
 func TestUserNamespace(t *testing.T) {
 	eachHandler(t, func(t *testing.T, n *harness.Node) {
@@ -169,7 +169,7 @@ func TestUserNamespaceTerminal(t *testing.T) {
 	})
 }
 
-// TestUserNamespaceOOM: the end for lack of memory is told as ever.
+// TestUserNamespaceOOM: the end for lack of memory is reported as ever.
 func TestUserNamespaceOOM(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	p := n.RunPod(userNamespace)

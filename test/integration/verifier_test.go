@@ -19,7 +19,7 @@ import (
 func TestPullErrorsForKubelet(t *testing.T) {
 	dir := t.TempDir()
 	n := harness.Start(t, harness.Options{Configure: func(c *config.Config) { c.Image.VerifierDir = dir }})
-	write(t, filepath.Join(dir, "policy"), "#!/bin/sh\necho nobody has signed $2\nexit 1\n")
+	write(t, filepath.Join(dir, "policy"), "#!/bin/sh\necho no signature for $2\nexit 1\n")
 	if err := unix.Chmod(filepath.Join(dir, "policy"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func TestPullErrorsForKubelet(t *testing.T) {
 		}
 	}
 	_, err := pull(n, n.Image)
-	wantError(t, err, codes.Unknown, "nobody has signed "+n.Image)
+	wantError(t, err, codes.Unknown, "no signature for "+n.Image)
 	_, err = n.Images.PullImage(n.Context(), &runtimeapi.PullImageRequest{
 		Image: &runtimeapi.ImageSpec{Image: n.Image, RuntimeHandler: "none"},
 	})

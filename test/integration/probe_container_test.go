@@ -46,18 +46,18 @@ func TestKillDuringTrials(t *testing.T) {
 			names[name] = true
 		}
 	}
-	t.Logf("%d trials were cut off", len(names))
+	t.Logf("%d probes were cut off", len(names))
 	if len(names) == 0 {
-		t.Error("no trial was cut off: the test is not at the right time")
+		t.Error("no probe was cut off: the test is not at the right time")
 	}
 	if err := n.StartDaemon(n.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(n.Log(), "is left of a trial") {
+	if strings.Contains(n.Log(), "files of a handler probe could not be removed") {
 		t.Error("the log says that something was left")
 	}
 	tried(t, n)
-	n.Eventually("nothing of a trial is left", func() error {
+	n.Eventually("nothing of a probe is left", func() error {
 		if left := entries(t, dir); len(left) > 0 {
 			return fmt.Errorf("there are directories %v", left)
 		}
@@ -91,7 +91,7 @@ func entries(t *testing.T, dir string) []string {
 	return names
 }
 
-// staleSockets are those of shims where nobody listens any more.
+// staleSockets are those of shims that have ended.
 func staleSockets(t *testing.T) []string {
 	t.Helper()
 	const dir = "/run/containerd/s"
